@@ -1,0 +1,19 @@
+//! Mantlet, a privacy gateway for Matrix homeservers.
+
+// Each module uses what stands above it and nothing below; `tests/it/layers.rs` reads the imports and holds this true.
+pub mod matrix;
+pub mod units;
+pub mod problem;
+pub mod error;
+pub mod message;
+pub mod policy;
+pub mod rules;
+pub mod config;
+pub mod tls;
+pub mod snapshot;
+pub mod observe;
+pub mod upstream;
+pub mod stack;
+pub mod ingress;
+pub mod server;
+pub mod cli;
