@@ -1,1 +1,86 @@
-//! (to be written)
+//! The policy in force: one pointer that a reload swaps, and that a request takes once, at its start.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Cache};
+use prometheus::IntCounter;
+
+use crate::policy::{Mode, Policy, RuleIndex};
+
+/// A policy with its number and its counters. A request is judged wholly by one generation.
+#[derive(Debug)]
+pub struct Generation {
+    /// Counted from 1, the one that was loaded at start.
+    pub number: u64,
+    /// What judges.
+    pub policy: Arc<Policy>,
+    /// What each rule of the policy counts, resolved once.
+    counters: Vec<RuleCounters>,
+}
+
+/// What one rule counts.
+#[derive(Clone, Debug)]
+pub struct RuleCounters {
+    /// Requests it refused, or would have.
+    pub deny: IntCounter,
+    /// Requests it answered, or would have.
+    pub answer: IntCounter,
+    /// Requests it would have changed, in report mode only: a change that is made costs no counting.
+    pub edit: IntCounter,
+}
+
+/// The place where all workers find the generation in force.
+#[derive(Clone, Debug)]
+pub struct Snapshot(Arc<ArcSwap<Generation>>);
+
+/// A worker's own view of it, which costs a comparison of two pointers.
+pub struct Current(RefCell<Cache<Arc<ArcSwap<Generation>>, Arc<Generation>>>);
+
+impl Generation {
+    /// Numbers a policy and resolves its counters.
+    pub fn new(number: u64, policy: Arc<Policy>, count: impl Fn(&str, &str, &str) -> IntCounter) -> Self {
+        let resolve = |name: &str, mode: Mode| RuleCounters {
+            deny: count(name, "deny", mode.as_str()),
+            answer: count(name, "answer", mode.as_str()),
+            edit: count(name, "edit", mode.as_str()),
+        };
+        let counters = policy.rules().iter().map(|rule| resolve(rule.name, rule.mode)).collect();
+        Self { number, policy, counters }
+    }
+
+    /// What one rule counts.
+    pub fn counters(&self, rule: RuleIndex) -> &RuleCounters {
+        // An index is only made by the compiler of this very policy.
+        &self.counters[rule.index()]
+    }
+}
+
+impl Snapshot {
+    /// The first generation.
+    pub fn new(first: Generation) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(first)))
+    }
+
+    /// The generation in force.
+    pub fn load(&self) -> Arc<Generation> {
+        self.0.load_full()
+    }
+
+    /// Puts a generation in force; requests under way end under theirs.
+    pub fn store(&self, generation: Generation) {
+        self.0.store(Arc::new(generation));
+    }
+
+    /// A view for one worker.
+    pub fn current(&self) -> Current {
+        Current(RefCell::new(Cache::new(Arc::clone(&self.0))))
+    }
+}
+
+impl Current {
+    /// The generation in force.
+    pub fn load(&self) -> Arc<Generation> {
+        Arc::clone(self.0.borrow_mut().load())
+    }
+}

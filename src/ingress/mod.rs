@@ -1,1 +1,6 @@
-//! (to be written)
+//! The way in: listener, acceptor, connection.
+
+mod acceptor;
+pub mod admission;
+mod connection;
+pub mod listener;

@@ -1,5 +1,7 @@
 //! Matrix vocabulary: endpoints, names, error codes. No I/O.
 
+pub mod token;
+
 use std::fmt;
 
 /// The direction in which an exchange passes the gateway.

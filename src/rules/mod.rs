@@ -1,1 +1,229 @@
-//! (to be written)
+//! The registry: one privacy rule a file, in the order in which their gates are tried.
+
+mod closed_endpoint;
+mod profiles;
+mod public_rooms;
+mod request_headers;
+mod server_banner;
+mod threepid_unbind;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_spanned::Spanned;
+use toml::de::DeValue;
+
+use crate::matrix::Flow;
+use crate::policy::compiler::Title;
+use crate::policy::selftest::PolicyTest;
+use crate::policy::{Compiler, Mode, Policy};
+use crate::problem::read::read;
+use crate::problem::source::Sources;
+use crate::problem::{Problem, Problems, did_you_mean};
+
+/// What a rule's table in a policy becomes: a compiler of that table into instructions.
+pub trait Rule {
+    /// Puts the rule's instructions into the policy.
+    fn compile(&self, to: &mut Compiler<'_>);
+}
+
+/// A rule as the registry knows it.
+pub struct RuleFile {
+    /// Its name: that of its file, and of its table in a policy.
+    pub name: &'static str,
+    /// The rows of the leak ledger it closes, or closes in part.
+    pub ledger: &'static [&'static str],
+    /// Its file, whose head tells leak, rule, cost and an example.
+    pub source: &'static str,
+    read: fn(Spanned<DeValue<'static>>, &str, &Sources, &mut Problems) -> Option<Box<dyn Rule>>,
+}
+
+/// What a policy file says, before it is compiled.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// The policy's name and hash.
+    pub title: Title,
+    /// The flows whose unknown endpoints are refused, with the place that says so.
+    pub deny_unknown: Vec<(Flow, Range<usize>)>,
+    /// The rules' tables, by name, in the order of the file.
+    pub rules: Vec<(Spanned<String>, Spanned<DeValue<'static>>)>,
+    /// The policy's own tests.
+    pub tests: Vec<Spanned<DeValue<'static>>>,
+}
+
+macro_rules! registry {
+    ($($name:ident [$($row:literal),*],)*) => {
+        /// All rules. `closed_endpoint` is tried first: it is the operator's own word.
+        pub const RULES: &[RuleFile] = &[$(RuleFile {
+            name: stringify!($name),
+            ledger: &[$($row),*],
+            source: include_str!(concat!(stringify!($name), ".rs")),
+            read: |table, context, sources, problems| {
+                let config: $name::Config = read(table, context, sources, problems)?;
+                Some(Box::new(config))
+            },
+        },)*];
+    };
+}
+
+registry! {
+    closed_endpoint [],
+    public_rooms ["L01", "L02"],
+    profiles ["L03", "L04"],
+    threepid_unbind ["L05", "L06"],
+    request_headers ["L09"],
+    server_banner ["L11"],
+}
+
+/// The rule of that name.
+pub fn find(name: &str) -> Option<&'static RuleFile> {
+    RULES.iter().find(|rule| rule.name == name)
+}
+
+impl RuleFile {
+    /// The head of the rule's file: what it hides, from whom, what it does, what it costs, and an example.
+    pub fn head(&self) -> String {
+        let lines = self.source.lines().map_while(|line| line.strip_prefix("//!"));
+        lines.map(|line| line.strip_prefix(' ').unwrap_or(line)).collect::<Vec<_>>().join("\n")
+    }
+
+    /// The first line of the head.
+    pub fn summary(&self) -> String {
+        self.head().lines().next().unwrap_or_default().to_owned()
+    }
+
+    /// The example of the head: TOML that is the rule's own table.
+    pub fn example(&self) -> String {
+        let head = self.head();
+        let example = head.split_once("Example:").map_or("", |(_, example)| example);
+        example.lines().map(|line| line.strip_prefix("    ").unwrap_or(line)).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// Compiles what a policy file says.
+///
+/// # Errors
+/// Every problem of every rule and test, at once. The tests are parsed here and run by [`self_test`].
+pub fn compile(draft: Draft, sources: &Sources, mut problems: Problems) -> Result<(Arc<Policy>, Vec<PolicyTest>), Problems> {
+    let tests = draft.tests.into_iter().filter_map(|test| read(test, "[[test]]", sources, &mut problems)).collect();
+    let mut rules = Vec::new();
+    for (name, table) in draft.rules {
+        match find(name.get_ref()) {
+            Some(rule) => read_tables(rule, table, sources, &mut problems, &mut rules),
+            None => problems.push(unknown_rule(name.get_ref(), name.span(), sources)),
+        }
+    }
+    rules.sort_by_key(|rule| rule.place);
+
+    let mut compiler = Compiler::new(sources, &mut problems);
+    for rule in &rules {
+        compiler.begin(RULES[rule.place].name, rule.mode, rule.span.clone());
+        rule.rule.compile(&mut compiler);
+    }
+    for (flow, span) in draft.deny_unknown {
+        compiler.deny_unknown(flow, span);
+    }
+    let policy = compiler.finish(draft.title);
+    problems.or((Arc::new(policy), tests))
+}
+
+/// Runs a policy's own tests.
+///
+/// # Errors
+/// Each that failed, with what came out instead.
+pub fn self_test(policy: &Arc<Policy>, tests: &[PolicyTest], sources: &Sources) -> Result<(), Problems> {
+    let mut problems = Problems::default();
+    for test in tests {
+        if let Err(wrong) = test.run(policy) {
+            let name = test.name.as_ref().map(|name| format!(" \"{name}\"")).unwrap_or_default();
+            let what = format!("the policy's own test{name} failed: {wrong}");
+            let location = sources.locate(test.request.span());
+            problems.push(Problem::new(what).at(Some(location)).help("`mantlet explain` shows how a request is judged"));
+        }
+    }
+    problems.or(())
+}
+
+struct Read {
+    place: usize,
+    mode: Mode,
+    span: Range<usize>,
+    rule: Box<dyn Rule>,
+}
+
+/// Reads a rule's table, or its tables where it may be written several times.
+fn read_tables(
+    rule: &'static RuleFile,
+    table: Spanned<DeValue<'static>>,
+    sources: &Sources,
+    problems: &mut Problems,
+    rules: &mut Vec<Read>,
+) {
+    let place = RULES.iter().position(|other| other.name == rule.name).unwrap_or_default();
+    let (tables, context) = match table.get_ref() {
+        DeValue::Array(tables) => (tables.iter().cloned().collect(), format!("[[rules.{}]]", rule.name)),
+        _ => (vec![table], format!("[rules.{}]", rule.name)),
+    };
+    for mut table in tables {
+        let span = table.span();
+        let mode = take_mode(&mut table, &context, sources, problems);
+        if mode == Mode::Off {
+            continue;
+        }
+        if let Some(rule) = (rule.read)(table, &context, sources, problems) {
+            rules.push(Read { place, mode, span, rule });
+        }
+    }
+}
+
+/// Every rule may say `mode`; it is taken out before the rule reads the rest.
+fn take_mode(
+    table: &mut Spanned<DeValue<'static>>,
+    context: &str,
+    sources: &Sources,
+    problems: &mut Problems,
+) -> Mode {
+    #[derive(Deserialize)]
+    struct Only {
+        mode: Mode,
+    }
+    let DeValue::Table(keys) = table.get_mut() else { return Mode::Enforce };
+    let Some((key, _)) = keys.get_key_value("mode") else { return Mode::Enforce };
+    let key = key.clone();
+    let Some(value) = keys.remove("mode") else { return Mode::Enforce };
+    let span = value.span();
+    let mut only = toml::de::DeTable::new();
+    only.insert(key, value);
+    read::<Only>(Spanned::new(span, DeValue::Table(only)), context, sources, problems)
+        .map_or(Mode::Enforce, |only| only.mode)
+}
+
+/// The value that was written, and its line as the origin of what follows; else the default.
+fn chosen<T: Copy + Default>(to: &mut Compiler<'_>, written: Option<&Spanned<T>>) -> T {
+    let Some(written) = written else { return T::default() };
+    to.from(written.span());
+    *written.get_ref()
+}
+
+/// A list of servers is worth nothing while whoever asks may name himself as he likes.
+fn refuse_listed(to: &mut Compiler<'_>, span: Range<usize>) {
+    to.problem(
+        span,
+        "`listed` needs verified signatures of other servers, which this version does not check",
+        "write `deny`, or `open`",
+    );
+}
+
+fn unknown_rule(name: &str, span: Range<usize>, sources: &Sources) -> Problem {
+    let help = match did_you_mean(name, RULES.iter().map(|rule| rule.name)) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => "`mantlet rules` lists all rules".into(),
+    };
+    Problem::new(format!("there is no rule `{name}`")).at(Some(sources.locate(span))).help(help)
+}
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,99 @@
-//! (to be written)
+//! The tower chain: what happens to every request, in this order, read from the top.
+
+pub mod authenticate;
+mod canonical;
+mod classify;
+mod limit;
+pub mod pace;
+mod policy;
+pub mod record;
+mod rescue;
+pub mod tokens;
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::{HeaderValue, Request};
+use hyper::body::Incoming;
+use tower::ServiceBuilder;
+
+use crate::config::settings::Limits;
+use crate::observe::access::{Network, Protocol, Writer};
+use crate::observe::metrics::{ListenerMetrics, Metrics};
+use crate::snapshot::Snapshot;
+use crate::upstream::Synapse;
+use authenticate::Authenticator;
+use canonical::{Canonical, CanonicalLayer};
+use classify::{Classify, ClassifyLayer};
+use limit::{Limit, LimitLayer};
+use policy::{Policy, PolicyLayer};
+use record::{Record, RecordLayer};
+use rescue::{Rescue, RescueLayer};
+use tokens::Tokens;
+
+pub use pace::Pace;
+pub use record::Facts;
+
+/// The whole chain. A worker has one; an exchange borrows it, so that nothing is cloned for a request.
+pub type Stack = Record<Rescue<Limit<Canonical<Classify<Policy<Rc<Synapse>>>>>>>;
+
+/// Builds the chain of one worker.
+#[rustfmt::skip]
+pub fn stack(parts: Parts) -> Stack {
+    let authenticator = Authenticator::new(parts.tokens, Rc::clone(&parts.upstream), Arc::clone(&parts.metrics));
+    ServiceBuilder::new()
+        .layer(RecordLayer::new(parts.metrics, parts.access))   // 1 sees every outcome, once
+        .layer(RescueLayer)                                     // 2 an Error may travel below here, none above
+        .layer(LimitLayer::new(parts.limits))                   // 3 size and time
+        .layer(CanonicalLayer)                                  // 4 one spelling, or a refusal
+        .layer(ClassifyLayer)                                   // 5 which endpoint is this?
+        .layer(PolicyLayer::new(parts.snapshot, authenticator)) // 6 permit, answer or deny
+        .service(parts.upstream)                                //   takes only what is permitted
+}
+
+/// What the chain is made of.
+pub struct Parts {
+    /// The policy in force.
+    pub snapshot: Snapshot,
+    /// What is known of tokens, shared by all workers.
+    pub tokens: Arc<Tokens>,
+    /// The bounds.
+    pub limits: Limits,
+    /// All metrics.
+    pub metrics: Arc<Metrics>,
+    /// Where records go.
+    pub access: Arc<Writer>,
+    /// The homeserver, as this worker reaches it.
+    pub upstream: Rc<Synapse>,
+}
+
+/// A request with the connection it came on, and what is noted of it on its way.
+pub struct Arrival<B> {
+    /// The request.
+    pub request: Request<B>,
+    /// Who sent it, and how.
+    pub peer: Rc<Peer>,
+    /// What the record will say.
+    pub facts: Rc<Facts>,
+}
+
+/// What all requests of one connection share.
+pub struct Peer {
+    /// The client's address.
+    pub client: IpAddr,
+    /// That address as a field value, made once.
+    pub forwarded_for: HeaderValue,
+    /// `https` or `http`.
+    pub forwarded_proto: HeaderValue,
+    /// The HTTP version.
+    pub protocol: Protocol,
+    /// Whether the connection is encrypted.
+    pub tls: bool,
+    /// The class of the address.
+    pub network: Network,
+    /// What the listener counts.
+    pub listener: ListenerMetrics,
+    /// Where the connection stands.
+    pub pace: Rc<Pace>,
+}

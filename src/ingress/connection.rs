@@ -1,0 +1,205 @@
+//! Drives one HTTP connection: hyper speaks, the chain answers, the pace ends it.
+
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::Instant;
+use tower::Service;
+
+use super::listener::{Drain, Listener};
+use crate::observe::access::Protocol;
+use crate::observe::metrics::Refusal;
+use crate::stack::pace::Phase;
+use crate::stack::{Pace, Peer};
+
+/// Serves HTTP/1.
+pub async fn serve_h1<IO: AsyncRead + AsyncWrite + Unpin>(listener: &Listener, io: IO, peer: Rc<Peer>) {
+    let limits = &listener.shared.limits;
+    let service = service_fn(|request: Request<Incoming>| {
+        let (shared, peer) = (Rc::clone(&listener.shared), Rc::clone(&peer));
+        async move { (&shared.stack).call((request, peer)).await }
+    });
+    let io = Paced { io, pace: Rc::clone(&peer.pace), protocol: Protocol::H1 };
+    let connection = http1::Builder::new()
+        .max_headers(limits.fields)
+        .max_header_size(usize::try_from(limits.head_bytes.bytes()).unwrap_or(usize::MAX))
+        .serve_connection(TokioIo::new(io), service);
+    let mut connection = pin!(connection);
+    let ended = watch(listener, &peer.pace, |cx, stop| {
+        if stop {
+            connection.as_mut().graceful_shutdown();
+        }
+        connection.as_mut().poll(cx)
+    })
+    .await;
+    match ended {
+        Ended::Closed(Ok(())) => {}
+        Ended::Closed(Err(error)) => count_refusal(listener, &error),
+        Ended::OutOfTime(Phase::Head(_)) => {
+            listener.metrics.refused_by_parser(Refusal::Timeout);
+            // The connection is hyper's no more: the answer is written past it. Whether it arrives is the client's affair.
+            let _ = say_408(&mut connection).await;
+        }
+        Ended::OutOfTime(Phase::New(_) | Phase::Idle(_) | Phase::Busy) => {}
+    }
+}
+
+/// Serves HTTP/2.
+pub async fn serve_h2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(listener: &Listener, io: IO, peer: Rc<Peer>) {
+    let limits = &listener.shared.limits;
+    let (shared, pace) = (Rc::clone(&listener.shared), Rc::clone(&peer.pace));
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (shared, peer) = (Rc::clone(&shared), Rc::clone(&peer));
+        async move { (&shared.stack).call((request, peer)).await }
+    });
+    let io = Paced { io, pace: Rc::clone(&pace), protocol: Protocol::H2 };
+    let head_bytes = u32::try_from(limits.head_bytes.bytes()).unwrap_or(u32::MAX);
+    let connection = http2::Builder::new(LocalExecutor)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(head_bytes)
+        .serve_connection(TokioIo::new(io), service);
+    let mut connection = pin!(connection);
+    let ended = watch(listener, &pace, |cx, stop| {
+        if stop {
+            connection.as_mut().graceful_shutdown();
+        }
+        connection.as_mut().poll(cx)
+    })
+    .await;
+    if let Ended::Closed(Err(error)) = ended {
+        tracing::debug!(listener = %listener.metrics.name(), %error, "an HTTP/2 connection ended with an error");
+    }
+}
+
+enum Ended {
+    Closed(hyper::Result<()>),
+    OutOfTime(Phase),
+}
+
+/// Polls a connection until it ends, its patience does, or the process's time is over.
+async fn watch(
+    listener: &Listener,
+    pace: &Pace,
+    mut poll: impl FnMut(&mut Context<'_>, bool) -> Poll<hyper::Result<()>>,
+) -> Ended {
+    let mut drain = listener.shared.drain.clone();
+    let mut is_stopping = false;
+    let mut timer = pin!(tokio::time::sleep_until(pace.deadline().unwrap_or_else(Instant::now)));
+    loop {
+        let ended = std::future::poll_fn(|cx| {
+            if let Poll::Ready(result) = poll(cx, false) {
+                return Poll::Ready(Some(Ended::Closed(result)));
+            }
+            // Only a deadline that comes nearer has to move the timer; one that went away is seen when the timer fires.
+            loop {
+                let Some(deadline) = pace.deadline() else { break };
+                if deadline < timer.deadline() {
+                    timer.as_mut().reset(deadline);
+                }
+                if timer.as_mut().poll(cx).is_pending() {
+                    break;
+                }
+                if deadline <= Instant::now() {
+                    return Poll::Ready(Some(Ended::OutOfTime(pace.phase())));
+                }
+                timer.as_mut().reset(deadline);
+            }
+            let changed = pin!(drain.changed());
+            match changed.poll(cx) {
+                Poll::Ready(_) => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await;
+        match (ended, *drain.borrow_and_update()) {
+            (Some(ended), _) => return ended,
+            (None, Drain::Serving) => {}
+            (None, Drain::Draining) if is_stopping => {}
+            (None, Drain::Draining) => {
+                is_stopping = true;
+                let stopped = std::future::poll_fn(|cx| Poll::Ready(poll(cx, true))).await;
+                if let Poll::Ready(result) = stopped {
+                    return Ended::Closed(result);
+                }
+            }
+            (None, Drain::Over) => return Ended::OutOfTime(pace.phase()),
+        }
+    }
+}
+
+fn count_refusal(listener: &Listener, error: &hyper::Error) {
+    if error.is_parse_too_large() {
+        listener.metrics.refused_by_parser(Refusal::HeadTooLarge);
+    } else if error.is_parse() {
+        listener.metrics.refused_by_parser(Refusal::BadRequest);
+    } else if !error.is_closed() && !error.is_incomplete_message() {
+        tracing::debug!(listener = %listener.metrics.name(), %error, "a connection ended with an error");
+    }
+}
+
+/// Tells bytes that come in to the pace of their connection.
+struct Paced<IO> {
+    io: IO,
+    pace: Rc<Pace>,
+    protocol: Protocol,
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Paced<IO> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.pace.read(self.protocol == Protocol::H1);
+        }
+        read
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Paced<IO> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// Runs the streams of an HTTP/2 connection on the thread of the connection.
+#[derive(Clone, Copy)]
+struct LocalExecutor;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(async {
+            future.await;
+        });
+    }
+}
+
+const TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";

@@ -1,0 +1,104 @@
+//! Accepts connections of one listener on one worker, until it is told to stop.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use super::acceptor;
+use super::admission::Admission;
+use crate::config::settings::Limits;
+use crate::observe::metrics::ListenerMetrics;
+use crate::stack::Stack;
+
+/// One listener as one worker serves it.
+pub struct Listener {
+    /// The socket.
+    pub socket: TcpListener,
+    /// Its certificate; without one it speaks plain HTTP.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// What its connections are served by, shared with the worker's other listeners.
+    pub shared: Rc<Shared>,
+    /// What it counts.
+    pub metrics: ListenerMetrics,
+}
+
+/// What all listeners of a worker share.
+pub struct Shared {
+    /// The chain.
+    pub stack: Stack,
+    /// The bounds.
+    pub limits: Limits,
+    /// Who may come in at all.
+    pub admission: Arc<Admission>,
+    /// Where the process stands.
+    pub drain: watch::Receiver<Drain>,
+}
+
+/// Where the process stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drain {
+    /// It serves.
+    Serving,
+    /// It takes nothing new; exchanges that run may end.
+    Draining,
+    /// Its time is over.
+    Over,
+}
+
+impl Listener {
+    /// Accepts until the process drains, and then what still waits in the socket's queue.
+    pub async fn run(self: Rc<Self>) {
+        let mut drain = self.shared.drain.clone();
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.socket.accept() => accepted,
+                _ = drain.wait_for(|drain| *drain != Drain::Serving) => break,
+            };
+            match accepted {
+                Ok((stream, address)) => self.admit(stream, address),
+                Err(error) => wait_out(&error).await,
+            }
+        }
+        // Whoever was let in by the system believes to be connected: a close here would be a lost request.
+        while let Some(Ok((stream, address))) = now_or_never(self.socket.accept()) {
+            self.admit(stream, address);
+        }
+    }
+
+    fn admit(self: &Rc<Self>, stream: TcpStream, address: SocketAddr) {
+        let client = address.ip().to_canonical();
+        let Some(admitted) = self.shared.admission.admit(client) else {
+            tracing::debug!(listener = %self.metrics.name(), "a connection was refused: [limits] connections or per_address");
+            return;
+        };
+        let this = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            let _open = this.metrics.connection();
+            acceptor::accept(&this, stream, client).await;
+            drop(admitted);
+        });
+    }
+}
+
+/// Accepting fails when descriptors run out; trying again at once would only burn the processor.
+async fn wait_out(error: &io::Error) {
+    let is_theirs = matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+    );
+    if is_theirs {
+        return;
+    }
+    tracing::warn!(%error, "no connection can be accepted; trying again in a second. Raise the limit of open files (LimitNOFILE=)");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+}
+
+fn now_or_never<F: Future>(future: F) -> Option<F::Output> {
+    futures_util::FutureExt::now_or_never(future)
+}

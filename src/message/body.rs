@@ -1,0 +1,172 @@
+//! Bodies that flow: concrete enums, no box, nothing collected.
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+use crate::error::{Error, Kind};
+
+/// The body of an answer: ours, or the one that flows from upstream.
+#[derive(Debug)]
+pub struct Body(Source);
+
+#[derive(Debug)]
+enum Source {
+    Full(Option<Bytes>),
+    Stream(Incoming),
+}
+
+impl Body {
+    /// No bytes.
+    pub fn empty() -> Self {
+        Self(Source::Full(None))
+    }
+
+    /// These bytes.
+    pub fn full(bytes: Bytes) -> Self {
+        Self(Source::Full(Some(bytes).filter(|bytes| !bytes.is_empty())))
+    }
+
+    /// What upstream sends. Dropping it before its end closes the upstream connection.
+    pub fn stream(incoming: Incoming) -> Self {
+        Self(Source::Stream(incoming))
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut self.0 {
+            Source::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Source::Stream(incoming) => poll_data(incoming, cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Source::Full(bytes) => bytes.is_none(),
+            Source::Stream(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Source::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Source::Stream(incoming) => incoming.size_hint(),
+        }
+    }
+}
+
+/// The body of a request on its way upstream: counted, bounded, and given up when it stops flowing.
+pub struct RequestBody {
+    source: Option<Incoming>,
+    flow: Rc<BodyFlow>,
+    limit: u64,
+    idle: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// What is known of a request body while it flows, shared with whoever waits for the answer.
+#[derive(Debug, Default)]
+pub struct BodyFlow {
+    bytes: Cell<u64>,
+    fault: Cell<Option<Kind>>,
+}
+
+impl BodyFlow {
+    /// Bytes read so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.get()
+    }
+
+    /// Why the body was given up, if it was: what upstream then answers is only an echo of that.
+    pub fn fault(&self) -> Option<Kind> {
+        self.fault.get()
+    }
+}
+
+impl RequestBody {
+    /// No bytes: for the gateway's own requests.
+    pub fn empty() -> Self {
+        Self { source: None, flow: Rc::default(), limit: 0, idle: Duration::MAX, timer: None }
+    }
+
+    /// What the client sends: at most `limit` bytes, never `idle` without one. Trailers are dropped: they could carry the very
+    /// fields that a policy removes.
+    pub fn new(incoming: Incoming, flow: Rc<BodyFlow>, limit: u64, idle: Duration) -> Self {
+        Self { source: Some(incoming).filter(|body| !body.is_end_stream()), flow, limit, idle, timer: None }
+    }
+
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let deadline = || Instant::now().checked_add(self.idle);
+        if self.timer.is_none() {
+            let Some(deadline) = deadline() else { return Poll::Pending };
+            self.timer = Some(Box::pin(tokio::time::sleep_until(deadline)));
+        }
+        self.timer.as_mut().map_or(Poll::Pending, |timer| timer.as_mut().poll(cx))
+    }
+
+    fn fail(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        self.flow.fault.set(Some(error.kind()));
+        self.source = None;
+        Poll::Ready(Some(Err(error)))
+    }
+}
+
+impl http_body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let Some(incoming) = &mut self.source else { return Poll::Ready(None) };
+        let frame = match poll_data(incoming, cx) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                ready!(self.poll_idle(cx));
+                return self.fail(Error::new(Kind::SlowBody));
+            }
+        };
+        self.timer = None;
+        match frame {
+            None => Poll::Ready(None),
+            Some(Err(error)) => self.fail(Error::caused_by(Kind::BrokenBody, error)),
+            Some(Ok(frame)) => {
+                let bytes = self.flow.bytes() + frame.data_ref().map_or(0, |data| data.len() as u64);
+                self.flow.bytes.set(bytes);
+                if bytes > self.limit {
+                    return self.fail(Error::new(Kind::TooLarge));
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.source.as_ref().is_none_or(|incoming| incoming.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.source.as_ref().map_or(SizeHint::with_exact(0), |incoming| incoming.size_hint())
+    }
+}
+
+/// The next data frame; trailers end the body.
+fn poll_data(
+    incoming: &mut Incoming,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    match ready!(Pin::new(incoming).poll_frame(cx)) {
+        Some(Ok(frame)) if frame.is_data() => Poll::Ready(Some(Ok(frame))),
+        Some(Ok(_trailers)) => Poll::Ready(None),
+        other => Poll::Ready(other),
+    }
+}

@@ -1,0 +1,238 @@
+//! Where rules put their instructions, and a policy comes out.
+
+use std::ops::Range;
+
+use http::StatusCode;
+
+use super::Mode;
+use super::edit::HeadEdit;
+use super::matcher::{PathGates, PathPattern, When};
+use super::plan::{Action, Edit, Edits, Gate, Guests, Plan, Policy, RuleIndex, RuleInfo};
+use crate::matrix::Flow;
+use crate::matrix::endpoint::Endpoint;
+use crate::message::Answer;
+use crate::problem::source::Sources;
+use crate::problem::{Location, Problem, Problems};
+
+/// A policy in the making.
+pub struct Compiler<'a> {
+    sources: &'a Sources,
+    problems: &'a mut Problems,
+    rules: Vec<RuleInfo>,
+    paths: Vec<(PathPattern, Gate)>,
+    plans: Vec<Plan>,
+    flows: [Edits; Flow::ALL.len()],
+    /// What the next instruction comes from.
+    origin: Origin,
+}
+
+#[derive(Clone)]
+struct Origin {
+    rule: RuleIndex,
+    mode: Mode,
+    location: Option<Location>,
+    span: Range<usize>,
+}
+
+/// What a policy says of itself, besides its rules.
+#[derive(Clone, Debug)]
+pub struct Title {
+    /// The file, or `built-in NAME`.
+    pub name: String,
+    /// A short hash over its text.
+    pub digest: String,
+    /// Whether our answers name their rule.
+    pub announce: bool,
+}
+
+/// Instructions for all endpoints of some flows.
+pub struct Every<'c, 'a> {
+    compiler: &'c mut Compiler<'a>,
+    flows: &'c [Flow],
+}
+
+/// Instructions for one endpoint, or for the paths of one pattern.
+pub struct At<'c, 'a> {
+    compiler: &'c mut Compiler<'a>,
+    place: Place,
+    when: When,
+}
+
+enum Place {
+    Endpoint(Endpoint),
+    Path(PathPattern),
+}
+
+impl<'a> Compiler<'a> {
+    /// An empty policy. Problems that rules find go to `problems`.
+    pub fn new(sources: &'a Sources, problems: &'a mut Problems) -> Self {
+        let own = |name| RuleInfo { name, mode: Mode::Enforce, location: None };
+        Self {
+            sources,
+            problems,
+            rules: vec![own("surface"), own("spelling"), own("unknown")],
+            paths: Vec::new(),
+            plans: vec![Plan::default(); Endpoint::ALL.len()],
+            flows: Default::default(),
+            origin: Origin { rule: RuleIndex::SURFACE, mode: Mode::Enforce, location: None, span: 0..0 },
+        }
+    }
+
+    /// Begins a rule: what follows comes from it.
+    pub fn begin(&mut self, name: &'static str, mode: Mode, span: Range<usize>) {
+        let location = Some(self.sources.locate(span.clone()));
+        // A rule written several times ([[rules.closed_endpoint]]) is one rule with several lines.
+        let index = match self.rules.iter().position(|rule| rule.name == name) {
+            Some(index) => index,
+            None => {
+                self.rules.push(RuleInfo { name, mode, location: location.clone() });
+                self.rules.len() - 1
+            }
+        };
+        // There are fewer rules than fit in 16 bits: they are files of this crate.
+        self.origin = Origin { rule: RuleIndex(index as u16), mode, location, span };
+    }
+
+    /// Says which line the next instructions come from.
+    pub fn from(&mut self, span: Range<usize>) -> &mut Self {
+        self.origin.location = Some(self.sources.locate(span));
+        self
+    }
+
+    /// Where the rule itself is written.
+    pub fn span(&self) -> Range<usize> {
+        self.origin.span.clone()
+    }
+
+    /// Refuses endpoints of a flow that nobody knows.
+    pub fn deny_unknown(&mut self, flow: Flow, span: Range<usize>) {
+        let location = Some(self.sources.locate(span.clone()));
+        self.origin = Origin { rule: RuleIndex::UNKNOWN, mode: Mode::Enforce, location, span };
+        for endpoint in Endpoint::ALL.iter().copied().filter(|endpoint| endpoint.is_unknown()) {
+            let is_federation = matches!(endpoint, Endpoint::UnknownFederation | Endpoint::UnknownKey);
+            if is_federation == (flow == Flow::Federation) {
+                self.endpoint(endpoint).deny(Answer::unrecognized());
+            }
+        }
+    }
+
+    /// Instructions for all endpoints of these flows.
+    pub fn every<'c>(&'c mut self, flows: &'c [Flow]) -> Every<'c, 'a> {
+        Every { compiler: self, flows }
+    }
+
+    /// Instructions for one endpoint.
+    pub fn endpoint<'c>(&'c mut self, endpoint: Endpoint) -> At<'c, 'a> {
+        At { compiler: self, place: Place::Endpoint(endpoint), when: When::default() }
+    }
+
+    /// Instructions for all paths that match, raw or decoded, whatever their endpoint.
+    pub fn path<'c>(&'c mut self, pattern: PathPattern) -> At<'c, 'a> {
+        At { compiler: self, place: Place::Path(pattern), when: When::default() }
+    }
+
+    /// Tells what is wrong with a rule.
+    pub fn problem(&mut self, span: Range<usize>, what: impl Into<String>, help: impl Into<String>) {
+        let location = self.sources.locate(span);
+        self.problems.push(Problem::new(what).at(Some(location)).help(help));
+    }
+
+    /// The policy; whether it may be used depends on the problems that were found.
+    pub fn finish(self, title: Title) -> Policy {
+        for (plan, endpoint) in self.plans.iter().zip(Endpoint::ALL) {
+            if let Some(problem) = contradiction(plan, *endpoint, &self.rules) {
+                self.problems.push(problem);
+            }
+        }
+        let paths = PathGates::new(self.paths).unwrap_or_else(|error| {
+            let problem = Problem::new(format!("the path patterns are too large together: {error}"));
+            self.problems.push(problem.help("name endpoints instead of paths: `mantlet rules endpoints` lists them"));
+            PathGates::default()
+        });
+        Policy {
+            name: title.name,
+            digest: title.digest,
+            announce: title.announce,
+            rules: self.rules,
+            paths,
+            plans: self.plans,
+            flows: self.flows,
+        }
+    }
+
+    fn edit(&self, edit: HeadEdit) -> Edit {
+        let Origin { rule, mode, location, .. } = self.origin.clone();
+        Edit { rule, mode, location, edit }
+    }
+}
+
+impl Every<'_, '_> {
+    /// Edits every request.
+    pub fn request(self, edit: HeadEdit) -> Self {
+        for flow in self.flows {
+            let edit = self.compiler.edit(edit.clone());
+            self.compiler.flows[*flow as usize].request.push(edit);
+        }
+        self
+    }
+
+    /// Edits every response.
+    pub fn response(self, edit: HeadEdit) -> Self {
+        for flow in self.flows {
+            let edit = self.compiler.edit(edit.clone());
+            self.compiler.flows[*flow as usize].response.push(edit);
+        }
+        self
+    }
+}
+
+impl At<'_, '_> {
+    /// Under these conditions only.
+    pub fn when(mut self, when: When) -> Self {
+        self.when = when;
+        self
+    }
+
+    /// Refuses with this answer.
+    pub fn deny(self, answer: Answer) {
+        self.gate(Action::Deny(answer));
+    }
+
+    /// Refuses as Synapse refuses another server: 403 `M_FORBIDDEN`. 401, 429 and 5xx would put us into the peer's back-off.
+    pub fn forbid(self, error: &str) {
+        self.deny(Answer::matrix(StatusCode::FORBIDDEN, "M_FORBIDDEN", error));
+    }
+
+    /// Answers in the homeserver's place.
+    pub fn answer(self, answer: Answer) {
+        self.gate(Action::Answer(answer));
+    }
+
+    /// Lets pass only with a token that the homeserver says is valid.
+    pub fn require_token(self, guests: Guests) {
+        self.gate(Action::RequireToken(guests));
+    }
+
+    fn gate(self, action: Action) {
+        let Origin { rule, mode, location, .. } = self.compiler.origin.clone();
+        let gate = Gate { rule, mode, location, when: self.when, action };
+        match self.place {
+            Place::Endpoint(endpoint) => self.compiler.plans[endpoint.index()].gates.push(gate),
+            Place::Path(pattern) => self.compiler.paths.push((pattern, gate)),
+        }
+    }
+}
+
+/// Two rules that would answer the same request differently: the second could never speak.
+fn contradiction(plan: &Plan, endpoint: Endpoint, rules: &[RuleInfo]) -> Option<Problem> {
+    let mut answers = plan.gates.iter().filter_map(|gate| match &gate.action {
+        Action::Answer(answer) if gate.mode == Mode::Enforce && gate.when.is_always() => Some((gate, answer)),
+        Action::Answer(_) | Action::Deny(_) | Action::RequireToken(_) => None,
+    });
+    let (first, said) = answers.next()?;
+    let (second, _) = answers.find(|(_, answer)| answer.body() != said.body() || answer.status() != said.status())?;
+    let name = |gate: &Gate| rules[gate.rule.index()].name;
+    let what = format!("{} answers `{}` already, and differently", name(first), endpoint.id());
+    let help = format!("remove one of the two answers, or turn {} off with mode = \"off\"", name(second));
+    Some(Problem::new(what).at(second.location.clone()).help(help))
+}

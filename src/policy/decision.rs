@@ -1,0 +1,158 @@
+//! How a policy judges one exchange. A refusal is an answer, not an error.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+
+use super::Mode;
+use super::exchange::{Exchange, TokenVerdict};
+use super::permit::Permit;
+use super::plan::{Action, Gate, Guests, Policy, RuleIndex};
+use crate::error::Kind;
+use crate::matrix::endpoint::Endpoint;
+use crate::message::Answer;
+use crate::problem::Location;
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub enum Decision {
+    /// It goes upstream.
+    Permit(Permit),
+    /// The gateway answers it in the homeserver's place.
+    Answer(Denial),
+    /// It is refused.
+    Deny(Denial),
+    /// It cannot be judged, so it does not pass: the homeserver could not be asked about its token.
+    Fail(Kind),
+}
+
+/// The answer instead of the homeserver's, and whose it is.
+#[derive(Clone, Debug)]
+pub struct Denial {
+    /// The rule.
+    pub rule: RuleIndex,
+    /// The line of the policy.
+    pub location: Option<Location>,
+    /// What the client gets.
+    pub answer: Answer,
+}
+
+/// A decision, and what rules in report mode would have done before it.
+#[derive(Debug)]
+pub struct Verdict {
+    /// What becomes of the request.
+    pub decision: Decision,
+    /// The first rule that only reports, and would have stopped the request.
+    pub reported: Option<Reported>,
+}
+
+/// What a rule in report mode would have done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reported {
+    /// The rule.
+    pub rule: RuleIndex,
+    /// `deny` or `answer`.
+    pub action: &'static str,
+}
+
+/// What must be found out before a request can be judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Nothing.
+    Nothing,
+    /// Whether the homeserver knows the token.
+    Token,
+}
+
+impl Policy {
+    /// What must be found out about this exchange before [`Policy::decide`].
+    pub fn need(&self, exchange: &Exchange<'_>) -> Need {
+        for step in self.steps(exchange) {
+            match step {
+                Step::Gate(Gate { action: Action::RequireToken(_), .. }) => return Need::Token,
+                Step::Gate(Gate { mode: Mode::Report | Mode::Off, .. }) => {}
+                Step::Gate(_) | Step::Refuse(_) => return Need::Nothing,
+            }
+        }
+        Need::Nothing
+    }
+
+    /// Judges an exchange.
+    pub fn decide(self: &Arc<Self>, exchange: &Exchange<'_>) -> Verdict {
+        let mut reported = None;
+        for step in self.steps(exchange) {
+            let gate = match step {
+                Step::Refuse(rule) => {
+                    let denial = Denial { rule, location: None, answer: Answer::unrecognized() };
+                    return Verdict { decision: Decision::Deny(denial), reported };
+                }
+                Step::Gate(gate) => gate,
+            };
+            let Some(decision) = bite(gate, exchange) else { continue };
+            if gate.mode == Mode::Enforce {
+                return Verdict { decision, reported };
+            }
+            let action = if matches!(decision, Decision::Answer(_)) { "answer" } else { "deny" };
+            reported = reported.or(Some(Reported { rule: gate.rule, action }));
+        }
+        Verdict { decision: Decision::Permit(Permit::new(Arc::clone(self), exchange.flow)), reported }
+    }
+
+    /// What a request has to pass, in order: the operator's closed paths, its own shape, the gates of its endpoint.
+    fn steps<'a>(&'a self, exchange: &'a Exchange<'_>) -> impl Iterator<Item = Step<'a>> {
+        // Synapse answers OPTIONS before it looks at the path, with nothing but CORS: there is nothing to protect, and a
+        // browser that gets no answer to its preflight shows a network error instead of our refusal.
+        let is_preflight = exchange.classified.raw == Endpoint::Preflight;
+        let paths = (!is_preflight).then(|| self.paths.matching(exchange.path)).into_iter().flatten();
+        let gates = if is_preflight { &[] } else { self.gates(exchange.classified.raw) };
+        let holds = |gate: &&Gate| gate.when.holds(exchange);
+        (paths.filter(holds).map(Step::Gate))
+            .chain(self.refuse_shape(exchange).map(Step::Refuse))
+            .chain(gates.iter().filter(holds).map(Step::Gate))
+    }
+
+    /// What no rule needs to look at: endpoints that are not served, and spellings that two readers would read differently.
+    fn refuse_shape(&self, exchange: &Exchange<'_>) -> Option<RuleIndex> {
+        let classified = exchange.classified;
+        if classified.raw == Endpoint::Unserved || classified.raw.is_internal() || classified.decoded.is_internal() {
+            return Some(RuleIndex::SURFACE);
+        }
+        if classified.raw != classified.decoded && (self.protects(classified.raw) || self.protects(classified.decoded)) {
+            return Some(RuleIndex::SPELLING);
+        }
+        None
+    }
+}
+
+enum Step<'a> {
+    Gate(&'a Gate),
+    Refuse(RuleIndex),
+}
+
+fn bite(gate: &Gate, exchange: &Exchange<'_>) -> Option<Decision> {
+    let denial = |answer: Answer| Denial { rule: gate.rule, location: gate.location.clone(), answer };
+    match &gate.action {
+        Action::Deny(answer) => Some(Decision::Deny(denial(answer.clone()))),
+        Action::Answer(answer) => Some(Decision::Answer(denial(answer.clone()))),
+        Action::RequireToken(guests) => match exchange.token {
+            Some(TokenVerdict::Valid { guest: false }) => None,
+            Some(TokenVerdict::Valid { guest: true }) => match guests {
+                Guests::Allowed => None,
+                Guests::Refused => Some(Decision::Deny(denial(guest_refused()))),
+            },
+            Some(TokenVerdict::Refused(answer)) => Some(Decision::Deny(denial(answer.clone()))),
+            Some(TokenVerdict::Unavailable(kind)) => Some(Decision::Fail(*kind)),
+            Some(TokenVerdict::Unreadable(why)) => Some(Decision::Deny(denial(Answer::matrix(
+                StatusCode::UNAUTHORIZED,
+                "M_MISSING_TOKEN",
+                why.sentence(),
+            )))),
+            // Nobody asked about the token: a defect of ours, which must not open the door.
+            None => Some(Decision::Fail(Kind::TokenCheck)),
+        },
+    }
+}
+
+fn guest_refused() -> Answer {
+    Answer::matrix(StatusCode::FORBIDDEN, "M_GUEST_ACCESS_FORBIDDEN", "Guest access not allowed")
+}

@@ -1,0 +1,203 @@
+//! All that the gateway can do to the head of a message.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use http::header::{HeaderName, HeaderValue, USER_AGENT};
+
+/// One change to the fields of a message.
+#[derive(Clone, Debug)]
+pub enum HeadEdit {
+    /// Removes these fields.
+    Strip(Arc<FieldSet>),
+    /// Removes all fields but these.
+    KeepOnly(Arc<FieldSet>),
+    /// Changes `User-Agent`.
+    Agent(Agent),
+}
+
+/// What becomes of `User-Agent`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Agent {
+    /// It is removed.
+    Strip,
+    /// Only its kind is left: `browser`, `mobile`, `desktop`, `server`, `other`.
+    Class,
+    /// It stays.
+    Keep,
+}
+
+/// A set of field names, and of beginnings of names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FieldSet {
+    names: Vec<HeaderName>,
+    prefixes: Vec<String>,
+    /// Bit n: some name or prefix begins with the letter n. Most fields of most requests are told apart by it.
+    initials: u32,
+}
+
+impl FieldSet {
+    /// The set of these names; one that ends in `*` stands for all that begin so.
+    ///
+    /// # Errors
+    /// The first that is no field name.
+    pub fn new<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Result<Self, &'a str> {
+        let mut set = Self::default();
+        for pattern in patterns {
+            let (stem, is_prefix) = pattern.strip_suffix('*').map_or((pattern, false), |stem| (stem, true));
+            let name: HeaderName = stem.parse().map_err(|_| pattern)?;
+            set.initials |= initial(name.as_str());
+            if is_prefix {
+                set.prefixes.push(name.as_str().to_owned());
+            } else {
+                set.names.push(name);
+            }
+        }
+        Ok(set)
+    }
+
+    /// Whether the set holds this name.
+    pub fn contains(&self, name: &HeaderName) -> bool {
+        let text = name.as_str();
+        self.initials & initial(text) != 0
+            && (self.names.contains(name) || self.prefixes.iter().any(|prefix| text.starts_with(prefix)))
+    }
+
+    /// The names and prefixes, for people.
+    pub fn patterns(&self) -> impl Iterator<Item = String> {
+        let names = self.names.iter().map(|name| name.as_str().to_owned());
+        names.chain(self.prefixes.iter().map(|prefix| format!("{prefix}*")))
+    }
+}
+
+fn initial(name: &str) -> u32 {
+    name.as_bytes().first().map_or(0, |byte| 1 << (byte & 31))
+}
+
+impl HeadEdit {
+    /// Makes the change.
+    pub fn apply(&self, headers: &mut HeaderMap) {
+        match self {
+            HeadEdit::Strip(set) => remove_where(headers, |name| set.contains(name)),
+            HeadEdit::KeepOnly(set) => remove_where(headers, |name| !set.contains(name)),
+            HeadEdit::Agent(agent) => agent.apply(headers),
+        }
+    }
+
+    /// Whether the change would change anything.
+    pub fn bites(&self, headers: &HeaderMap) -> bool {
+        match self {
+            HeadEdit::Strip(set) => headers.keys().any(|name| set.contains(name)),
+            HeadEdit::KeepOnly(set) => headers.keys().any(|name| !set.contains(name)),
+            HeadEdit::Agent(Agent::Keep) => false,
+            HeadEdit::Agent(Agent::Strip | Agent::Class) => headers.contains_key(USER_AGENT),
+        }
+    }
+
+    /// The change in words, for `explain`.
+    pub fn describe(&self) -> String {
+        match self {
+            HeadEdit::Strip(set) => format!("remove {}", set.patterns().collect::<Vec<_>>().join(", ")),
+            HeadEdit::KeepOnly(set) => format!("keep only {}", set.patterns().collect::<Vec<_>>().join(", ")),
+            HeadEdit::Agent(Agent::Strip) => "remove user-agent".into(),
+            HeadEdit::Agent(Agent::Class) => "reduce user-agent to its class".into(),
+            HeadEdit::Agent(Agent::Keep) => "keep user-agent".into(),
+        }
+    }
+}
+
+fn remove_where(headers: &mut HeaderMap, mut hit: impl FnMut(&HeaderName) -> bool) {
+    // A map cannot be changed while it is read, and most maps hold few hits: they are noted first.
+    let hits: Vec<HeaderName> = headers.keys().filter(|name| hit(name)).cloned().collect();
+    for name in hits {
+        headers.remove(name);
+    }
+}
+
+impl Agent {
+    fn apply(self, headers: &mut HeaderMap) {
+        match self {
+            Agent::Keep => {}
+            Agent::Strip => {
+                headers.remove(USER_AGENT);
+            }
+            Agent::Class => {
+                if let Some(agent) = headers.get(USER_AGENT) {
+                    let class = class_of(agent.as_bytes());
+                    headers.insert(USER_AGENT, HeaderValue::from_static(class));
+                }
+            }
+        }
+    }
+}
+
+/// Homeservers and libraries name themselves; phones name their system; what is left and speaks Mozilla is a browser.
+fn class_of(agent: &[u8]) -> &'static str {
+    const CLASSES: [(&str, &[&str]); 4] = [
+        ("server", &["synapse", "dendrite", "conduit", "tuwunel", "construct"]),
+        ("mobile", &["android", "iphone", "ipad", "ios", "mobile", "darwin"]),
+        ("desktop", &["electron", "nheko", "quaternion", "neochat", "element desktop"]),
+        ("browser", &["mozilla"]),
+    ];
+    let agent = String::from_utf8_lossy(agent).to_ascii_lowercase();
+    CLASSES
+        .iter()
+        .find(|(_, marks)| marks.iter().any(|mark| agent.contains(mark)))
+        .map_or("other", |(class, _)| class)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers() -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("origin", "https://app.element.io"),
+            ("sec-fetch-mode", "cors"),
+            ("sec-fetch-site", "none"),
+            ("secret", "1"),
+            ("accept", "*/*"),
+        ] {
+            headers.append(name, value.parse().unwrap());
+        }
+        headers.append("origin", "twice".parse().unwrap());
+        headers
+    }
+
+    fn names(headers: &HeaderMap) -> Vec<&str> {
+        headers.keys().map(HeaderName::as_str).collect()
+    }
+
+    #[test]
+    fn strips_every_value_of_a_name_and_all_names_with_a_prefix() {
+        let mut headers = headers();
+        HeadEdit::Strip(Arc::new(FieldSet::new(["Origin", "Sec-Fetch-*"]).unwrap())).apply(&mut headers);
+        assert_eq!(names(&headers), ["secret", "accept"]);
+    }
+
+    #[test]
+    fn keeps_only_what_is_listed() {
+        let mut headers = headers();
+        HeadEdit::KeepOnly(Arc::new(FieldSet::new(["accept"]).unwrap())).apply(&mut headers);
+        assert_eq!(names(&headers), ["accept"]);
+    }
+
+    #[test]
+    fn an_agent_is_reduced_to_its_class() {
+        for (agent, class) in [
+            ("Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 Chrome/140.0 Safari/537.36", "browser"),
+            ("Element X/26.1 (iPhone 16; iOS 26.1)", "mobile"),
+            ("Mozilla/5.0 Electron/38 Element/1.12", "desktop"),
+            ("Synapse/1.163.2", "server"),
+            ("curl/8.5", "other"),
+            ("", "other"),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(USER_AGENT, agent.parse().unwrap());
+            HeadEdit::Agent(Agent::Class).apply(&mut headers);
+            assert_eq!(headers[USER_AGENT], class, "{agent}");
+        }
+    }
+}

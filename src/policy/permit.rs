@@ -1,0 +1,120 @@
+//! The proof that a request was judged.
+//!
+//! The upstream service takes [`Permitted`] requests only and gives [`Held`] responses only; the constructors of both are sealed
+//! in this module, so a check that was forgotten does not compile.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, Request, Response};
+
+use super::Mode;
+use super::plan::{Edit, Policy, RuleIndex};
+use crate::matrix::Flow;
+
+/// The right to send one request upstream, and what must be done to it and to its answer.
+#[derive(Debug)]
+pub struct Permit(Grant);
+
+#[derive(Debug)]
+enum Grant {
+    Policy { policy: Arc<Policy>, flow: Flow },
+    Internal(Purpose),
+}
+
+/// Why the gateway itself asks the homeserver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Whether a token is valid.
+    Whoami,
+    /// Whether the homeserver is there.
+    Health,
+}
+
+/// Something that may go upstream.
+#[derive(Debug)]
+pub struct Permitted<T>(T);
+
+/// The duty to hold what comes back until the permit releases it.
+#[derive(Debug)]
+pub struct Hold(());
+
+/// Something that came back, and may not go on yet.
+#[derive(Debug)]
+pub struct Held<T>(T);
+
+impl Permit {
+    pub(super) fn new(policy: Arc<Policy>, flow: Flow) -> Self {
+        Self(Grant::Policy { policy, flow })
+    }
+
+    /// The right to ask something of our own.
+    pub fn internal(purpose: Purpose) -> Self {
+        Self(Grant::Internal(purpose))
+    }
+
+    /// Why, if the request is our own.
+    pub fn purpose(&self) -> Option<Purpose> {
+        match self.0 {
+            Grant::Policy { .. } => None,
+            Grant::Internal(purpose) => Some(purpose),
+        }
+    }
+
+    /// Makes the policy's edits to the request, then adds the gateway's own fields, which no rule may touch.
+    pub fn permit<B>(&self, mut request: Request<B>, own: impl FnOnce(&mut HeaderMap)) -> Permitted<Request<B>> {
+        if let Grant::Policy { policy, flow } = &self.0 {
+            apply(policy.request_edits(*flow), request.headers_mut());
+        }
+        own(request.headers_mut());
+        Permitted(request)
+    }
+
+    /// The rules in report mode that would have changed this request.
+    pub fn unmade_edits<'a>(&'a self, headers: &'a HeaderMap) -> impl Iterator<Item = RuleIndex> + 'a {
+        let edits = match &self.0 {
+            Grant::Policy { policy, flow } => policy.request_edits(*flow),
+            Grant::Internal(_) => &[],
+        };
+        edits.iter().filter(|edit| edit.mode == Mode::Report && edit.edit.bites(headers)).map(|edit| edit.rule)
+    }
+}
+
+impl<T> Permitted<T> {
+    /// What may go, and the duty that goes with it.
+    pub fn open(self) -> (T, Hold) {
+        (self.0, Hold(()))
+    }
+}
+
+impl Hold {
+    /// Holds what came back.
+    pub fn hold<R>(self, response: R) -> Held<R> {
+        Held(response)
+    }
+}
+
+impl<B> Held<Response<B>> {
+    /// Makes the policy's edits to the response and lets it go.
+    pub fn release(self, permit: &Permit) -> Response<B> {
+        let mut response = self.0;
+        if let Grant::Policy { policy, flow } = &permit.0 {
+            apply(policy.response_edits(*flow), response.headers_mut());
+        }
+        response
+    }
+}
+
+impl Policy {
+    /// Makes the edits to the fields of a request that is not sent as it came: the gateway's own question about it.
+    pub fn edit_request(&self, flow: Flow, headers: &mut HeaderMap) {
+        apply(self.request_edits(flow), headers);
+    }
+}
+
+fn apply(edits: &[Edit], headers: &mut HeaderMap) {
+    for edit in edits {
+        if edit.mode == Mode::Enforce {
+            edit.edit.apply(headers);
+        }
+    }
+}

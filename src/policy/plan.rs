@@ -1,0 +1,180 @@
+//! What a policy compiles to: for each endpoint, the gates that a request must pass and the edits that are made on its way.
+
+use super::Mode;
+use super::edit::HeadEdit;
+use super::matcher::{PathGates, When};
+use crate::matrix::Flow;
+use crate::matrix::endpoint::Endpoint;
+use crate::message::Answer;
+use crate::problem::Location;
+
+/// A compiled policy: immutable, shared by all workers.
+#[derive(Debug)]
+pub struct Policy {
+    pub(super) name: String,
+    pub(super) digest: String,
+    pub(super) announce: bool,
+    pub(super) rules: Vec<RuleInfo>,
+    pub(super) paths: PathGates,
+    pub(super) plans: Vec<Plan>,
+    pub(super) flows: [Edits; Flow::ALL.len()],
+}
+
+/// A rule of a policy: its place in [`Policy::rules`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RuleIndex(pub(super) u16);
+
+impl RuleIndex {
+    /// What the gateway does not serve at all, whatever the policy says.
+    pub const SURFACE: RuleIndex = RuleIndex(0);
+    /// Paths whose spelling is ambiguous where something is protected.
+    pub const SPELLING: RuleIndex = RuleIndex(1);
+    /// Endpoints that nobody knows, where the policy denies them.
+    pub const UNKNOWN: RuleIndex = RuleIndex(2);
+
+    /// The place in [`Policy::rules`].
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// What is told of a rule.
+#[derive(Clone, Debug)]
+pub struct RuleInfo {
+    /// Its name: that of its file, and of its table in a policy.
+    pub name: &'static str,
+    /// Whether it acts or only tells.
+    pub mode: Mode,
+    /// Where the policy turns it on; `None` for the gateway's own.
+    pub location: Option<Location>,
+}
+
+/// The plan of one endpoint.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    pub(super) gates: Vec<Gate>,
+}
+
+/// An instruction that may stop a request.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    /// The rule it comes from.
+    pub rule: RuleIndex,
+    /// Whether it acts or only tells.
+    pub mode: Mode,
+    /// The line it comes from.
+    pub location: Option<Location>,
+    /// When it holds.
+    pub when: When,
+    /// What it does.
+    pub action: Action,
+}
+
+/// What a gate does.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Refuses the request with this answer.
+    Deny(Answer),
+    /// Answers the request in the homeserver's place.
+    Answer(Answer),
+    /// Lets it pass only with a token that the homeserver says is valid.
+    RequireToken(Guests),
+}
+
+/// Whether a guest's token counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guests {
+    /// It does.
+    Allowed,
+    /// It does not: 403 `M_GUEST_ACCESS_FORBIDDEN`.
+    Refused,
+}
+
+/// The edits of one direction of traffic.
+#[derive(Clone, Debug, Default)]
+pub struct Edits {
+    pub(super) request: Vec<Edit>,
+    pub(super) response: Vec<Edit>,
+}
+
+/// An edit and where it comes from.
+#[derive(Clone, Debug)]
+pub struct Edit {
+    /// The rule it comes from.
+    pub rule: RuleIndex,
+    /// Whether it acts or only tells.
+    pub mode: Mode,
+    /// The line it comes from.
+    pub location: Option<Location>,
+    /// The change.
+    pub edit: HeadEdit,
+}
+
+impl Policy {
+    /// The file, or `built-in NAME`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A short hash over the text of all its files.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Whether our answers name their rule in `x-mantlet-rule`.
+    pub fn announces_rules(&self) -> bool {
+        self.announce
+    }
+
+    /// All its rules; the first three are the gateway's own.
+    pub fn rules(&self) -> &[RuleInfo] {
+        &self.rules
+    }
+
+    /// What is told of one rule.
+    pub fn rule(&self, rule: RuleIndex) -> &RuleInfo {
+        // An index is only made by the compiler of this very policy.
+        &self.rules[rule.index()]
+    }
+
+    /// The gates of an endpoint, in the order in which they are tried.
+    pub fn gates(&self, endpoint: Endpoint) -> &[Gate] {
+        &self.plans[endpoint.index()].gates
+    }
+
+    /// The gates that hold for paths, each with its pattern.
+    pub fn path_gates(&self) -> impl Iterator<Item = (&str, &Gate)> {
+        self.paths.iter()
+    }
+
+    /// The edits to requests of a flow.
+    pub fn request_edits(&self, flow: Flow) -> &[Edit] {
+        &self.flows[flow as usize].request
+    }
+
+    /// The edits to responses of a flow.
+    pub fn response_edits(&self, flow: Flow) -> &[Edit] {
+        &self.flows[flow as usize].response
+    }
+
+    /// Whether something is protected at this endpoint, so that an ambiguous spelling of it is refused.
+    pub(super) fn protects(&self, endpoint: Endpoint) -> bool {
+        self.gates(endpoint).iter().any(|gate| gate.mode == Mode::Enforce)
+    }
+}
+
+impl Action {
+    /// The action in words, for `explain`.
+    pub fn describe(&self) -> String {
+        let told = |answer: &Answer| match answer.errcode() {
+            Some(errcode) => format!("{} {errcode}", answer.status().as_u16()),
+            None => answer.status().as_u16().to_string(),
+        };
+        match self {
+            Action::Deny(answer) => format!("deny with {}", told(answer)),
+            Action::Answer(answer) => format!("answer {}", told(answer)),
+            Action::RequireToken(Guests::Allowed) => "require a validated token".into(),
+            Action::RequireToken(Guests::Refused) => "require a validated token, not a guest's".into(),
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Judges a request that nobody sent: for a policy's own `[[test]]`s and for `explain`. No network.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use http::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue};
+use http::{HeaderMap, Method, Request, StatusCode, Uri};
+use serde::Deserialize;
+
+use super::decision::{Decision, Need, Verdict};
+use super::exchange::{Exchange, TokenVerdict};
+use super::plan::Policy;
+use crate::matrix::Flow;
+use crate::matrix::classify::{Classified, classify, flow};
+use crate::message::{Answer, hop};
+
+/// What the homeserver would say of a token, if it were asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Supposed {
+    /// It knows the user.
+    #[default]
+    Valid,
+    /// It knows the user as a guest.
+    Guest,
+    /// It knows no such token.
+    Invalid,
+}
+
+/// A request as an operator writes it down.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// The method.
+    pub method: Method,
+    /// Path and query, as they would be on the wire.
+    pub target: Uri,
+    /// The fields.
+    pub headers: HeaderMap,
+    /// Who asks.
+    pub from: IpAddr,
+    /// What the homeserver would say of the token.
+    pub token: Supposed,
+    /// The direction, where the path does not tell.
+    pub flow: Option<Flow>,
+}
+
+/// What a policy says to a probe.
+#[derive(Debug)]
+pub struct Finding {
+    /// The direction.
+    pub flow: Flow,
+    /// What the request asks for.
+    pub classified: Classified,
+    /// What had to be found out first.
+    pub need: Need,
+    /// How the token was taken, if it was needed.
+    pub token: Option<TokenVerdict>,
+    /// The decision.
+    pub verdict: Verdict,
+    /// The fields that would go upstream, if the request passes.
+    pub upstream: Option<HeaderMap>,
+}
+
+/// One `[[test]]` of a policy.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyTest {
+    /// What it is about.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// `METHOD /path?query`.
+    pub request: serde_spanned::Spanned<String>,
+    /// The request's fields.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// What the homeserver would say of the token.
+    #[serde(default)]
+    pub token: Supposed,
+    /// Who asks. Default: 203.0.113.7, an address for documentation.
+    #[serde(default)]
+    pub from: Option<IpAddr>,
+    /// What must come out.
+    pub expect: serde_spanned::Spanned<Expect>,
+}
+
+/// What a `[[test]]` expects; what is not named is not looked at.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expect {
+    /// `permit`, `answer` or `deny`.
+    pub decision: Outcome,
+    /// The rule that decided.
+    #[serde(default)]
+    pub rule: Option<String>,
+    /// The status of our answer.
+    #[serde(default)]
+    pub status: Option<u16>,
+    /// The error code of our answer.
+    #[serde(default)]
+    pub errcode: Option<String>,
+    /// The endpoint's id.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// Fields that must not reach the homeserver.
+    #[serde(default)]
+    pub removed: Vec<String>,
+    /// Fields that must reach the homeserver.
+    #[serde(default)]
+    pub kept: Vec<String>,
+}
+
+/// What becomes of a request, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// It goes upstream.
+    Permit,
+    /// The gateway answers.
+    Answer,
+    /// It is refused.
+    Deny,
+}
+
+impl Probe {
+    /// Reads `METHOD` and `/path?query`.
+    ///
+    /// # Errors
+    /// What is wrong with either, in a sentence.
+    pub fn new(method: &str, target: &str) -> Result<Self, String> {
+        let method = method.parse().map_err(|_| format!("`{method}` is no method"))?;
+        let uri: Uri = target.parse().map_err(|error| format!("`{target}` is no request target: {error}"))?;
+        // A whole URL is what people copy from a browser: its host becomes the Host field.
+        let mut headers = HeaderMap::new();
+        if let Some(authority) = uri.authority() {
+            let host = HeaderValue::from_str(authority.as_str()).map_err(|error| error.to_string())?;
+            headers.insert(HOST, host);
+        }
+        if !uri.path().starts_with('/') {
+            return Err(format!("`{target}` has no path: write it as /_matrix/…"));
+        }
+        let from = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
+        Ok(Self { method, target: uri, headers, from, token: Supposed::Valid, flow: None })
+    }
+
+    /// Adds a field.
+    ///
+    /// # Errors
+    /// What is wrong with it, in a sentence.
+    pub fn header(&mut self, name: &str, value: &str) -> Result<(), String> {
+        let name: HeaderName = name.trim().parse().map_err(|_| format!("`{name}` is no header name"))?;
+        let value = HeaderValue::from_str(value.trim()).map_err(|_| format!("the value of {name} is no header value"))?;
+        self.headers.append(name, value);
+        Ok(())
+    }
+
+    /// What the policy says to it.
+    pub fn judge(&self, policy: &Arc<Policy>) -> Finding {
+        let mut headers = self.headers.clone();
+        hop::remove_hop_by_hop(&mut headers);
+        let path = self.target.path();
+        let host = self.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
+        let mut exchange = Exchange {
+            flow: self.flow.unwrap_or_else(|| flow(path)),
+            classified: classify(&self.method, path),
+            method: &self.method,
+            path,
+            query: self.target.query(),
+            headers: &headers,
+            host: host.split_once(':').map_or(host, |(host, _)| host),
+            client: self.from,
+            token: None,
+        };
+        let need = policy.need(&exchange);
+        let token = (need == Need::Token).then(|| self.suppose(&exchange));
+        exchange.token = token.as_ref();
+        let verdict = policy.decide(&exchange);
+        let (flow, classified) = (exchange.flow, exchange.classified);
+        let upstream = match &verdict.decision {
+            Decision::Permit(permit) => {
+                let mut request = Request::new(());
+                *request.headers_mut() = headers.clone();
+                let (request, _hold) = permit.permit(request, |_| {}).open();
+                Some(request.headers().clone())
+            }
+            Decision::Answer(_) | Decision::Deny(_) | Decision::Fail(_) => None,
+        };
+        Finding { flow, classified, need, token, verdict, upstream }
+    }
+
+    fn suppose(&self, exchange: &Exchange<'_>) -> TokenVerdict {
+        if let Err(why) = exchange.read_token() {
+            return TokenVerdict::Unreadable(why);
+        }
+        match self.token {
+            Supposed::Valid => TokenVerdict::Valid { guest: false },
+            Supposed::Guest => TokenVerdict::Valid { guest: true },
+            Supposed::Invalid => TokenVerdict::Refused(Answer::json(
+                StatusCode::UNAUTHORIZED,
+                &serde_json::json!({
+                    "errcode": "M_UNKNOWN_TOKEN", "error": "Invalid access token passed.", "soft_logout": false
+                }),
+            )),
+        }
+    }
+}
+
+impl PolicyTest {
+    /// The probe this test sends.
+    ///
+    /// # Errors
+    /// What is wrong with the test's request.
+    pub fn probe(&self) -> Result<Probe, String> {
+        let request = self.request.get_ref();
+        let (method, target) =
+            request.split_once(' ').ok_or_else(|| format!("`{request}` is not of the form \"GET /path\""))?;
+        let mut probe = Probe::new(method, target.trim())?;
+        for (name, value) in &self.headers {
+            probe.header(name, value)?;
+        }
+        // A test that supposes something of a token, and shows none, means any token.
+        if self.token != Supposed::Valid && !probe.headers.contains_key(AUTHORIZATION) {
+            probe.headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer supposed"));
+        }
+        probe.token = self.token;
+        probe.from = self.from.unwrap_or(probe.from);
+        Ok(probe)
+    }
+
+    /// Runs the test.
+    ///
+    /// # Errors
+    /// All that came out otherwise than expected, in sentences.
+    pub fn run(&self, policy: &Arc<Policy>) -> Result<(), String> {
+        let probe = self.probe()?;
+        let finding = probe.judge(policy);
+        let expect = self.expect.get_ref();
+        let seen = Seen::of(&finding, policy);
+        let mut wrong = Vec::new();
+        let mut compare = |what: &str, expected: Option<String>, seen: Option<String>| {
+            if let Some(expected) = expected
+                && seen.as_ref() != Some(&expected)
+            {
+                wrong.push(format!("expected {what} {expected}, got {}", seen.as_deref().unwrap_or("none")));
+            }
+        };
+        compare("decision", Some(expect.decision.as_str().into()), Some(seen.outcome.into()));
+        compare("rule", expect.rule.clone(), seen.rule.map(Into::into));
+        compare("status", expect.status.map(|status| status.to_string()), seen.status.map(|status| status.to_string()));
+        compare("errcode", expect.errcode.clone(), seen.errcode);
+        compare("endpoint", expect.endpoint.clone(), Some(finding.classified.raw.id().into()));
+        for (names, is_kept) in [(&expect.removed, false), (&expect.kept, true)] {
+            for name in names {
+                match &finding.upstream {
+                    Some(upstream) if upstream.contains_key(name.as_str()) == is_kept => {}
+                    Some(_) if is_kept => wrong.push(format!("{name} does not reach the homeserver")),
+                    Some(_) => wrong.push(format!("{name} reaches the homeserver")),
+                    None => wrong.push(format!("nothing reaches the homeserver, so nothing is said of {name}")),
+                }
+            }
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
+    }
+}
+
+impl Outcome {
+    /// The word in policies and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Permit => "permit",
+            Outcome::Answer => "answer",
+            Outcome::Deny => "deny",
+        }
+    }
+}
+
+/// A decision in words.
+pub struct Seen {
+    /// `permit`, `answer`, `deny` or `fail`.
+    pub outcome: &'static str,
+    /// The rule that decided, or would have in report mode.
+    pub rule: Option<&'static str>,
+    /// The status of our answer.
+    pub status: Option<u16>,
+    /// The error code of our answer.
+    pub errcode: Option<String>,
+}
+
+impl Seen {
+    /// Puts a finding into words.
+    pub fn of(finding: &Finding, policy: &Policy) -> Self {
+        let (outcome, denial) = match &finding.verdict.decision {
+            Decision::Permit(_) => (Outcome::Permit.as_str(), None),
+            Decision::Answer(denial) => (Outcome::Answer.as_str(), Some(denial)),
+            Decision::Deny(denial) => (Outcome::Deny.as_str(), Some(denial)),
+            Decision::Fail(_) => ("fail", None),
+        };
+        let reported = finding.verdict.reported.map(|reported| reported.rule);
+        Self {
+            outcome,
+            rule: denial.map(|denial| denial.rule).or(reported).map(|rule| policy.rule(rule).name),
+            status: denial.map(|denial| denial.answer.status().as_u16()),
+            errcode: denial.and_then(|denial| denial.answer.errcode()),
+        }
+    }
+}

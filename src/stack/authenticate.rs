@@ -1,0 +1,236 @@
+//! Asks the homeserver whether a token is valid: its own `whoami`, over the same pool as everything else.
+//!
+//! The question carries what the client itself would have sent, as the policy leaves it: Synapse notes address and agent of
+//! whoever uses a token, and appservice tokens are good for some addresses only. Whatever is no clear answer is no verdict.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{HeaderMap, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
+use serde::Deserialize;
+
+use super::Peer;
+use super::policy::set_own_fields;
+use super::tokens::{Remembered, Tokens};
+use crate::error::{Error, Kind};
+use crate::matrix::token::{self, Token};
+use crate::message::{Answer, RequestBody};
+use crate::observe::metrics::Metrics;
+use crate::policy::{Exchange, Permit, Policy, Purpose, TokenVerdict};
+use crate::upstream::Synapse;
+
+/// Gives verdicts on tokens: remembered ones, or the homeserver's.
+#[derive(Clone)]
+pub struct Authenticator {
+    tokens: Arc<Tokens>,
+    upstream: Rc<Synapse>,
+    metrics: Arc<Metrics>,
+}
+
+/// What a request showed of a token, kept while its answer is awaited.
+pub struct Credentials {
+    headers: HeaderMap,
+    uri: Uri,
+}
+
+impl Credentials {
+    /// Those of this request.
+    pub fn of<B>(request: &Request<B>) -> Self {
+        let mut headers = HeaderMap::new();
+        for value in request.headers().get_all(header::AUTHORIZATION) {
+            headers.append(header::AUTHORIZATION, value.clone());
+        }
+        Self { headers, uri: request.uri().clone() }
+    }
+
+    fn token(&self) -> Option<Token<'_>> {
+        token::read(&self.headers, self.uri.query()).ok()
+    }
+}
+
+impl Authenticator {
+    /// An authenticator over this memory and this homeserver.
+    pub fn new(tokens: Arc<Tokens>, upstream: Rc<Synapse>, metrics: Arc<Metrics>) -> Self {
+        Self { tokens, upstream, metrics }
+    }
+
+    /// What is known of the token of this exchange; the homeserver is asked if nothing is.
+    ///
+    /// Many exchanges with the same token ask once. The question goes on when whoever asked first goes away.
+    pub async fn verdict(&self, exchange: &Exchange<'_>, policy: &Policy, peer: &Peer, id: u64) -> TokenVerdict {
+        let token = match exchange.read_token() {
+            Ok(token) => token,
+            Err(why) => return TokenVerdict::Unreadable(why),
+        };
+        let question = Question::new(&token, exchange, policy, |headers| set_own_fields(headers, peer, id));
+        let key = self.tokens.key(&token.value, &question.circumstances());
+        let verdict = self
+            .tokens
+            .verdict(key, || {
+                let this = self.clone();
+                async move { this.ask(question).await }
+            })
+            .await;
+        self.metrics.token_verdict((&verdict).into());
+        verdict
+    }
+
+    /// Whether any verdict is remembered.
+    pub fn remembers_any(&self) -> bool {
+        !self.tokens.is_empty()
+    }
+
+    /// Forgets what is known of the token: the homeserver has just refused it.
+    pub fn forget(&self, credentials: &Credentials) {
+        if let Some(token) = credentials.token() {
+            self.tokens.forget(&token.value);
+        }
+    }
+
+    /// Forgets all tokens of the token's user, if it is known who that is.
+    pub fn forget_user_of(&self, credentials: &Credentials) {
+        if let Some(token) = credentials.token() {
+            self.tokens.forget_user_of(&token.value);
+        }
+    }
+
+    /// Forgets all tokens of the token's user; all of everybody, if it is not known who that is: a password that was reset
+    /// by e-mail ends tokens that the request did not show.
+    pub fn forget_user_of_or_all(&self, credentials: &Credentials) {
+        let is_known = credentials.token().is_some_and(|token| self.tokens.forget_user_of(&token.value));
+        if !is_known {
+            self.tokens.forget_all();
+        }
+    }
+
+    async fn ask(&self, question: Question) -> Remembered {
+        let started = std::time::Instant::now();
+        let answer = tokio::time::timeout(PATIENCE, self.whoami(question)).await;
+        self.metrics.whoami_duration.observe(started.elapsed().as_secs_f64());
+        match answer {
+            Ok(Ok(remembered)) => remembered,
+            Ok(Err(error)) => unavailable(&error),
+            Err(_late) => unavailable(&Error::new(Kind::Silent)),
+        }
+    }
+
+    async fn whoami(&self, question: Question) -> Result<Remembered, Error> {
+        let Question { permit, request } = question;
+        let response = self.upstream.send(permit.permit(request, |_| {})).await?.release(&permit);
+        read_answer(response).await
+    }
+}
+
+/// One call of `whoami`.
+struct Question {
+    permit: Permit,
+    request: Request<RequestBody>,
+}
+
+impl Question {
+    fn new(token: &Token<'_>, exchange: &Exchange<'_>, policy: &Policy, own: impl FnOnce(&mut HeaderMap)) -> Self {
+        let mut arguments: Vec<String> = ["user_id", "device_id"]
+            .iter()
+            .filter_map(|name| Some((name, token::argument(exchange.query?, name)?)))
+            .map(|(name, value)| format!("{name}={}", percent_encode(&value, NON_ALPHANUMERIC)))
+            .collect();
+        let mut headers = HeaderMap::new();
+        for name in [header::HOST, header::USER_AGENT] {
+            if let Some(value) = exchange.headers.get(&name) {
+                headers.insert(name, value.clone());
+            }
+        }
+        policy.edit_request(exchange.flow, &mut headers);
+        match bearer(token) {
+            Some(value) => {
+                headers.insert(header::AUTHORIZATION, value);
+            }
+            None => arguments.push(format!("access_token={}", percent_encode(&token.value, NON_ALPHANUMERIC))),
+        }
+        let mut request = Request::new(RequestBody::empty());
+        let query = if arguments.is_empty() { String::new() } else { format!("?{}", arguments.join("&")) };
+        *request.uri_mut() = format!("{WHOAMI}{query}").parse().unwrap_or_else(|_| Uri::from_static(WHOAMI));
+        own(&mut headers);
+        *request.headers_mut() = headers;
+        Self { permit: Permit::internal(Purpose::Whoami), request }
+    }
+
+    /// What the answer depends on besides the token: an appservice's token is good for some users and addresses only.
+    fn circumstances(&self) -> Vec<u8> {
+        let address = self.request.headers().get("x-forwarded-for").map_or(&b""[..], HeaderValue::as_bytes);
+        let query = self.request.uri().query().unwrap_or_default();
+        [query.as_bytes(), b"\n", address].concat()
+    }
+}
+
+/// The token as a field value, if it can stand in one.
+fn bearer(token: &Token<'_>) -> Option<HeaderValue> {
+    let is_visible = !token.value.is_empty() && token.value.iter().all(|byte| (0x21..0x7f).contains(byte));
+    let value = [b"Bearer ", &*token.value].concat();
+    is_visible.then(|| HeaderValue::from_bytes(&value).ok()).flatten()
+}
+
+#[derive(Deserialize)]
+struct WhoAmI {
+    user_id: String,
+    #[serde(default)]
+    is_guest: bool,
+}
+
+async fn read_answer(response: Response<Incoming>) -> Result<Remembered, Error> {
+    let (head, body) = response.into_parts();
+    let body = Limited::new(body, MOST).collect().await.map_err(|error| Error::caused_by(Kind::TokenCheck, error))?.to_bytes();
+    match head.status {
+        StatusCode::OK => {
+            let whoami: WhoAmI = serde_json::from_slice(&body).map_err(|error| nonsense(&error))?;
+            ruma_identifiers_validation::user_id::validate(&whoami.user_id).map_err(|error| nonsense(&error))?;
+            Ok(Remembered::valid(whoami.user_id, whoami.is_guest))
+        }
+        // Its clear refusals pass in its own words: clients act on `errcode` and `soft_logout`.
+        StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => {
+            refusal(head.status, &head.headers, body)
+        }
+        _ => Err(Error::new(Kind::TokenCheck)),
+    }
+}
+
+fn refusal(status: StatusCode, headers: &HeaderMap, body: Bytes) -> Result<Remembered, Error> {
+    #[derive(Deserialize)]
+    struct Refusal {
+        #[serde(rename = "errcode")]
+        _errcode: String,
+    }
+    serde_json::from_slice::<Refusal>(&body).map_err(|error| nonsense(&error))?;
+    let mut answer = Answer::json_bytes(status, body);
+    if let Some(after) = headers.get(header::RETRY_AFTER) {
+        answer = answer.with_header(header::RETRY_AFTER, after.clone());
+    }
+    Ok(Remembered::refused(answer))
+}
+
+/// What was said is not repeated: it may hold anything.
+fn nonsense(error: &dyn std::fmt::Display) -> Error {
+    Error::caused_by(Kind::TokenCheck, error.to_string())
+}
+
+fn unavailable(error: &Error) -> Remembered {
+    tracing::warn!(kind = error.kind().as_str(), "the homeserver could not check a token");
+    let kind = match error.kind() {
+        Kind::Silent => Kind::Silent,
+        Kind::Connect => Kind::Connect,
+        _ => Kind::TokenCheck,
+    };
+    Remembered::unavailable(kind)
+}
+
+const WHOAMI: &str = "/_matrix/client/v3/account/whoami";
+/// Synapse answers from memory; one that takes longer than this does not answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The largest answer that is read.
+const MOST: usize = 64 * 1024;

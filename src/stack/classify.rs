@@ -1,0 +1,57 @@
+//! 5 Which endpoint is this, by its raw and by its decoded path?
+
+use std::task::{Context, Poll};
+
+use http::Response;
+use tower::{Layer, Service};
+
+use super::Arrival;
+use crate::error::Error;
+use crate::matrix::Flow;
+use crate::matrix::classify::{Classified, classify, flow};
+use crate::message::{Body, RequestBody};
+
+/// Makes [`Classify`].
+pub struct ClassifyLayer;
+
+/// Names what a request asks for.
+pub struct Classify<S>(S);
+
+/// A request whose endpoint is known.
+pub struct Known {
+    /// The request.
+    pub arrival: Arrival<RequestBody>,
+    /// What it asks for.
+    pub classified: Classified,
+    /// The direction.
+    pub flow: Flow,
+}
+
+impl<S> Layer<S> for ClassifyLayer {
+    type Service = Classify<S>;
+
+    fn layer(&self, inner: S) -> Classify<S> {
+        Classify(inner)
+    }
+}
+
+impl<'a, S> Service<Arrival<RequestBody>> for &'a Classify<S>
+where
+    &'a S: Service<Known, Response = Response<Body>, Error = Error>,
+{
+    type Response = Response<Body>;
+    type Error = Error;
+    type Future = <&'a S as Service<Known>>::Future;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, arrival: Arrival<RequestBody>) -> Self::Future {
+        let path = arrival.request.uri().path();
+        let classified = classify(arrival.request.method(), path);
+        let flow = flow(path);
+        arrival.facts.classified(classified.raw, flow);
+        (&self.0).call(Known { arrival, classified, flow })
+    }
+}

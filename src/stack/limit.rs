@@ -1,0 +1,140 @@
+//! 3 Bounds every exchange: the size of its body, and the time in which the homeserver begins to answer.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use http::{Response, header};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep};
+use tower::{Layer, Service};
+
+use super::{Arrival, Facts};
+use crate::config::settings::Limits;
+use crate::error::{Error, Kind};
+use crate::matrix::endpoint::Endpoint;
+use crate::message::{Body, RequestBody};
+
+/// Makes [`Limit`].
+pub struct LimitLayer {
+    limits: Limits,
+}
+
+/// Bounds exchanges.
+pub struct Limit<S> {
+    inner: S,
+    limits: Limits,
+}
+
+impl LimitLayer {
+    /// A layer with these bounds.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits }
+    }
+}
+
+impl<S> Layer<S> for LimitLayer {
+    type Service = Limit<S>;
+
+    fn layer(&self, inner: S) -> Limit<S> {
+        Limit { inner, limits: self.limits.clone() }
+    }
+}
+
+impl<'a, S> Service<Arrival<Incoming>> for &'a Limit<S>
+where
+    &'a S: Service<Arrival<RequestBody>, Response = Response<Body>, Error = Error>,
+{
+    type Response = Response<Body>;
+    type Error = Error;
+    type Future = LimitFuture<<&'a S as Service<Arrival<RequestBody>>>::Future>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, arrival: Arrival<Incoming>) -> Self::Future {
+        let Arrival { request, peer, facts } = arrival;
+        let most = self.limits.body.bytes();
+        // Synapse answers a body that is too large by resetting the connection, and a reset tells a client nothing.
+        if request.body().size_hint().lower() > most {
+            return LimitFuture::TooLarge;
+        }
+        let flow = Rc::clone(facts.body());
+        let request = request.map(|body| RequestBody::new(body, flow, most, self.limits.body_idle.duration()));
+        let patience = self.limits.upstream_head.duration();
+        let timer = tokio::time::sleep_until(Instant::now() + patience);
+        let inner = (&self.inner).call(Arrival { request, peer, facts: Rc::clone(&facts) });
+        LimitFuture::Waiting { inner, facts, timer, patience, bytes: 0 }
+    }
+}
+
+pin_project! {
+    /// Waits for the head of the response, but not for ever.
+    #[project = Waiting]
+    pub enum LimitFuture<F> {
+        /// Refused before anything was sent.
+        TooLarge,
+        /// On its way.
+        Waiting {
+            #[pin]
+            inner: F,
+            facts: Rc<Facts>,
+            #[pin]
+            timer: Sleep,
+            patience: Duration,
+            bytes: u64,
+        },
+    }
+}
+
+impl<F: Future<Output = Result<Response<Body>, Error>>> Future for LimitFuture<F> {
+    type Output = Result<Response<Body>, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            Waiting::TooLarge => Poll::Ready(Err(Error::new(Kind::TooLarge))),
+            Waiting::Waiting { inner, facts, mut timer, patience, bytes } => {
+                if let Poll::Ready(outcome) = inner.poll(cx) {
+                    // What upstream did when the body broke off is an echo; the cause is on the client's side.
+                    let fault = facts.body().fault().map(Error::new);
+                    return Poll::Ready(outcome.map_err(|error| fault.unwrap_or(error)));
+                }
+                loop {
+                    ready!(timer.as_mut().poll(cx));
+                    // The time counts while nothing moves: a large upload on a slow line is no silent homeserver.
+                    let flowed = facts.body().bytes();
+                    if flowed == *bytes && !is_patient(facts.endpoint()) {
+                        return Poll::Ready(Err(Error::new(Kind::Silent)));
+                    }
+                    *bytes = flowed;
+                    timer.as_mut().reset(Instant::now() + *patience);
+                }
+            }
+        }
+    }
+}
+
+/// Endpoints that wait for something to happen, or do work that takes minutes: they last as long as they last. A client that
+/// goes away ends them.
+fn is_patient(endpoint: Endpoint) -> bool {
+    matches!(
+        endpoint,
+        Endpoint::Sync
+            | Endpoint::GetEvents
+            | Endpoint::SlidingSync
+            | Endpoint::InitialSync
+            | Endpoint::RoomInitialSync
+            | Endpoint::JoinRoom
+            | Endpoint::JoinRoomByIdOrAlias
+            | Endpoint::KnockRoom
+            | Endpoint::InviteUser
+            | Endpoint::CreateRoom
+            | Endpoint::FederationSendJoin
+            | Endpoint::FederationSendLeave
+            | Endpoint::FederationSendKnock
+    )
+}

@@ -1,0 +1,202 @@
+//! 6 Judges a request by one generation: permits it, answers it, or refuses it.
+
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use futures_util::future::LocalBoxFuture;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use tower::{Layer, Service};
+
+use super::authenticate::{Authenticator, Credentials};
+use super::classify::Known;
+use super::{Arrival, Facts, Peer};
+use crate::error::Error;
+use crate::matrix::endpoint::Endpoint;
+use crate::message::{Body, RequestBody};
+use crate::observe::access::{self, Mode};
+use crate::policy::decision::Need;
+use crate::policy::{Decision, Denial, Exchange, Held, Permit, Permitted, Verdict};
+use crate::snapshot::{Current, Generation, Snapshot};
+
+/// Makes [`Policy`].
+pub struct PolicyLayer {
+    snapshot: Snapshot,
+    authenticator: Authenticator,
+}
+
+/// Lets upstream only what the policy permits.
+pub struct Policy<S> {
+    upstream: S,
+    current: Current,
+    authenticator: Authenticator,
+}
+
+impl PolicyLayer {
+    /// A layer that judges by what is in force, and asks this authenticator about tokens.
+    pub fn new(snapshot: Snapshot, authenticator: Authenticator) -> Self {
+        Self { snapshot, authenticator }
+    }
+}
+
+impl<S> Layer<S> for PolicyLayer {
+    type Service = Policy<S>;
+
+    fn layer(&self, upstream: S) -> Policy<S> {
+        Policy { upstream, current: self.snapshot.current(), authenticator: self.authenticator.clone() }
+    }
+}
+
+impl<'a, S> Service<Known> for &'a Policy<S>
+where
+    S: Clone + Service<Permitted<Request<RequestBody>>, Response = Held<Response<Incoming>>, Error = Error>,
+{
+    type Response = Response<Body>;
+    type Error = Error;
+    type Future = LocalBoxFuture<'a, Result<Response<Body>, Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, known: Known) -> Self::Future {
+        Box::pin(self.judge(known))
+    }
+}
+
+impl<S> Policy<S>
+where
+    S: Clone + Service<Permitted<Request<RequestBody>>, Response = Held<Response<Incoming>>, Error = Error>,
+{
+    async fn judge(&self, known: Known) -> Result<Response<Body>, Error> {
+        let generation = self.current.load();
+        known.arrival.facts.note(|record| record.generation = generation.number);
+        let Verdict { decision, reported } = self.decide(&known, &generation).await;
+        let facts = Rc::clone(&known.arrival.facts);
+        if let Some(reported) = reported {
+            let counters = generation.counters(reported.rule);
+            if reported.action == "answer" { counters.answer.inc() } else { counters.deny.inc() }
+            facts.note(|record| {
+                record.rule = Some(generation.policy.rule(reported.rule).name);
+                record.mode = Mode::Report;
+            });
+        }
+        match decision {
+            Decision::Permit(permit) => self.forward(known, &permit, &generation).await,
+            Decision::Answer(denial) => {
+                generation.counters(denial.rule).answer.inc();
+                Ok(answer(&denial, access::Decision::Answer, &generation, &facts))
+            }
+            Decision::Deny(denial) => {
+                generation.counters(denial.rule).deny.inc();
+                Ok(answer(&denial, access::Decision::Deny, &generation, &facts))
+            }
+            Decision::Fail(kind) => Err(Error::new(kind)),
+        }
+    }
+
+    async fn decide(&self, known: &Known, generation: &Generation) -> Verdict {
+        let Arrival { request, peer, facts } = &known.arrival;
+        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let mut exchange = Exchange {
+            flow: known.flow,
+            classified: known.classified,
+            method: request.method(),
+            path: request.uri().path(),
+            query: request.uri().query(),
+            headers: request.headers(),
+            host: without_port(host),
+            client: peer.client,
+            token: None,
+        };
+        if generation.policy.need(&exchange) == Need::Nothing {
+            return generation.policy.decide(&exchange);
+        }
+        let token = self.authenticator.verdict(&exchange, &generation.policy, peer, facts.id()).await;
+        facts.note(|record| record.token = access::Token::from(&token));
+        exchange.token = Some(&token);
+        generation.policy.decide(&exchange)
+    }
+
+    async fn forward(&self, known: Known, permit: &Permit, generation: &Generation) -> Result<Response<Body>, Error> {
+        let Arrival { request, peer, facts } = known.arrival;
+        facts.note(|record| record.decision = access::Decision::Permit);
+        for rule in permit.unmade_edits(request.headers()) {
+            generation.counters(rule).edit.inc();
+        }
+        // Kept for what the answer says of the token: two counts, no copy. Without a verdict to forget there is nothing to keep.
+        let credentials = self.authenticator.remembers_any().then(|| Credentials::of(&request));
+        let revokes = revokes(known.classified.raw, request.method());
+        if let (true, Some(credentials)) = (revokes, &credentials) {
+            self.authenticator.forget_user_of(credentials);
+        }
+        let id = facts.id();
+        let permitted = permit.permit(request, |headers| set_own_fields(headers, &peer, id));
+        let mut upstream = self.upstream.clone();
+        let sent = upstream.call(permitted).await;
+        let held = match sent {
+            Ok(held) => held,
+            Err(error) => {
+                facts.note(|record| record.decision = access::Decision::Error);
+                return Err(error);
+            }
+        };
+        let response = held.release(permit);
+        facts.note(|record| record.upstream_us = Some(facts.elapsed_us()));
+        if let Some(credentials) = &credentials {
+            if response.status() == StatusCode::UNAUTHORIZED {
+                self.authenticator.forget(credentials);
+            } else if revokes && response.status().is_success() {
+                self.authenticator.forget_user_of_or_all(credentials);
+            }
+        }
+        Ok(response.map(Body::stream))
+    }
+}
+
+fn answer(denial: &Denial, decision: access::Decision, generation: &Generation, facts: &Facts) -> Response<Body> {
+    let rule = generation.policy.rule(denial.rule).name;
+    facts.note(|record| {
+        record.decision = decision;
+        record.rule = Some(rule);
+        record.mode = Mode::Enforce;
+    });
+    denial.answer.response(generation.policy.announces_rules().then_some(rule))
+}
+
+/// The gateway's own fields: exactly one of each, whatever the client sent. Synapse believes the first `X-Forwarded-For` it
+/// finds, and reads `X-Forwarded-Proto` only beside it.
+pub(super) fn set_own_fields(headers: &mut HeaderMap, peer: &Peer, id: u64) {
+    headers.insert(FORWARDED_FOR, peer.forwarded_for.clone());
+    headers.insert(FORWARDED_PROTO, peer.forwarded_proto.clone());
+    if let Ok(id) = HeaderValue::try_from(format!("{id:016x}")) {
+        headers.insert(REQUEST_ID, id);
+    }
+}
+
+/// Requests after which tokens that were valid may not be.
+fn revokes(endpoint: Endpoint, method: &Method) -> bool {
+    match endpoint {
+        Endpoint::Logout
+        | Endpoint::LogoutAll
+        | Endpoint::ChangePassword
+        | Endpoint::Deactivate
+        | Endpoint::DeleteDevices => *method == Method::POST,
+        Endpoint::DeleteDevice => *method == Method::DELETE,
+        _ => false,
+    }
+}
+
+/// The host without its port; an IPv6 literal keeps its brackets.
+fn without_port(host: &str) -> &str {
+    match host.rfind(':') {
+        Some(colon) if !host[colon..].contains(']') => &host[..colon],
+        _ => host,
+    }
+}
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// Synapse writes it into its own log, if its listener says `request_id_header: X-Request-ID`.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

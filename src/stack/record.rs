@@ -1,0 +1,264 @@
+//! 1 Notes what became of every exchange, once: answered, refused, failed, or given up by the client.
+
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Instant, SystemTime};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use pin_project_lite::pin_project;
+use tower::{Layer, Service};
+
+use super::{Arrival, Peer};
+use crate::matrix::Flow;
+use crate::matrix::endpoint::Endpoint;
+use crate::message::Body;
+use crate::message::body::BodyFlow;
+use crate::observe::access::{AccessRecord, Decision, Mode, Token, Writer};
+use crate::observe::metrics::{Counted, Metrics};
+
+/// Makes [`Record`].
+pub struct RecordLayer {
+    metrics: Arc<Metrics>,
+    access: Arc<Writer>,
+}
+
+/// Begins and ends the record of each exchange.
+pub struct Record<S> {
+    inner: S,
+    ledger: Rc<Ledger>,
+}
+
+/// Where records and counts go.
+struct Ledger {
+    metrics: Arc<Metrics>,
+    access: Arc<Writer>,
+    ids: Cell<u64>,
+}
+
+/// What is noted of one exchange while it lasts. Written when the last byte is sent, or when nobody waits for it any more.
+pub struct Facts {
+    record: RefCell<AccessRecord>,
+    endpoint: Cell<Endpoint>,
+    body: Rc<BodyFlow>,
+    started: Instant,
+    peer: Rc<Peer>,
+    ledger: Rc<Ledger>,
+    _in_flight: Counted,
+}
+
+impl RecordLayer {
+    /// A layer that counts here and writes there.
+    pub fn new(metrics: Arc<Metrics>, access: Arc<Writer>) -> Self {
+        Self { metrics, access }
+    }
+}
+
+impl<S> Layer<S> for RecordLayer {
+    type Service = Record<S>;
+
+    fn layer(&self, inner: S) -> Record<S> {
+        // Ids of one process never meet: each worker begins at a place of its own, far from the others.
+        let ids = Cell::new(getrandom::u64().unwrap_or_default());
+        let ledger = Ledger { metrics: Arc::clone(&self.metrics), access: Arc::clone(&self.access), ids };
+        Record { inner, ledger: Rc::new(ledger) }
+    }
+}
+
+impl<'a, S> Service<(Request<Incoming>, Rc<Peer>)> for &'a Record<S>
+where
+    &'a S: Service<Arrival<Incoming>, Response = Response<Body>, Error = Infallible>,
+{
+    type Response = Response<RecordedBody>;
+    type Error = Infallible;
+    type Future = RecordFuture<<&'a S as Service<Arrival<Incoming>>>::Future>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, (request, peer): (Request<Incoming>, Rc<Peer>)) -> Self::Future {
+        let facts = Rc::new(Facts::begin(&request, Rc::clone(&peer), Rc::clone(&self.ledger)));
+        let arrival = Arrival { request, peer, facts: Rc::clone(&facts) };
+        RecordFuture { inner: (&self.inner).call(arrival), facts: Some(facts) }
+    }
+}
+
+pin_project! {
+    /// Waits for the head of the response; dropped earlier, the exchange is recorded as given up.
+    pub struct RecordFuture<F> {
+        #[pin]
+        inner: F,
+        facts: Option<Rc<Facts>>,
+    }
+}
+
+impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for RecordFuture<F> {
+    type Output = Result<Response<RecordedBody>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let Ok(response) = ready!(this.inner.poll(cx));
+        let facts = this.facts.take();
+        if let Some(facts) = &facts {
+            facts.note(|record| record.status = response.status().as_u16());
+        }
+        Poll::Ready(Ok(response.map(|body| RecordedBody { body, facts })))
+    }
+}
+
+/// A response's body, whose end is the end of the record.
+pub struct RecordedBody {
+    body: Body,
+    facts: Option<Rc<Facts>>,
+}
+
+impl http_body::Body for RecordedBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(facts) = &self.facts {
+            match &frame {
+                Some(Ok(frame)) => facts.note(|record| record.bytes_out += frame.data_ref().map_or(0, |d| d.len() as u64)),
+                Some(Err(_)) => facts.note(|record| {
+                    record.decision = Decision::Error;
+                    record.error = Some("cut");
+                }),
+                None => {}
+            }
+        }
+        if frame.is_none() || self.body.is_end_stream() {
+            self.facts = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for RecordedBody {
+    fn drop(&mut self) {
+        // A HEAD's body is never asked for, and an empty one neither; what still had bytes to give was given up.
+        if let Some(facts) = self.facts.take()
+            && !self.body.is_end_stream()
+            && !facts.is_head()
+        {
+            facts.note(|record| record.decision = Decision::Cancelled);
+        }
+    }
+}
+
+impl Facts {
+    fn begin(request: &Request<Incoming>, peer: Rc<Peer>, ledger: Rc<Ledger>) -> Self {
+        let record = AccessRecord {
+            time: SystemTime::now(),
+            id: ledger.next_id(),
+            flow: Flow::Client,
+            listener: Arc::clone(peer.listener.name()),
+            method: request.method().into(),
+            endpoint: Endpoint::Unserved.id(),
+            protocol: peer.protocol,
+            tls: peer.tls,
+            status: 0,
+            rule: None,
+            decision: Decision::Cancelled,
+            mode: Mode::Enforce,
+            token: Token::Unread,
+            network: peer.network,
+            error: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            duration_us: 0,
+            upstream_us: None,
+            generation: 0,
+        };
+        peer.pace.begin();
+        Self {
+            record: RefCell::new(record),
+            endpoint: Cell::new(Endpoint::Unserved),
+            body: Rc::default(),
+            started: Instant::now(),
+            _in_flight: ledger.metrics.request_in_flight(),
+            peer,
+            ledger,
+        }
+    }
+
+    /// Notes something.
+    pub fn note(&self, note: impl FnOnce(&mut AccessRecord)) {
+        note(&mut self.record.borrow_mut());
+    }
+
+    /// Notes what the request asks for.
+    pub fn classified(&self, endpoint: Endpoint, flow: Flow) {
+        self.endpoint.set(endpoint);
+        self.note(|record| {
+            record.endpoint = endpoint.id();
+            record.flow = flow;
+        });
+    }
+
+    /// What the request asks for, once it is known.
+    pub fn endpoint(&self) -> Endpoint {
+        self.endpoint.get()
+    }
+
+    /// The request's id.
+    pub fn id(&self) -> u64 {
+        self.record.borrow().id
+    }
+
+    /// What flows of the request's body.
+    pub fn body(&self) -> &Rc<BodyFlow> {
+        &self.body
+    }
+
+    /// How long the exchange lasts so far.
+    pub fn elapsed_us(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn is_head(&self) -> bool {
+        self.record.borrow().method == crate::observe::access::Method::Head
+    }
+}
+
+impl Drop for Facts {
+    fn drop(&mut self) {
+        let mut record = self.record.borrow().clone();
+        record.duration_us = self.elapsed_us();
+        record.bytes_in = self.body.bytes();
+        let metrics = &self.ledger.metrics;
+        self.peer.listener.request(record.flow, record.status);
+        metrics.endpoint_request(self.endpoint.get().index(), record.status);
+        metrics.request_duration(record.flow, self.started.elapsed());
+        if self.endpoint.get().is_unknown() {
+            metrics.unknown_endpoint(record.flow);
+        }
+        self.ledger.access.submit(record);
+        self.peer.pace.end();
+    }
+}
+
+impl Ledger {
+    fn next_id(&self) -> u64 {
+        // An odd step visits all 2^64 values, and neighbours look nothing alike.
+        let id = self.ids.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
+        self.ids.set(id);
+        id
+    }
+}

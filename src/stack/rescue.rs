@@ -1,0 +1,104 @@
+//! 2 Turns accidents into answers: above this layer there is no error, and a panic below it ends one exchange only.
+
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use http::{HeaderValue, Response, header};
+use hyper::body::Incoming;
+use pin_project_lite::pin_project;
+use tower::{Layer, Service};
+
+use super::{Arrival, Facts};
+use crate::error::{Error, Kind, Side};
+use crate::message::{Answer, Body};
+use crate::observe::access::Decision;
+
+/// Makes [`Rescue`].
+pub struct RescueLayer;
+
+/// Answers for what fails.
+pub struct Rescue<S>(S);
+
+impl<S> Layer<S> for RescueLayer {
+    type Service = Rescue<S>;
+
+    fn layer(&self, inner: S) -> Rescue<S> {
+        Rescue(inner)
+    }
+}
+
+impl<'a, S> Service<Arrival<Incoming>> for &'a Rescue<S>
+where
+    &'a S: Service<Arrival<Incoming>, Response = Response<Body>, Error = Error>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = RescueFuture<<&'a S as Service<Arrival<Incoming>>>::Future>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, arrival: Arrival<Incoming>) -> Self::Future {
+        let facts = Rc::clone(&arrival.facts);
+        // What is below does its work when it is polled, not when it is called: a panic is caught there.
+        RescueFuture { inner: (&self.0).call(arrival), facts }
+    }
+}
+
+pin_project! {
+    /// Waits for a response, or makes one of what went wrong.
+    pub struct RescueFuture<F> {
+        #[pin]
+        inner: F,
+        facts: Rc<Facts>,
+    }
+}
+
+impl<F: Future<Output = Result<Response<Body>, Error>>> Future for RescueFuture<F> {
+    type Output = Result<Response<Body>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let inner = this.inner;
+        // The state that a panic may leave half-changed is this exchange's own, and is dropped with it.
+        let error = match catch_unwind(AssertUnwindSafe(|| inner.poll(cx))) {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(Ok(response))) => return Poll::Ready(Ok(response)),
+            Ok(Poll::Ready(Err(error))) => error,
+            Err(_panic) => Error::new(Kind::Panic),
+        };
+        Poll::Ready(Ok(respond(&error, this.facts)))
+    }
+}
+
+fn respond(error: &Error, facts: &Facts) -> Response<Body> {
+    let kind = error.kind();
+    tell(error, facts);
+    facts.note(|record| {
+        record.decision = Decision::Error;
+        record.error = Some(kind.as_str());
+    });
+    let mut response = Answer::error(kind).response(None);
+    if kind.side() == Side::Downstream {
+        // The rest of the request is still on its way and would be taken for the next one.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Says what happened in the log, with the whole chain of causes; none of them holds anything of the request.
+fn tell(error: &Error, facts: &Facts) {
+    let causes: Vec<String> =
+        std::iter::successors(std::error::Error::source(error), |cause| cause.source()).map(ToString::to_string).collect();
+    let (id, endpoint, kind) = (format!("{:016x}", facts.id()), facts.endpoint().id(), error.kind().as_str());
+    let cause = causes.join(": ");
+    match error.kind().side() {
+        Side::Upstream => tracing::warn!(id, endpoint, kind, cause, "the homeserver failed on a request"),
+        Side::Gateway => tracing::error!(id, endpoint, kind, cause, "the gateway failed on a request"),
+        Side::Downstream => tracing::debug!(id, endpoint, kind, cause, "a client failed on its request"),
+    }
+}

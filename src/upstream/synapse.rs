@@ -1,0 +1,68 @@
+//! The homeserver as a service: it takes what is permitted, and what it gives is held.
+
+use std::task::{Context, Poll};
+
+use futures_util::future::LocalBoxFuture;
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use tower::Service;
+
+use super::pool::Pool;
+use crate::error::{Error, Kind};
+use crate::message::{RequestBody, hop};
+use crate::policy::{Held, Permit, Permitted, Purpose};
+
+/// The homeserver, as one worker reaches it.
+pub struct Synapse {
+    pool: Pool,
+}
+
+impl Synapse {
+    /// A service over this pool.
+    pub fn new(pool: Pool) -> Self {
+        Self { pool }
+    }
+
+    /// Sends a permitted request and waits for the head of the response.
+    ///
+    /// # Errors
+    /// As [`Pool::send`]; also [`Kind::Garbled`] for a 101: nobody asked for an upgrade, so what follows is no HTTP.
+    pub async fn send(&self, request: Permitted<Request<RequestBody>>) -> Result<Held<Response<Incoming>>, Error> {
+        let (request, hold) = request.open();
+        let mut response = self.pool.send(request).await?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Error::new(Kind::Garbled));
+        }
+        hop::remove_hop_by_hop(response.headers_mut());
+        Ok(hold.hold(response))
+    }
+
+    /// Whether the homeserver answers its own health check.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn health(&self) -> Result<(), Error> {
+        let permit = Permit::internal(Purpose::Health);
+        let mut request = Request::new(RequestBody::empty());
+        *request.uri_mut() = http::Uri::from_static("/health");
+        let permitted = permit.permit(request, |headers| {
+            headers.insert(header::HOST, HeaderValue::from_static("localhost"));
+        });
+        let response = self.send(permitted).await?.release(&permit);
+        if response.status() == StatusCode::OK { Ok(()) } else { Err(Error::new(Kind::Garbled)) }
+    }
+}
+
+impl<'a> Service<Permitted<Request<RequestBody>>> for &'a Synapse {
+    type Response = Held<Response<Incoming>>;
+    type Error = Error;
+    type Future = LocalBoxFuture<'a, Result<Self::Response, Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Permitted<Request<RequestBody>>) -> Self::Future {
+        Box::pin(self.send(request))
+    }
+}
