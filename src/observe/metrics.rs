@@ -494,6 +494,23 @@ mod tests {
     }
 
     #[test]
+    fn no_two_endpoints_codes_or_flows_share_a_cell() {
+        let metrics = metrics();
+        let listener = metrics.listener("public");
+        for status in [0, 101, 200, 302, 404, 500] {
+            (0..2).for_each(|endpoint| metrics.endpoint_request(endpoint, status));
+            Flow::ALL.iter().for_each(|flow| listener.request(*flow, status));
+        }
+        for (name, series) in
+            [("endpoint_requests_total", 2 * Code::ALL.len()), ("requests_total", 3 * Code::ALL.len())]
+        {
+            let lines = lines(&metrics, &format!("mantlet_{name}"));
+            assert_eq!(lines.len(), series, "{lines:?}");
+            assert!(lines.iter().all(|line| line.ends_with(" 1")), "{lines:?}");
+        }
+    }
+
+    #[test]
     fn each_listener_counts_for_itself() {
         let metrics = metrics();
         let (public, private) = (metrics.listener("public"), metrics.listener("pri\"vate\n"));
