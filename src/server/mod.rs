@@ -1,1 +1,4 @@
-//! (to be written)
+//! The process: sockets, workers, the admin listener.
+
+pub mod admin;
+pub mod reuseport;

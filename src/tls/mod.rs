@@ -1,1 +1,4 @@
-//! (to be written)
+//! TLS as we speak it: rustls with aws-lc-rs, named in each configuration and never a process default.
+
+mod not_after;
+pub mod server;

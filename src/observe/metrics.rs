@@ -1,0 +1,647 @@
+//! Every metric of the process.
+//!
+//! A label's value is a word of a closed enum, an endpoint's id, a rule's name or a listener's name: never what a
+//! client sent. Handles are resolved once (when a listener starts or a policy compiles); a request only adds to them.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime};
+
+use prometheus::core::Collector;
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::matrix::Flow;
+use crate::observe::access::{Mode, Token};
+
+/// The process's metrics.
+///
+/// The public fields have no labels left to choose; what needs a label has a method.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    started: Instant,
+    uptime: Gauge,
+    endpoint_ids: &'static [&'static str],
+    /// By endpoint and code; a cell is made when its first request ends.
+    endpoints: Box<[OnceLock<IntCounter>]>,
+    endpoint_requests: IntCounterVec,
+    requests: IntCounterVec,
+    request_duration: [Histogram; Flow::ALL.len()],
+    connections: IntGaugeVec,
+    refused_by_parser: IntCounterVec,
+    tls_handshake_failures: IntCounterVec,
+    certificate_not_after: IntGaugeVec,
+    rule_decisions: IntCounterVec,
+    token_verdicts: Vec<IntCounter>,
+    token_cache: Vec<IntCounter>,
+    upstream_connections: Vec<IntGauge>,
+    upstream_errors: IntCounterVec,
+    policy_reloads: Vec<IntCounter>,
+    policy_last_reload_successful: IntGauge,
+    policy_last_reload_success: IntGauge,
+    unknown_endpoint: Vec<IntCounter>,
+    requests_in_flight: IntGauge,
+    /// From the request to the upstream until its response head.
+    pub upstream_duration: Histogram,
+    /// Verdicts that the token cache holds.
+    pub token_cache_entries: IntGauge,
+    /// From our question to the homeserver until its answer.
+    pub whoami_duration: Histogram,
+    /// Requests sent a second time because a pooled connection proved dead.
+    pub upstream_retries: IntCounter,
+    /// The generation in force.
+    pub policy_generation: IntGauge,
+    /// Access records that found the queue full.
+    pub access_records_dropped: IntCounter,
+    /// Writes of access records that failed.
+    pub access_write_errors: IntCounter,
+    /// Exchanges that the end of the process cut short.
+    pub drained_exchanges: IntCounter,
+}
+
+impl Metrics {
+    /// Makes all metrics, at zero. `endpoint_ids` are the labels of [`Metrics::endpoint_request`], in its order.
+    pub fn new(endpoint_ids: &'static [&'static str]) -> Arc<Self> {
+        let registry = Registry::new();
+        let r = &registry;
+        let build = gauges(r, "build_info", "Which version runs; always 1.", &["version"]);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let request_duration = histograms(
+            r,
+            "request_duration_seconds",
+            "From a whole request head to the last byte of the response.",
+            &["flow"],
+        );
+        let verdicts = counters(r, "token_verdicts_total", "Access tokens asked for, by what was found.", &["class"]);
+        let cache = counters(r, "token_cache_total", "Look-ups in the token verdict cache.", &["result"]);
+        let pool = gauges(r, "upstream_connections", "Connections to upstreams.", &["state"]);
+        let reloads = counters(r, "policy_reloads_total", "Attempts to load a policy.", &["result"]);
+        let unknown = counters(r, "unknown_endpoint_requests_total", "Requests for no known endpoint.", &["flow"]);
+        Arc::new(Self {
+            started: Instant::now(),
+            uptime: register(r, Gauge::new("mantlet_uptime_seconds", "Since the process started.")),
+            endpoint_ids,
+            endpoints: std::iter::repeat_with(OnceLock::new).take(endpoint_ids.len() * Code::ALL.len()).collect(),
+            endpoint_requests: counters(
+                r,
+                "endpoint_requests_total",
+                "Requests by endpoint and class of status; code none if no status was sent.",
+                &["endpoint", "code"],
+            ),
+            requests: counters(
+                r,
+                "requests_total",
+                "Requests by listener, flow and class of status; code none if no status was sent.",
+                &["listener", "flow", "code"],
+            ),
+            request_duration: Flow::ALL.map(|flow| request_duration.with_label_values(&[flow.as_str()])),
+            requests_in_flight: gauge(r, "requests_in_flight", "Requests that have not ended."),
+            connections: gauges(r, "connections", "Open connections of clients.", &["listener"]),
+            refused_by_parser: counters(
+                r,
+                "refused_by_parser_total",
+                "Answered by the HTTP parser, before there was a request.",
+                &["listener", "reason"],
+            ),
+            tls_handshake_failures: counters(
+                r,
+                "tls_handshake_failures_total",
+                "TLS handshakes that failed or took too long.",
+                &["listener"],
+            ),
+            certificate_not_after: gauges(
+                r,
+                "tls_certificate_not_after_timestamp_seconds",
+                "When the listener's certificate ends.",
+                &["listener"],
+            ),
+            rule_decisions: counters(
+                r,
+                "rule_decisions_total",
+                "What rules did, or under mode report would have done.",
+                &["rule", "action", "mode"],
+            ),
+            token_verdicts: Token::ALL.iter().map(|class| verdicts.with_label_values(&[class.as_str()])).collect(),
+            token_cache: CacheResult::ALL.iter().map(|result| cache.with_label_values(&[result.as_str()])).collect(),
+            token_cache_entries: gauge(r, "token_cache_entries", "Verdicts held in the token verdict cache."),
+            whoami_duration: histogram(r, "whoami_duration_seconds", "The homeserver's answers about access tokens."),
+            upstream_duration: histogram(r, "upstream_duration_seconds", "Until the upstream's response head."),
+            upstream_connections: PoolState::ALL.iter().map(|s| pool.with_label_values(&[s.as_str()])).collect(),
+            upstream_retries: counter(
+                r,
+                "upstream_retries_total",
+                "Requests sent again because a pooled connection proved dead.",
+            ),
+            upstream_errors: counters(
+                r,
+                "upstream_errors_total",
+                "Exchanges that failed at the upstream, by kind of error.",
+                &["kind"],
+            ),
+            policy_reloads: Reload::ALL.iter().map(|result| reloads.with_label_values(&[result.as_str()])).collect(),
+            policy_last_reload_successful: gauge(
+                r,
+                "policy_last_reload_successful",
+                "Whether the last attempt to load a policy succeeded.",
+            ),
+            policy_last_reload_success: gauge(
+                r,
+                "policy_last_reload_success_timestamp_seconds",
+                "When a policy was last loaded.",
+            ),
+            policy_generation: gauge(r, "policy_generation", "The number of the policy in force."),
+            access_records_dropped: counter(
+                r,
+                "access_records_dropped_total",
+                "Access records lost because the writer did not keep up.",
+            ),
+            access_write_errors: counter(r, "access_write_errors_total", "Writes of access records that failed."),
+            unknown_endpoint: Flow::ALL.map(|flow| unknown.with_label_values(&[flow.as_str()])).into(),
+            drained_exchanges: counter(
+                r,
+                "drained_exchanges_total",
+                "Exchanges closed because they outlasted the drain time.",
+            ),
+            registry,
+        })
+    }
+
+    /// Resolves the handles of one listener; called once for each, at start.
+    pub fn listener(&self, name: &str) -> ListenerMetrics {
+        let parser = |refusal: &Refusal| self.refused_by_parser.with_label_values(&[name, refusal.as_str()]);
+        ListenerMetrics {
+            name: name.into(),
+            cells: std::iter::repeat_with(OnceLock::new).take(Flow::ALL.len() * Code::ALL.len()).collect(),
+            requests: self.requests.clone(),
+            connections: self.connections.with_label_values(&[name]),
+            refused_by_parser: Refusal::ALL.iter().map(parser).collect(),
+            tls_handshake_failures: self.tls_handshake_failures.with_label_values(&[name]),
+            certificate_not_after: self.certificate_not_after.clone(),
+        }
+    }
+
+    /// Resolves the counter of a rule's action; called when a policy compiles.
+    pub fn rule_counter(&self, rule: &'static str, action: Action, mode: Mode) -> IntCounter {
+        self.rule_decisions.with_label_values(&[rule, action.as_str(), mode.as_str()])
+    }
+
+    /// Counts a request that ended. `endpoint` is the index in the ids given to [`Metrics::new`]; a wrong one is
+    /// not counted.
+    pub fn endpoint_request(&self, endpoint: usize, status: u16) {
+        let Some(id) = self.endpoint_ids.get(endpoint) else { return };
+        let code = Code::from(status);
+        let make = || self.endpoint_requests.with_label_values(&[id, code.as_str()]);
+        if let Some(cell) = self.endpoints.get(endpoint * Code::ALL.len() + code as usize) {
+            cell.get_or_init(make).inc();
+        }
+    }
+
+    /// Records how long a request took as a whole.
+    pub fn request_duration(&self, flow: Flow, took: Duration) {
+        self.request_duration[flow as usize].observe(took.as_secs_f64());
+    }
+
+    /// Counts a request as in flight until what this returns is dropped.
+    pub fn request_in_flight(&self) -> Counted {
+        Counted::new(&self.requests_in_flight)
+    }
+
+    /// Counts a request for an endpoint that nobody knows.
+    pub fn unknown_endpoint(&self, flow: Flow) {
+        self.unknown_endpoint[flow as usize].inc();
+    }
+
+    /// Counts what was found out about a token.
+    pub fn token_verdict(&self, class: Token) {
+        self.token_verdicts[class as usize].inc();
+    }
+
+    /// Counts a look-up in the verdict cache.
+    pub fn token_cache(&self, result: CacheResult) {
+        self.token_cache[result as usize].inc();
+    }
+
+    /// Counts an upstream connection as open or as idle until what this returns is dropped.
+    pub fn upstream_connection(&self, state: PoolState) -> Counted {
+        Counted::new(&self.upstream_connections[state as usize])
+    }
+
+    /// Counts a failure at the upstream, by the error's kind.
+    pub fn upstream_error(&self, kind: &'static str) {
+        self.upstream_errors.with_label_values(&[kind]).inc();
+    }
+
+    /// Counts an attempt to load a policy; `Reload::Success` also records the time.
+    pub fn policy_reload(&self, result: Reload) {
+        self.policy_reloads[result as usize].inc();
+        match result {
+            Reload::Success => {
+                self.policy_last_reload_successful.set(1);
+                self.policy_last_reload_success.set(timestamp(SystemTime::now()));
+            }
+            Reload::Failure => self.policy_last_reload_successful.set(0),
+        }
+    }
+
+    /// All metrics in Prometheus' text format.
+    pub fn render(&self) -> String {
+        self.uptime.set(self.started.elapsed().as_secs_f64());
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_else(|e| {
+            tracing::error!(error = %e, "metrics cannot be rendered");
+            String::new()
+        })
+    }
+}
+
+/// The metrics of one listener, resolved; clones count into the same cells.
+#[derive(Clone, Debug)]
+pub struct ListenerMetrics {
+    name: Arc<str>,
+    /// By flow and code.
+    cells: Arc<[OnceLock<IntCounter>]>,
+    requests: IntCounterVec,
+    connections: IntGauge,
+    refused_by_parser: Arc<[IntCounter]>,
+    tls_handshake_failures: IntCounter,
+    certificate_not_after: IntGaugeVec,
+}
+
+impl ListenerMetrics {
+    /// The listener's name, for access records.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Counts a request that ended.
+    pub fn request(&self, flow: Flow, status: u16) {
+        let code = Code::from(status);
+        let make = || self.requests.with_label_values(&[&*self.name, flow.as_str(), code.as_str()]);
+        self.cells[flow as usize * Code::ALL.len() + code as usize].get_or_init(make).inc();
+    }
+
+    /// Counts a connection as open until what this returns is dropped.
+    pub fn connection(&self) -> Counted {
+        Counted::new(&self.connections)
+    }
+
+    /// Counts what the HTTP parser refused.
+    pub fn refused_by_parser(&self, refusal: Refusal) {
+        self.refused_by_parser[refusal as usize].inc();
+    }
+
+    /// Counts a TLS handshake that came to nothing.
+    pub fn tls_handshake_failure(&self) {
+        self.tls_handshake_failures.inc();
+    }
+
+    /// Tells when the certificate ends.
+    pub fn certificate_not_after(&self, time: SystemTime) {
+        self.certificate_not_after.with_label_values(&[&*self.name]).set(timestamp(time));
+    }
+}
+
+/// Holds a gauge one higher until it is dropped.
+#[derive(Debug)]
+pub struct Counted(IntGauge);
+
+impl Counted {
+    fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+words! {
+    /// What a rule did to an exchange.
+    pub enum Action {
+        /// Let it pass although it is the kind of exchange that the rule watches.
+        Permit = "permit",
+        /// Changed it.
+        Edit = "edit",
+        /// Answered in the upstream's place.
+        Answer = "answer",
+        /// Refused it.
+        Deny = "deny",
+    }
+}
+
+words! {
+    /// What a look-up in the verdict cache came to.
+    pub enum CacheResult {
+        /// A verdict was there.
+        Hit = "hit",
+        /// The homeserver was asked.
+        Miss = "miss",
+        /// Somebody else was asking already, and we waited for that answer.
+        Joined = "joined",
+    }
+}
+
+words! {
+    /// The state of an upstream connection.
+    pub enum PoolState {
+        /// Connected, whether used or not.
+        Open = "open",
+        /// Waits in the pool.
+        Idle = "idle",
+    }
+}
+
+words! {
+    /// How loading a policy ended.
+    pub enum Reload {
+        /// The new one is in force.
+        Success = "success",
+        /// The old one stays.
+        Failure = "failure",
+    }
+}
+
+words! {
+    /// What the HTTP parser answers by itself.
+    pub enum Refusal {
+        /// 400
+        BadRequest = "400",
+        /// 408
+        Timeout = "408",
+        /// 431
+        HeadTooLarge = "431",
+        /// The connection ended otherwise.
+        Other = "other",
+    }
+}
+
+words! {
+    /// The class of a status.
+    pub enum Code {
+        /// No status was sent.
+        None = "none",
+        /// Interim and upgrade.
+        Informational = "1xx",
+        /// Success.
+        Success = "2xx",
+        /// Redirection.
+        Redirection = "3xx",
+        /// The client's fault.
+        Client = "4xx",
+        /// Ours or the upstream's.
+        Server = "5xx",
+    }
+}
+
+impl From<u16> for Code {
+    fn from(status: u16) -> Self {
+        match status {
+            100..200 => Code::Informational,
+            200..300 => Code::Success,
+            300..400 => Code::Redirection,
+            400..500 => Code::Client,
+            500..600 => Code::Server,
+            _ => Code::None,
+        }
+    }
+}
+
+/// From half a millisecond to two minutes: a long poll ends in the last.
+const BUCKETS: [f64; 15] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0];
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    register(registry, IntCounter::new(format!("mantlet_{name}"), help))
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    register(registry, IntCounterVec::new(Opts::new(format!("mantlet_{name}"), help), labels))
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    register(registry, IntGauge::new(format!("mantlet_{name}"), help))
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    register(registry, IntGaugeVec::new(Opts::new(format!("mantlet_{name}"), help), labels))
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str) -> Histogram {
+    let opts = HistogramOpts::new(format!("mantlet_{name}"), help).buckets(BUCKETS.to_vec());
+    register(registry, Histogram::with_opts(opts))
+}
+
+fn histograms(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
+    let opts = HistogramOpts::new(format!("mantlet_{name}"), help).buckets(BUCKETS.to_vec());
+    register(registry, HistogramVec::new(opts, labels))
+}
+
+/// Names and labels are constants of this file: any test that makes [`Metrics`] shows that they are valid and distinct.
+fn register<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+    let collector = made.expect("a metric's name and labels in this file are valid");
+    registry.register(Box::new(collector.clone())).expect("a metric's name in this file is its own");
+    collector
+}
+
+fn timestamp(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metrics() -> Arc<Metrics> {
+        Metrics::new(&["get_public_rooms", "get_profile"])
+    }
+
+    /// The lines of one metric, without its head.
+    fn lines(metrics: &Metrics, name: &str) -> Vec<String> {
+        let ours = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        metrics.render().lines().filter(ours).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn tells_the_version_and_the_uptime() {
+        let metrics = metrics();
+        let version = format!("mantlet_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
+        assert_eq!(lines(&metrics, "mantlet_build_info"), [version]);
+        assert_eq!(lines(&metrics, "mantlet_uptime_seconds").len(), 1);
+    }
+
+    #[test]
+    fn an_endpoint_has_a_series_from_its_first_request_on() {
+        let metrics = metrics();
+        assert_eq!(lines(&metrics, "mantlet_endpoint_requests_total"), [""; 0]);
+        metrics.endpoint_request(1, 200);
+        metrics.endpoint_request(1, 204);
+        metrics.endpoint_request(1, 0);
+        metrics.endpoint_request(0, 401);
+        metrics.endpoint_request(2, 200);
+        assert_eq!(
+            lines(&metrics, "mantlet_endpoint_requests_total"),
+            [
+                r#"mantlet_endpoint_requests_total{code="2xx",endpoint="get_profile"} 2"#,
+                r#"mantlet_endpoint_requests_total{code="4xx",endpoint="get_public_rooms"} 1"#,
+                r#"mantlet_endpoint_requests_total{code="none",endpoint="get_profile"} 1"#,
+            ]
+        );
+    }
+
+    #[test]
+    fn no_two_endpoints_codes_or_flows_share_a_cell() {
+        let metrics = metrics();
+        let listener = metrics.listener("public");
+        for status in [0, 101, 200, 302, 404, 500] {
+            (0..2).for_each(|endpoint| metrics.endpoint_request(endpoint, status));
+            Flow::ALL.iter().for_each(|flow| listener.request(*flow, status));
+        }
+        for (name, series) in
+            [("endpoint_requests_total", 2 * Code::ALL.len()), ("requests_total", 3 * Code::ALL.len())]
+        {
+            let lines = lines(&metrics, &format!("mantlet_{name}"));
+            assert_eq!(lines.len(), series, "{lines:?}");
+            assert!(lines.iter().all(|line| line.ends_with(" 1")), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn each_listener_counts_for_itself() {
+        let metrics = metrics();
+        let (public, private) = (metrics.listener("public"), metrics.listener("pri\"vate\n"));
+        public.request(Flow::Client, 200);
+        public.clone().request(Flow::Client, 201);
+        public.request(Flow::Federation, 502);
+        private.refused_by_parser(Refusal::HeadTooLarge);
+        private.tls_handshake_failure();
+        public.certificate_not_after(SystemTime::UNIX_EPOCH + Duration::from_secs(1_900_000_000));
+        assert_eq!(
+            lines(&metrics, "mantlet_requests_total"),
+            [
+                r#"mantlet_requests_total{code="2xx",flow="client",listener="public"} 2"#,
+                r#"mantlet_requests_total{code="5xx",flow="federation",listener="public"} 1"#,
+            ]
+        );
+        let refused = lines(&metrics, "mantlet_refused_by_parser_total");
+        assert!(
+            refused.contains(&r#"mantlet_refused_by_parser_total{listener="pri\"vate\n",reason="431"} 1"#.to_owned()),
+            "{refused:?}"
+        );
+        assert_eq!(
+            lines(&metrics, "mantlet_tls_handshake_failures_total"),
+            [
+                r#"mantlet_tls_handshake_failures_total{listener="pri\"vate\n"} 1"#,
+                r#"mantlet_tls_handshake_failures_total{listener="public"} 0"#,
+            ]
+        );
+        // A listener without TLS has no certificate that could end.
+        assert_eq!(
+            lines(&metrics, "mantlet_tls_certificate_not_after_timestamp_seconds"),
+            [r#"mantlet_tls_certificate_not_after_timestamp_seconds{listener="public"} 1900000000"#]
+        );
+    }
+
+    #[test]
+    fn what_is_open_is_counted_until_it_is_dropped() {
+        let metrics = metrics();
+        let listener = metrics.listener("public");
+        let held = (
+            listener.connection(),
+            listener.connection(),
+            metrics.request_in_flight(),
+            metrics.upstream_connection(PoolState::Idle),
+        );
+        assert_eq!(lines(&metrics, "mantlet_connections"), [r#"mantlet_connections{listener="public"} 2"#]);
+        assert_eq!(lines(&metrics, "mantlet_requests_in_flight"), ["mantlet_requests_in_flight 1"]);
+        let pool = |idle| {
+            let open = r#"mantlet_upstream_connections{state="open"} 0"#.to_owned();
+            [format!(r#"mantlet_upstream_connections{{state="idle"}} {idle}"#), open]
+        };
+        assert_eq!(lines(&metrics, "mantlet_upstream_connections"), pool(1));
+        drop(held);
+        assert_eq!(lines(&metrics, "mantlet_connections"), [r#"mantlet_connections{listener="public"} 0"#]);
+        assert_eq!(lines(&metrics, "mantlet_requests_in_flight"), ["mantlet_requests_in_flight 0"]);
+        assert_eq!(lines(&metrics, "mantlet_upstream_connections"), pool(0));
+    }
+
+    #[test]
+    fn a_rule_resolved_twice_counts_into_one_series() {
+        let metrics = metrics();
+        metrics.rule_counter("profiles", Action::Deny, Mode::Report).inc();
+        metrics.rule_counter("profiles", Action::Deny, Mode::Report).inc();
+        assert_eq!(
+            lines(&metrics, "mantlet_rule_decisions_total"),
+            [r#"mantlet_rule_decisions_total{action="deny",mode="report",rule="profiles"} 2"#]
+        );
+    }
+
+    #[test]
+    fn a_failed_reload_shows_and_keeps_the_time_of_the_last_good_one() {
+        let metrics = metrics();
+        metrics.policy_reload(Reload::Success);
+        let time = lines(&metrics, "mantlet_policy_last_reload_success_timestamp_seconds");
+        assert_ne!(time, ["mantlet_policy_last_reload_success_timestamp_seconds 0"]);
+        assert_eq!(
+            lines(&metrics, "mantlet_policy_last_reload_successful"),
+            ["mantlet_policy_last_reload_successful 1"]
+        );
+        metrics.policy_reload(Reload::Failure);
+        assert_eq!(
+            lines(&metrics, "mantlet_policy_last_reload_successful"),
+            ["mantlet_policy_last_reload_successful 0"]
+        );
+        assert_eq!(lines(&metrics, "mantlet_policy_last_reload_success_timestamp_seconds"), time);
+        assert_eq!(
+            lines(&metrics, "mantlet_policy_reloads_total"),
+            [
+                r#"mantlet_policy_reloads_total{result="failure"} 1"#,
+                r#"mantlet_policy_reloads_total{result="success"} 1"#,
+            ]
+        );
+    }
+
+    #[test]
+    fn each_word_counts_into_its_own_series() {
+        let metrics = metrics();
+        for class in Token::ALL {
+            metrics.token_verdict(*class);
+        }
+        for result in CacheResult::ALL {
+            metrics.token_cache(*result);
+        }
+        for flow in Flow::ALL {
+            metrics.unknown_endpoint(flow);
+            metrics.request_duration(flow, Duration::from_millis(3));
+        }
+        metrics.upstream_error("connect");
+        let names = ["token_verdicts_total", "token_cache_total", "unknown_endpoint_requests_total"];
+        for (name, series) in names.into_iter().zip([Token::ALL.len(), CacheResult::ALL.len(), Flow::ALL.len()]) {
+            let lines = lines(&metrics, &format!("mantlet_{name}"));
+            assert_eq!(lines.len(), series, "{lines:?}");
+            assert!(lines.iter().all(|line| line.ends_with(" 1")), "{lines:?}");
+        }
+        let durations = lines(&metrics, "mantlet_request_duration_seconds_count");
+        assert_eq!(durations.len(), 3);
+        assert!(durations.iter().all(|line| line.ends_with(" 1")), "{durations:?}");
+        assert_eq!(
+            lines(&metrics, "mantlet_upstream_errors_total"),
+            [r#"mantlet_upstream_errors_total{kind="connect"} 1"#]
+        );
+    }
+
+    #[test]
+    fn every_metric_has_a_help_and_our_name() {
+        let metrics = metrics();
+        let text = metrics.render();
+        for line in text.lines().filter(|line| line.starts_with("# TYPE")) {
+            let name = line.split(' ').nth(2).unwrap();
+            assert!(name.starts_with("mantlet_"), "{line}");
+            assert!(text.contains(&format!("# HELP {name} ")), "{line}");
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! A unix socket's file: private from its first moment, replaced only when it is a leftover.
+
+use std::fs::{Permissions, set_permissions, symlink_metadata};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::problem::Problem;
+
+/// A socket file that we made; dropping it removes the file, unless another has taken its place.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    /// Device and inode.
+    made: (u64, u64),
+}
+
+impl SocketFile {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.made) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Listens on a socket file of mode 0600; the listener does not block.
+///
+/// # Errors
+/// When somebody listens there, something else is there, or the directory does not permit it.
+pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile), Problem> {
+    let unusable = |e: io::Error| Problem::new(format!("the socket {} cannot be made: {e}", path.display()));
+    let address = SockAddr::unix(path).map_err(unusable)?;
+    remove_leftover(path, &address)?;
+    let listen = || -> io::Result<(UnixListener, SocketFile)> {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.bind(&address)?;
+        let file = symlink_metadata(path)?;
+        let file = SocketFile { path: path.to_owned(), made: (file.dev(), file.ino()) };
+        // Before `listen` nobody can connect, so nobody could before the mode was right.
+        set_permissions(path, Permissions::from_mode(0o600))?;
+        socket.listen(64)?;
+        socket.set_nonblocking(true)?;
+        Ok((UnixListener::from(socket), file))
+    };
+    listen().map_err(unusable)
+}
+
+fn remove_leftover(path: &Path, address: &SockAddr) -> Result<(), Problem> {
+    let shown = path.display();
+    match symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Problem::new(format!("the socket {shown} cannot be looked at: {e}"))),
+        Ok(file) if !file.file_type().is_socket() => {
+            return Err(Problem::new(format!("{shown} is not a socket, so it is not replaced")));
+        }
+        Ok(_) => {}
+    }
+    let asked = Socket::new(Domain::UNIX, Type::STREAM, None).and_then(|socket| {
+        // A full queue must not hold us up; it is somebody's queue.
+        socket.set_nonblocking(true)?;
+        socket.connect(address)
+    });
+    match asked {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)
+            .map_err(|e| Problem::new(format!("the leftover socket {shown} cannot be removed: {e}"))),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            Err(Problem::new(format!("the socket {shown} is another user's; choose another bind for [admin]")))
+        }
+        Ok(()) | Err(_) => Err(Problem::new(format!(
+            "the socket {shown} is in use by another process; choose another bind for [admin], or stop it"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        symlink_metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn is_private_and_goes_with_its_listener() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin");
+        let (listener, file) = bind(&path).unwrap();
+        assert_eq!(mode(&path), 0o600);
+        UnixStream::connect(&path).unwrap();
+        drop((listener, file));
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn replaces_a_leftover() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let (_listener, _file) = bind(&path).unwrap();
+        assert_eq!(mode(&path), 0o600);
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn leaves_a_socket_that_is_in_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin");
+        let (_listener, _file) = bind(&path).unwrap();
+        assert_eq!(
+            bind(&path).unwrap_err().to_string(),
+            format!(
+                "the socket {} is in use by another process; choose another bind for [admin], or stop it",
+                path.display()
+            )
+        );
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_full_queue_is_in_use_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin");
+        let busy = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        busy.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        busy.listen(0).unwrap();
+        let _waiting = UnixStream::connect(&path).unwrap();
+        assert!(bind(&path).unwrap_err().what.contains("is in use"));
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn leaves_what_is_not_a_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin");
+        std::fs::write(&path, "mine").unwrap();
+        let problem = bind(&path).unwrap_err();
+        assert_eq!(problem.what, format!("{} is not a socket, so it is not replaced", path.display()));
+        assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn does_not_remove_the_file_of_a_successor() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin");
+        let (_old, old_file) = bind(&path).unwrap();
+        std::fs::rename(&path, dir.path().join("moved")).unwrap();
+        let (_new, _new_file) = bind(&path).unwrap();
+        drop(old_file);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_path_that_is_too_long_is_a_problem() {
+        let path = PathBuf::from(format!("/tmp/{}", "a".repeat(200)));
+        assert!(bind(&path).unwrap_err().what.contains("cannot be made"));
+    }
+}
