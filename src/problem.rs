@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// A place in a file that the operator wrote.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct Location {
     /// The path as the operator named it, or `built-in balanced`.
     pub file: String,
@@ -20,7 +20,7 @@ impl fmt::Display for Location {
 }
 
 /// One thing that keeps a configuration from being used.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct Problem {
     /// Where, if it is in a file.
     pub location: Option<Location>,
@@ -63,7 +63,7 @@ impl fmt::Display for Problem {
 }
 
 /// All that is wrong, in the order of the files.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct Problems(pub Vec<Problem>);
 

@@ -1,1 +1,136 @@
-//! (to be written)
+//! The verbs: one a file.
+
+mod check;
+mod explain;
+mod output;
+mod reload;
+mod rules;
+mod run;
+mod test;
+mod version;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::config::compiled::Compiled;
+use crate::config::gateway::{Gateway, PolicySource};
+use crate::config::policy_file::BuiltIn;
+use crate::problem::Problems;
+use output::Output;
+
+/// A privacy gateway for Matrix homeservers.
+#[derive(Debug, Parser)]
+#[command(name = "mantlet", version, arg_required_else_help = true, max_term_width = 120)]
+pub struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Parser)]
+struct Common {
+    /// The gateway file [default: mantlet.toml here, then /etc/mantlet/mantlet.toml, then the built-in defaults]
+    #[arg(short, long, global = true, value_name = "FILE", env = "MANTLET_CONFIG")]
+    config: Option<PathBuf>,
+    /// The form of what is printed
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Serve
+    Run(run::Run),
+    /// Say what is wrong with the configuration, all at once; binds nothing
+    #[command(short_flag = 't')]
+    Check(check::Check),
+    /// Say how one request would be judged, and why; asks nobody. Exit code 3: it would be refused
+    Explain(explain::Explain),
+    /// Run the policy's own tests
+    Test(test::Test),
+    /// List the rules, show one, or list the endpoints by id
+    Rules(rules::Rules),
+    /// Make the running gateway read its policy again
+    Reload(reload::Reload),
+    /// Show the version
+    Version(version::Version),
+}
+
+/// The policy that a verb looks at, where it is not the gateway file's.
+#[derive(Debug, clap::Args)]
+struct PolicyArgument {
+    /// A policy file, or strict, balanced, transparent [default: the one of the gateway file]
+    #[arg(short, long, value_name = "FILE|NAME")]
+    policy: Option<String>,
+}
+
+/// Does what the arguments say; its code is 0 for good, 1 for a problem or a failed check, 2 for wrong usage, 3 for a request
+/// that `explain` finds refused.
+pub fn main() -> ExitCode {
+    let Arguments { verb, common } = Arguments::parse();
+    let output = Output::new(common.format);
+    let done = match verb {
+        Verb::Run(run) => run.run(&common),
+        Verb::Check(check) => check.run(&common, &output),
+        Verb::Explain(explain) => explain.run(&common, &output),
+        Verb::Test(test) => test.run(&common, &output),
+        Verb::Rules(rules) => rules.run(&output),
+        Verb::Reload(reload) => reload.run(&common, &output),
+        Verb::Version(version) => version.run(&output),
+    };
+    match done {
+        Ok(code) => code,
+        Err(problems) => {
+            output.problems(&problems);
+            ExitCode::from(PROBLEM)
+        }
+    }
+}
+
+impl Common {
+    /// The gateway file that is meant, if there is any.
+    fn file(&self) -> Option<PathBuf> {
+        if self.config.is_some() {
+            return self.config.clone();
+        }
+        [Path::new("mantlet.toml"), Path::new("/etc/mantlet/mantlet.toml")]
+            .into_iter()
+            .find(|path| path.exists())
+            .map(Path::to_path_buf)
+    }
+
+    fn gateway(&self) -> Result<Gateway, Problems> {
+        self.file().map_or_else(|| Ok(Gateway::default()), |file| Gateway::load(&file))
+    }
+}
+
+impl PolicyArgument {
+    fn source(&self, common: &Common) -> Result<PolicySource, Problems> {
+        Ok(match &self.policy {
+            None => common.gateway()?.policy,
+            Some(name) => match BuiltIn::from_name(name) {
+                Some(built_in) => PolicySource::BuiltIn(built_in),
+                None => PolicySource::File(name.into()),
+            },
+        })
+    }
+
+    fn load(&self, common: &Common) -> Result<Compiled, Problems> {
+        Compiled::read(&self.source(common)?)
+    }
+}
+
+const PROBLEM: u8 = 1;
+const USAGE: u8 = 2;
+const REFUSED: u8 = 3;

@@ -1,5 +1,6 @@
 //! Accepts connections of one listener on one worker, until it is told to stop.
 
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -8,12 +9,12 @@ use std::time::Duration;
 
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::acceptor;
 use super::admission::Admission;
 use crate::config::settings::Limits;
-use crate::observe::metrics::ListenerMetrics;
+use crate::observe::metrics::{ListenerMetrics, Metrics};
 use crate::stack::Stack;
 
 /// One listener as one worker serves it.
@@ -37,6 +38,34 @@ pub struct Shared {
     /// Who may come in at all.
     pub admission: Arc<Admission>,
     /// Where the process stands.
+    pub drain: watch::Receiver<Drain>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    open: Cell<usize>,
+    gone: Notify,
+}
+
+impl Shared {
+    /// What the listeners of one worker share.
+    pub fn new(
+        stack: Stack,
+        limits: Limits,
+        admission: Arc<Admission>,
+        drain: watch::Receiver<Drain>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { stack, limits, admission, drain, metrics, open: Cell::new(0), gone: Notify::new() }
+    }
+
+    /// Waits until the worker has no connection left.
+    pub async fn all_gone(&self) {
+        while self.open.get() > 0 {
+            self.gone.notified().await;
+        }
+    }
+}
+
+/// Where the process stands.
     pub drain: watch::Receiver<Drain>,
 }
 
@@ -79,10 +108,28 @@ impl Listener {
         };
         let this = Rc::clone(self);
         tokio::task::spawn_local(async move {
-            let _open = this.metrics.connection();
+            let _counted = this.metrics.connection();
+            let _open = Open::new(&this.shared);
             acceptor::accept(&this, stream, client).await;
             drop(admitted);
         });
+    }
+}
+
+/// One open connection of a worker, also one whose task panics.
+struct Open<'a>(&'a Shared);
+
+impl<'a> Open<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        shared.open.set(shared.open.get() + 1);
+        Self(shared)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
+        self.0.gone.notify_one();
     }
 }
 

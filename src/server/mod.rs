@@ -1,4 +1,323 @@
-//! The process: sockets, workers, the admin listener.
+//! The process: sockets, workers, reload, the admin listener, and the end of it all.
 
 pub mod admin;
+mod control;
+pub mod reload;
 pub mod reuseport;
+mod watch;
+mod worker;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use tokio::sync::watch as latest;
+
+use crate::config::address::AdminAddress;
+use crate::config::gateway::Gateway;
+use crate::config::settings::AccessLog;
+use crate::ingress::admission::Admission;
+use crate::ingress::listener::Drain;
+use crate::matrix::endpoint::Endpoint;
+use crate::observe::access::{Format, Writer};
+use crate::observe::metrics::{ListenerMetrics, Metrics};
+use crate::problem::{Problem, Problems};
+use crate::stack::tokens::Tokens;
+use crate::tls::server::{Identity, Server as Tls};
+use admin::AdminListener;
+use control::Control;
+use reload::Reloader;
+use reuseport::Bound;
+
+/// What to start.
+pub struct Start {
+    /// The gateway file as it was read.
+    pub gateway: Gateway,
+    /// Where it was read, so that a reload can tell what it would not take; `None` for the built-in one.
+    pub file: Option<PathBuf>,
+    /// Whether SIGHUP reloads and SIGTERM, SIGINT drain: for a process of its own, not inside another program.
+    pub signals: bool,
+    /// Where access records go; `None` is standard output.
+    pub access: Option<Box<dyn std::io::Write + Send>>,
+}
+
+/// A gateway that serves. Dropping it drains it.
+pub struct Running {
+    listeners: Vec<(String, SocketAddr)>,
+    admin: Option<AdminAddress>,
+    reloader: Arc<Reloader>,
+    metrics: Arc<Metrics>,
+    access: Arc<Writer>,
+    drain: latest::Sender<Drain>,
+    patience: Duration,
+    ended: mpsc::Receiver<End>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+/// Why a thread of the gateway ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Somebody asked the process to end.
+    Asked,
+    /// Somebody asked again: what still runs is not waited for.
+    AskedAgain,
+    /// A worker drained.
+    Drained,
+    /// A thread broke.
+    Broke,
+}
+
+/// How a gateway ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It drained as it was asked to.
+    Drained,
+    /// A thread broke; nothing is served any more.
+    Broke,
+}
+
+/// Starts a gateway: loads the policy, runs its tests, binds, serves.
+///
+/// # Errors
+/// All that keeps it from starting. Nothing listens then.
+pub fn start(start: Start) -> Result<Running, Problems> {
+    let Start { gateway, file, signals, access } = start;
+    let metrics = Metrics::new(endpoint_ids());
+    // Everything that may be wrong with files is found before the first socket is bound.
+    let (reloader, snapshot) = Reloader::start(&gateway, file, Arc::clone(&metrics))?;
+    let reloader = Arc::new(reloader);
+    let mut problems = Problems::default();
+    let identities: Vec<_> = gateway
+        .listeners
+        .iter()
+        .map(|listener| listener.tls.as_ref().map(|files| Identity::read(&files.certificate, &files.key)).transpose())
+        .filter_map(|identity| identity.map_err(|found| problems.0.extend(found.0)).ok())
+        .collect();
+    problems.or(())?;
+
+    let access = open_access(gateway.log.access, access, &metrics)?;
+    let tokens = Tokens::new(&gateway.tokens, Arc::clone(&metrics))
+        .map_err(|error| Problem::new(format!("the system gives no randomness: {error}")))?;
+    let tokens = Arc::new(tokens);
+    let (drain, draining) = latest::channel(Drain::Serving);
+    let doors = bind(&gateway, identities, &metrics)?;
+    let admin = gateway.admin.as_ref().map(AdminListener::bind).transpose()?;
+
+    let (ending, ended) = mpsc::channel();
+    let mut running = Running {
+        listeners: doors.iter().map(|door| (door.metrics.name().to_string(), door.bound.address())).collect(),
+        admin: admin.as_ref().and_then(|admin| admin.address().ok()),
+        reloader: Arc::clone(&reloader),
+        metrics: Arc::clone(&metrics),
+        access: Arc::clone(&access),
+        drain,
+        patience: gateway.limits.drain.duration(),
+        ended,
+        threads: Vec::new(),
+    };
+    let doors = Arc::new(doors);
+    let admission = Admission::new(gateway.limits.connections, gateway.limits.per_address);
+    for number in 0..worker_count(&gateway) {
+        let parts = worker::Parts {
+            snapshot: snapshot.clone(),
+            tokens: Arc::clone(&tokens),
+            limits: gateway.limits.clone(),
+            metrics: Arc::clone(&metrics),
+            access: Arc::clone(&access),
+            upstream: gateway.synapse.clone(),
+            admission: Arc::clone(&admission),
+            drain: draining.clone(),
+            doors: Arc::clone(&doors),
+        };
+        running.spawn(&format!("worker-{number}"), ending.clone(), move || worker::run(parts))?;
+    }
+    let control = Control { admin, signals, reloader, metrics, upstream: gateway.synapse.clone(), ending: ending.clone() };
+    running.spawn("control", ending, move || control.run(draining))?;
+    for (name, address) in &running.listeners {
+        tracing::info!(listener = %name, %address, "listening");
+    }
+    if let Some(admin) = &running.admin {
+        tracing::info!(address = %admin, "the admin listener is up");
+    }
+    Ok(running)
+}
+
+impl Running {
+    /// The listeners' names and addresses, with the ports they really have.
+    pub fn listeners(&self) -> &[(String, SocketAddr)] {
+        &self.listeners
+    }
+
+    /// Where the admin listener is.
+    pub fn admin(&self) -> Option<&AdminAddress> {
+        self.admin.as_ref()
+    }
+
+    /// What loads the policy anew.
+    pub fn reloader(&self) -> &Arc<Reloader> {
+        &self.reloader
+    }
+
+    /// All metrics.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Serves until somebody asks for the end, then drains.
+    pub fn wait(mut self) -> Outcome {
+        let outcome = match self.ended.recv() {
+            Ok(End::Asked | End::AskedAgain) => Outcome::Drained,
+            Ok(End::Drained | End::Broke) | Err(_) => Outcome::Broke,
+        };
+        self.finish(outcome)
+    }
+
+    /// Drains: nothing new is taken; exchanges that end within `[limits] drain` are whole.
+    pub fn shutdown(mut self) -> Outcome {
+        self.finish(Outcome::Drained)
+    }
+
+    fn finish(&mut self, outcome: Outcome) -> Outcome {
+        if self.threads.is_empty() {
+            return outcome;
+        }
+        if outcome == Outcome::Drained {
+            tracing::info!(patience = ?self.patience, "draining");
+            let _ = self.drain.send(Drain::Draining);
+            self.await_workers();
+        }
+        let _ = self.drain.send(Drain::Over);
+        for thread in self.threads.drain(..) {
+            // How it ended was told by its guard.
+            let _ = thread.join();
+        }
+        if let Err(error) = self.access.flush(Duration::from_secs(2)) {
+            tracing::warn!(%error, "the last access records could not be written");
+        }
+        tracing::info!("ended");
+        outcome
+    }
+
+    /// Waits for all workers to drain, until patience or the operator's ends.
+    fn await_workers(&self) {
+        let deadline = std::time::Instant::now() + self.patience;
+        // All threads but the control thread are workers.
+        let mut serving = self.threads.len().saturating_sub(1);
+        while serving > 0 {
+            match self.ended.recv_timeout(deadline.saturating_duration_since(std::time::Instant::now())) {
+                Ok(End::Drained | End::Broke) => serving -= 1,
+                Ok(End::Asked | End::AskedAgain) => return,
+                Err(_late) => return,
+            }
+        }
+    }
+
+    fn spawn(
+        &mut self,
+        name: &str,
+        ending: mpsc::Sender<End>,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<(), Problems> {
+        let tell = TellEnd { ending, end: End::Broke };
+        let thread = thread::Builder::new().name(name.into()).spawn(move || {
+            let mut tell = tell;
+            work();
+            tell.end = End::Drained;
+        });
+        match thread {
+            Ok(thread) => {
+                self.threads.push(thread);
+                Ok(())
+            }
+            Err(error) => Err(Problem::new(format!("no thread can be started: {error}")).into()),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.finish(Outcome::Drained);
+    }
+}
+
+/// Tells that a thread ended, also when it panics.
+struct TellEnd {
+    ending: mpsc::Sender<End>,
+    end: End,
+}
+
+impl Drop for TellEnd {
+    fn drop(&mut self) {
+        // Nobody listens once the gateway has finished.
+        let _ = self.ending.send(self.end);
+    }
+}
+
+/// A listener's socket with what belongs to it.
+struct Door {
+    bound: Bound,
+    tls: Option<Tls>,
+    metrics: ListenerMetrics,
+}
+
+fn bind(gateway: &Gateway, identities: Vec<Option<Identity>>, metrics: &Metrics) -> Result<Vec<Door>, Problems> {
+    let mut problems = Problems::default();
+    let mut doors = Vec::new();
+    for (listener, identity) in gateway.listeners.iter().zip(identities) {
+        let metrics = metrics.listener(&listener.name);
+        if let Some(not_after) = identity.as_ref().and_then(Identity::not_after) {
+            metrics.certificate_not_after(not_after);
+            warn_of_expiry(&listener.name, not_after);
+        }
+        let bound = Bound::bind(listener.bind, &format!("[[listener]] {}", listener.name));
+        match (bound, identity.map(Tls::new).transpose()) {
+            (Ok(bound), Ok(tls)) => doors.push(Door { bound, tls, metrics }),
+            (Err(problem), _) | (_, Err(problem)) => problems.push(problem),
+        }
+    }
+    problems.or(doors)
+}
+
+fn warn_of_expiry(listener: &str, not_after: std::time::SystemTime) {
+    match not_after.duration_since(std::time::SystemTime::now()) {
+        Ok(left) if left > Duration::from_secs(7 * 24 * 3600) => {}
+        Ok(left) => tracing::warn!(listener, days = left.as_secs() / 86_400, "the certificate ends soon"),
+        Err(_) => tracing::warn!(listener, "the certificate has ended: clients will refuse it"),
+    }
+}
+
+fn open_access(
+    format: AccessLog,
+    destination: Option<Box<dyn std::io::Write + Send>>,
+    metrics: &Metrics,
+) -> Result<Arc<Writer>, Problems> {
+    let format = match format {
+        AccessLog::Json => Format::Json,
+        AccessLog::Text => Format::Text,
+        AccessLog::Off => Format::Off,
+    };
+    let writer = match destination {
+        Some(destination) => Writer::start(format, destination, Writer::CAPACITY, metrics),
+        None => Writer::stdout(format, metrics),
+    };
+    let writer = writer.map_err(|error| Problem::new(format!("access records cannot be written: {error}")))?;
+    Ok(Arc::new(writer))
+}
+
+/// One worker a core, unless the operator says otherwise.
+fn worker_count(gateway: &Gateway) -> usize {
+    match gateway.workers.count {
+        0 => thread::available_parallelism().map_or(1, usize::from),
+        count => count,
+    }
+}
+
+/// The endpoints' ids in the order of their index, for the metrics; made once, kept for good.
+fn endpoint_ids() -> &'static [&'static str] {
+    static IDS: std::sync::LazyLock<Vec<&'static str>> =
+        std::sync::LazyLock::new(|| Endpoint::ALL.iter().map(|endpoint| endpoint.id()).collect());
+    &IDS
+}

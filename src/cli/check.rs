@@ -1,0 +1,84 @@
+//! `mantlet check`
+
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::output::Output;
+use super::{Common, PolicyArgument};
+use crate::config::compiled::Compiled;
+use crate::config::gateway::Gateway;
+use crate::problem::Problems;
+use crate::tls::server::Identity;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Check {
+    /// Print the merged policy, each line with its origin
+    #[arg(long)]
+    print: bool,
+    #[command(flatten)]
+    policy: PolicyArgument,
+}
+
+impl Check {
+    pub(super) fn run(self, common: &Common, output: &Output) -> Result<ExitCode, Problems> {
+        let mut problems = Problems::default();
+        // With a policy of its own, only that is looked at; else the gateway file, its certificates and its policy.
+        let gateway = match self.policy.policy {
+            Some(_) => Gateway::default(),
+            None => common.gateway().unwrap_or_else(|found| {
+                problems.0.extend(found.0);
+                Gateway::default()
+            }),
+        };
+        let has_gateway = problems.is_empty();
+        for files in gateway.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
+            if let Err(found) = Identity::read(&files.certificate, &files.key) {
+                problems.0.extend(found.0);
+            }
+        }
+        let source = match self.policy.policy {
+            Some(_) => self.policy.source(common)?,
+            None => gateway.policy.clone(),
+        };
+        let compiled = Compiled::load(&source).map_err(|found| {
+            // The policy of a gateway file that cannot be read is not the one that is meant.
+            if has_gateway {
+                problems.0.extend(found.0);
+            }
+        });
+        let (Ok(compiled), true) = (compiled, problems.is_empty()) else {
+            return problems.or(()).map(|()| ExitCode::SUCCESS);
+        };
+        let policy = &compiled.policy;
+        let rules: Vec<_> = policy.rules().iter().filter(|rule| rule.location.is_some()).collect();
+        output.print(
+            || {
+                if self.print {
+                    return compiled.print.clone();
+                }
+                let names: Vec<_> = rules.iter().map(|rule| format!("{} ({})", rule.name, rule.mode.as_str())).collect();
+                format!(
+                    "{}: good\n  rules  {}\n  tests  {} passed\n  digest {}",
+                    policy.name(),
+                    names.join(", "),
+                    compiled.tests.len(),
+                    policy.digest()
+                )
+            },
+            || {
+                json!({
+                    "ok": true,
+                    "policy": policy.name(),
+                    "digest": policy.digest(),
+                    "tests": compiled.tests.len(),
+                    "rules": rules.iter().map(|rule| json!({
+                        "name": rule.name, "mode": rule.mode.as_str(), "location": rule.location,
+                    })).collect::<Vec<_>>(),
+                    "merged": self.print.then_some(&compiled.print),
+                })
+            },
+        );
+        Ok(ExitCode::SUCCESS)
+    }
+}

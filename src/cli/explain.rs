@@ -1,0 +1,222 @@
+//! `mantlet explain`
+
+use std::fmt::Write;
+use std::net::IpAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::output::Output;
+use super::{Common, PolicyArgument, REFUSED, USAGE};
+use crate::matrix::Flow;
+use crate::policy::plan::Edit;
+use crate::policy::selftest::{Finding, Probe, Seen, Supposed};
+use crate::policy::{Decision, Gate, Policy, TokenVerdict};
+use crate::problem::{Location, Problems};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Explain {
+    /// The method
+    method: String,
+    /// The path with its query, or a whole URL
+    url: String,
+    /// A field of the request: "Name: value"
+    #[arg(short = 'H', long = "header", value_name = "FIELD")]
+    headers: Vec<String>,
+    /// The direction, where the path does not tell it
+    #[arg(long, value_enum)]
+    flow: Option<FlowArgument>,
+    /// The client's address
+    #[arg(long, value_name = "ADDRESS")]
+    from: Option<IpAddr>,
+    /// What the homeserver would say of the request's token
+    #[arg(long, value_enum, default_value_t = TokenArgument::Valid)]
+    token: TokenArgument,
+    #[command(flatten)]
+    policy: PolicyArgument,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum FlowArgument {
+    Client,
+    Federation,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum TokenArgument {
+    Valid,
+    Guest,
+    Invalid,
+}
+
+impl Explain {
+    pub(super) fn run(self, common: &Common, output: &Output) -> Result<ExitCode, Problems> {
+        let probe = match self.probe() {
+            Ok(probe) => probe,
+            Err(what) => {
+                eprintln!("error: {what}");
+                return Ok(ExitCode::from(USAGE));
+            }
+        };
+        let policy = self.policy.load(common)?.policy;
+        let finding = probe.judge(&policy);
+        output.print(|| text(&probe, &finding, &policy), || structure(&probe, &finding, &policy));
+        Ok(match finding.verdict.decision {
+            Decision::Deny(_) | Decision::Fail(_) => ExitCode::from(REFUSED),
+            Decision::Permit(_) | Decision::Answer(_) => ExitCode::SUCCESS,
+        })
+    }
+
+    fn probe(&self) -> Result<Probe, String> {
+        let mut probe = Probe::new(&self.method, &self.url)?;
+        for header in &self.headers {
+            let (name, value) =
+                header.split_once(':').ok_or_else(|| format!("`{header}` is not of the form \"Name: value\""))?;
+            probe.header(name, value)?;
+        }
+        probe.flow = self.flow.map(|flow| match flow {
+            FlowArgument::Client => Flow::Client,
+            FlowArgument::Federation => Flow::Federation,
+        });
+        probe.from = self.from.unwrap_or(probe.from);
+        probe.token = match self.token {
+            TokenArgument::Valid => Supposed::Valid,
+            TokenArgument::Guest => Supposed::Guest,
+            TokenArgument::Invalid => Supposed::Invalid,
+        };
+        Ok(probe)
+    }
+}
+
+fn text(probe: &Probe, finding: &Finding, policy: &Arc<Policy>) -> String {
+    let mut page = Page::default();
+    let endpoint = finding.classified.raw;
+    page.line("request", format!("{} {}", probe.method, probe.target.path_and_query().map_or("/", |target| target.as_str())));
+    page.line("policy", format!("{} ({})", policy.name(), policy.digest()));
+    page.line("flow", finding.flow.as_str());
+    page.line("endpoint", format!("{} (authentication: {})", endpoint.id(), endpoint.auth().as_str()));
+    for template in endpoint.templates() {
+        page.line("", template);
+    }
+    if finding.classified.raw != finding.classified.decoded {
+        page.line("decoded", format!("{}: the spelling reads two ways", finding.classified.decoded.id()));
+    }
+    page.section("plan", gates(finding, policy).map(|(pattern, gate)| described(gate, pattern, policy)));
+    page.section("request edits", policy.request_edits(finding.flow).iter().map(|edit| edited(edit, policy)));
+    page.section("response edits", policy.response_edits(finding.flow).iter().map(|edit| edited(edit, policy)));
+    if let Some(token) = &finding.token {
+        page.line("token", token_words(token));
+    }
+    if let Some(reported) = finding.verdict.reported {
+        let rule = policy.rule(reported.rule).name;
+        page.line("reported", format!("{rule} would {} it, in report mode", reported.action));
+    }
+    page.line("decision", decision_words(finding, policy));
+    page.0
+}
+
+fn decision_words(finding: &Finding, policy: &Policy) -> String {
+    let seen = Seen::of(finding, policy);
+    match &finding.verdict.decision {
+        Decision::Permit(_) => "permit".to_owned(),
+        Decision::Fail(kind) => format!("fail: {}", kind.sentence()),
+        Decision::Answer(denial) | Decision::Deny(denial) => {
+            let errcode = seen.errcode.map(|errcode| format!(" {errcode}")).unwrap_or_default();
+            let rule = seen.rule.unwrap_or_default();
+            let place = place(denial.location.as_ref());
+            format!("{} with {}{errcode}, by {rule}{place}", seen.outcome, denial.answer.status().as_u16())
+        }
+    }
+}
+
+fn token_words(token: &TokenVerdict) -> String {
+    match token {
+        TokenVerdict::Unreadable(why) => format!("none ({})", why.sentence()),
+        TokenVerdict::Valid { guest: false } => "supposed valid: the homeserver would be asked".into(),
+        TokenVerdict::Valid { guest: true } => "supposed a guest's: the homeserver would be asked".into(),
+        TokenVerdict::Refused(_) => "supposed invalid: the homeserver would be asked".into(),
+        TokenVerdict::Unavailable(kind) => kind.sentence().into(),
+    }
+}
+
+fn structure(probe: &Probe, finding: &Finding, policy: &Arc<Policy>) -> Value {
+    let seen = Seen::of(finding, policy);
+    let location = match &finding.verdict.decision {
+        Decision::Answer(denial) | Decision::Deny(denial) => denial.location.clone(),
+        Decision::Permit(_) | Decision::Fail(_) => None,
+    };
+    let edits = |edits: &[Edit]| -> Vec<Value> {
+        let told = |edit: &Edit| json!({
+            "rule": policy.rule(edit.rule).name, "mode": edit.mode.as_str(), "edit": edit.edit.describe(), "location": edit.location,
+        });
+        edits.iter().map(told).collect()
+    };
+    json!({
+        "request": { "method": probe.method.as_str(), "target": probe.target.path_and_query().map(|target| target.as_str()) },
+        "policy": { "name": policy.name(), "digest": policy.digest() },
+        "flow": finding.flow.as_str(),
+        "endpoint": {
+            "id": finding.classified.raw.id(),
+            "decoded": finding.classified.decoded.id(),
+            "authentication": finding.classified.raw.auth().as_str(),
+            "templates": finding.classified.raw.templates(),
+        },
+        "plan": gates(finding, policy).map(|(pattern, gate)| json!({
+            "rule": policy.rule(gate.rule).name, "mode": gate.mode.as_str(), "action": gate.action.describe(),
+            "path": pattern, "location": gate.location,
+        })).collect::<Vec<_>>(),
+        "request_edits": edits(policy.request_edits(finding.flow)),
+        "response_edits": edits(policy.response_edits(finding.flow)),
+        "token": finding.token.as_ref().map(TokenVerdict::class),
+        "decision": seen.outcome,
+        "rule": seen.rule,
+        "location": location,
+        "status": seen.status,
+        "errcode": seen.errcode,
+    })
+}
+
+/// All gates that this request may meet, those of path patterns first.
+fn gates<'a>(finding: &Finding, policy: &'a Policy) -> impl Iterator<Item = (Option<&'a str>, &'a Gate)> {
+    let own = policy.gates(finding.classified.raw).iter().map(|gate| (None, gate));
+    policy.path_gates().map(|(pattern, gate)| (Some(pattern), gate)).chain(own)
+}
+
+fn described(gate: &Gate, pattern: Option<&str>, policy: &Policy) -> String {
+    let path = pattern.map(|pattern| format!(" where the path is {pattern}")).unwrap_or_default();
+    let when = if gate.when.is_always() { "" } else { " under its conditions" };
+    let rule = policy.rule(gate.rule).name;
+    format!("{rule} ({}): {}{path}{when}{}", gate.mode.as_str(), gate.action.describe(), place(gate.location.as_ref()))
+}
+
+fn edited(edit: &Edit, policy: &Policy) -> String {
+    let rule = policy.rule(edit.rule).name;
+    format!("{rule} ({}): {}{}", edit.mode.as_str(), edit.edit.describe(), place(edit.location.as_ref()))
+}
+
+fn place(location: Option<&Location>) -> String {
+    location.map(|location| format!("  [{location}]")).unwrap_or_default()
+}
+
+/// Lines under headings of one width.
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn line(&mut self, heading: &str, text: impl AsRef<str>) {
+        // Writing to a string does not fail.
+        let _ = writeln!(self.0, "{heading:<15} {}", text.as_ref());
+    }
+
+    fn section(&mut self, heading: &str, lines: impl Iterator<Item = String>) {
+        let mut heading = heading;
+        for line in lines {
+            self.line(heading, line);
+            heading = "";
+        }
+        if !heading.is_empty() {
+            self.line(heading, "none");
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! `mantlet run`
+
+use std::process::ExitCode;
+
+use super::{Common, PROBLEM};
+use crate::observe::log::{self, Format};
+use crate::problem::Problems;
+use crate::server::{self, Outcome, Start};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Run {
+    /// The form of the log on standard error
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Run {
+    pub(super) fn run(self, common: &Common) -> Result<ExitCode, Problems> {
+        let gateway = common.gateway()?;
+        let format = match self.log_format {
+            LogFormat::Text => Format::Text,
+            LogFormat::Json => Format::Json,
+        };
+        log::init(gateway.log.level.as_str(), format)?;
+        let running = server::start(Start { gateway, file: common.file(), signals: true, access: None })?;
+        match running.wait() {
+            Outcome::Drained => Ok(ExitCode::SUCCESS),
+            Outcome::Broke => Ok(ExitCode::from(PROBLEM)),
+        }
+    }
+}

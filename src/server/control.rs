@@ -1,0 +1,171 @@
+//! The thread that serves nobody: signals, the admin listener, and the watch over the policy's files.
+
+use std::rc::Rc;
+use std::sync::{Arc, mpsc};
+
+use serde_json::{Value, json};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc as queue, oneshot, watch};
+
+use super::End;
+use super::admin::{self, AdminApi, AdminListener, BoxFuture};
+use super::reload::{Reloader, Trigger};
+use super::watch::{EVERY, Watch};
+use crate::config::address::UpstreamAddress;
+use crate::ingress::listener::Drain;
+use crate::observe::metrics::Metrics;
+use crate::upstream::pool::Pool;
+use crate::upstream::{Connector, Synapse};
+
+/// What the thread is made of.
+pub(super) struct Control {
+    pub admin: Option<AdminListener>,
+    pub signals: bool,
+    pub reloader: Arc<Reloader>,
+    pub metrics: Arc<Metrics>,
+    pub upstream: UpstreamAddress,
+    pub ending: mpsc::Sender<End>,
+}
+
+impl Control {
+    /// Works until the process's time is over.
+    ///
+    /// # Panics
+    /// When the thread cannot have a runtime: the process then ends.
+    #[expect(clippy::expect_used, reason = "a gateway nobody can reload or stop must not go on")]
+    pub(super) fn run(self, mut drain: watch::Receiver<Drain>) {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build_local(LocalOptions::default())
+            .expect("the control thread needs a runtime: raise the limit of open files");
+        runtime.block_on(async {
+            tokio::task::spawn_local(watch_files(Arc::clone(&self.reloader)));
+            if self.signals {
+                tokio::task::spawn_local(obey_signals(Arc::clone(&self.reloader), self.ending));
+            }
+            if let Some(listener) = self.admin {
+                let pool = Pool::new(Connector::new(self.upstream), Arc::clone(&self.metrics));
+                let health = health_of(Synapse::new(pool));
+                let api = Api { reloader: self.reloader, metrics: self.metrics, health };
+                tokio::task::spawn_local(admin::serve(listener, Arc::new(api)));
+            }
+            let _ = drain.wait_for(|drain| *drain == Drain::Over).await;
+        });
+    }
+}
+
+async fn watch_files(reloader: Arc<Reloader>) {
+    let mut files = reloader.files();
+    let mut watch = Watch::new(files.clone());
+    loop {
+        tokio::time::sleep(EVERY).await;
+        if watch.changed() {
+            // What is wrong with it has been told; the next change is the next try.
+            let _ = reloader.reload(Trigger::Change);
+        }
+        let now = reloader.files();
+        if now != files {
+            watch = Watch::new(now.clone());
+            files = now;
+        }
+    }
+}
+
+async fn obey_signals(reloader: Arc<Reloader>, ending: mpsc::Sender<End>) {
+    let signals = (signal(SignalKind::hangup()), signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let (Ok(mut hangup), Ok(mut terminate), Ok(mut interrupt)) = signals else {
+        tracing::error!("signals cannot be caught: SIGHUP and SIGTERM end the process at once");
+        return;
+    };
+    let mut end = End::Asked;
+    loop {
+        let is_end = tokio::select! {
+            _ = hangup.recv() => false,
+            _ = terminate.recv() => true,
+            _ = interrupt.recv() => true,
+        };
+        if is_end {
+            // The process is gone when nobody listens.
+            let _ = ending.send(end);
+            end = End::AskedAgain;
+        } else {
+            // Told by the reloader.
+            let _ = reloader.reload(Trigger::Signal);
+        }
+    }
+}
+
+type Health = queue::Sender<oneshot::Sender<Result<(), String>>>;
+
+/// Answers questions about the homeserver's health; the pool stays on this thread.
+fn health_of(synapse: Synapse) -> Health {
+    let (ask, mut asked) = queue::channel::<oneshot::Sender<Result<(), String>>>(16);
+    let synapse = Rc::new(synapse);
+    tokio::task::spawn_local(async move {
+        while let Some(answer) = asked.recv().await {
+            let synapse = Rc::clone(&synapse);
+            tokio::task::spawn_local(async move {
+                let health = tokio::time::timeout(std::time::Duration::from_secs(5), synapse.health()).await;
+                let health = match health {
+                    Ok(Ok(())) => Ok(()),
+                    Ok(Err(error)) => Err(format!("{error}{}", cause(&error))),
+                    Err(_late) => Err("The homeserver did not answer its health check within 5 s".to_owned()),
+                };
+                // Whoever asked may be gone.
+                let _ = answer.send(health);
+            });
+        }
+    });
+    ask
+}
+
+fn cause(error: &dyn std::error::Error) -> String {
+    error.source().map(|source| format!(": {source}")).unwrap_or_default()
+}
+
+/// What the admin listener may ask.
+struct Api {
+    reloader: Arc<Reloader>,
+    metrics: Arc<Metrics>,
+    health: Health,
+}
+
+impl AdminApi for Api {
+    fn metrics(&self) -> String {
+        self.metrics.render()
+    }
+
+    fn ready(&self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async {
+            let (answer, answered) = oneshot::channel();
+            let gone = || "The gateway is ending".to_owned();
+            self.health.send(answer).await.map_err(|_| gone())?;
+            answered.await.map_err(|_| gone())?
+        })
+    }
+
+    fn version(&self) -> Value {
+        let generation = self.reloader.current();
+        json!({
+            "name": env!("CARGO_PKG_NAME"),
+            "version": env!("CARGO_PKG_VERSION"),
+            "generation": generation.number,
+            "policy": generation.policy.name(),
+            "digest": generation.policy.digest(),
+        })
+    }
+
+    fn reload(&self) -> BoxFuture<'_, Result<Value, Value>> {
+        Box::pin(async {
+            match self.reloader.reload(Trigger::Command) {
+                Ok(reloaded) => Ok(json!(reloaded)),
+                Err(problems) => Err(json!({
+                    "generation": self.reloader.current().number,
+                    "message": "the new policy is refused, the old one stays",
+                    "problems": problems,
+                })),
+            }
+        })
+    }
+}

@@ -1,0 +1,158 @@
+//! Puts a new policy in force: read, compile, run its own tests, swap. Any problem keeps the old one and is told.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::config::compiled::Compiled;
+use crate::config::gateway::{Gateway, PolicySource};
+use crate::observe::metrics::{Metrics, Reload};
+use crate::policy::Policy;
+use crate::problem::{Problem, Problems};
+use crate::snapshot::{Generation, Snapshot};
+
+/// Loads the policy, at start and whenever it is asked to.
+pub struct Reloader {
+    source: PolicySource,
+    /// The gateway file, and what it said at start.
+    gateway: Option<(PathBuf, Gateway)>,
+    snapshot: Snapshot,
+    metrics: Arc<Metrics>,
+    loaded: Mutex<Loaded>,
+}
+
+/// What is in force, and what it was made of.
+struct Loaded {
+    number: u64,
+    digest: String,
+    text: String,
+    files: Vec<PathBuf>,
+}
+
+/// What came of a reload.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Reloaded {
+    /// The generation in force.
+    pub generation: u64,
+    /// What happened, in a sentence.
+    pub message: String,
+    /// What changed in the gateway file and waits for a restart.
+    pub needs_restart: Vec<String>,
+}
+
+/// Who asked for a reload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// SIGHUP.
+    Signal,
+    /// `mantlet reload`.
+    Command,
+    /// A file changed.
+    Change,
+}
+
+impl Reloader {
+    /// Loads the first generation.
+    ///
+    /// # Errors
+    /// All that is wrong with the policy.
+    pub fn start(gateway: &Gateway, file: Option<PathBuf>, metrics: Arc<Metrics>) -> Result<(Self, Snapshot), Problems> {
+        let compiled = Compiled::load(&gateway.policy)?;
+        let policy = Arc::clone(&compiled.policy);
+        let snapshot = Snapshot::new(generation(1, policy, &metrics));
+        metrics.policy_reload(Reload::Success);
+        metrics.policy_generation.set(1);
+        tracing::info!(policy = compiled.policy.name(), digest = compiled.policy.digest(), "the policy is in force");
+        let reloader = Self {
+            source: gateway.policy.clone(),
+            gateway: file.map(|file| (file, gateway.clone())),
+            snapshot: snapshot.clone(),
+            metrics,
+            loaded: Mutex::new(Loaded::of(1, &compiled)),
+        };
+        Ok((reloader, snapshot))
+    }
+
+    /// Reads the policy again and puts it in force.
+    ///
+    /// # Errors
+    /// All that is wrong with it; the old one stays in force then.
+    pub fn reload(&self, trigger: Trigger) -> Result<Reloaded, Problems> {
+        // One at a time: two that cross would put an older file over a newer one.
+        let mut loaded = self.lock();
+        let result = self.load(&mut loaded);
+        match &result {
+            Ok(reloaded) => {
+                self.metrics.policy_reload(Reload::Success);
+                tracing::info!(?trigger, generation = reloaded.generation, message = reloaded.message, "policy reloaded");
+                for key in &reloaded.needs_restart {
+                    tracing::warn!(key, "this changed in the gateway file and waits for a restart");
+                }
+            }
+            Err(problems) => {
+                self.metrics.policy_reload(Reload::Failure);
+                for problem in &problems.0 {
+                    tracing::error!(?trigger, generation = loaded.number, %problem, "the new policy is refused, the old one stays");
+                }
+            }
+        }
+        result
+    }
+
+    /// The generation in force.
+    pub fn current(&self) -> Arc<Generation> {
+        self.snapshot.load()
+    }
+
+    /// The files that the policy in force was read from.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.lock().files.clone()
+    }
+
+    fn load(&self, loaded: &mut Loaded) -> Result<Reloaded, Problems> {
+        let needs_restart = self.needs_restart()?;
+        let compiled = Compiled::load(&self.source)?;
+        if is_cut(&loaded.text, &compiled.text) {
+            let name = compiled.policy.name().to_owned();
+            let what = format!("{name}: the file ends where the policy in force goes on: it looks half-written");
+            let help = "write a new file and rename it over the old one; to really shorten it, change a line above the cut too";
+            return Err(Problem::new(what).help(help).into());
+        }
+        if compiled.policy.digest() == loaded.digest {
+            loaded.files.clone_from(&compiled.files);
+            let message = "the policy is unchanged".to_owned();
+            return Ok(Reloaded { generation: loaded.number, message, needs_restart });
+        }
+        let number = loaded.number + 1;
+        self.snapshot.store(generation(number, Arc::clone(&compiled.policy), &self.metrics));
+        self.metrics.policy_generation.set(i64::try_from(number).unwrap_or(i64::MAX));
+        *loaded = Loaded::of(number, &compiled);
+        let message = format!("{} is in force", compiled.policy.name());
+        Ok(Reloaded { generation: number, message, needs_restart })
+    }
+
+    fn needs_restart(&self) -> Result<Vec<String>, Problems> {
+        let Some((file, running)) = &self.gateway else { return Ok(Vec::new()) };
+        Ok(running.difference(&Gateway::load(file)?))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Loaded> {
+        // It is changed as a whole, last of all.
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Loaded {
+    fn of(number: u64, compiled: &Compiled) -> Self {
+        let (digest, text) = (compiled.policy.digest().to_owned(), compiled.text.clone());
+        Self { number, digest, text, files: compiled.files.clone() }
+    }
+}
+
+/// Whether a text is the beginning of another: what a reader finds while a writer writes the same file anew.
+fn is_cut(whole: &str, text: &str) -> bool {
+    text.len() < whole.len() && whole.starts_with(text)
+}
+
+fn generation(number: u64, policy: Arc<Policy>, metrics: &Arc<Metrics>) -> Generation {
+    Generation::new(number, policy, |rule, action, mode| metrics.rule_counter(rule, action, mode))
+}

@@ -1,0 +1,79 @@
+//! One thread: a runtime, a chain, a pool, and its share of every listener.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::watch;
+
+use super::Door;
+use crate::config::address::UpstreamAddress;
+use crate::config::settings::Limits;
+use crate::ingress::admission::Admission;
+use crate::ingress::listener::{Drain, Listener, Shared};
+use crate::observe::access::Writer;
+use crate::observe::metrics::Metrics;
+use crate::snapshot::Snapshot;
+use crate::stack::tokens::Tokens;
+use crate::stack::{self, stack};
+use crate::upstream::pool::Pool;
+use crate::upstream::{Connector, Synapse};
+
+/// What a worker is made of.
+pub(super) struct Parts {
+    pub snapshot: Snapshot,
+    pub tokens: Arc<Tokens>,
+    pub limits: Limits,
+    pub metrics: Arc<Metrics>,
+    pub access: Arc<Writer>,
+    pub upstream: UpstreamAddress,
+    pub admission: Arc<Admission>,
+    pub drain: watch::Receiver<Drain>,
+    pub doors: Arc<Vec<Door>>,
+}
+
+/// Serves until the process drains.
+///
+/// # Panics
+/// When the thread cannot have a runtime or its sockets: the process then ends, which is told by whoever started the thread.
+#[expect(clippy::expect_used, reason = "a worker that cannot work must not go on, and its thread is watched")]
+pub(super) fn run(parts: Parts) {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+        .expect("a worker needs a runtime: raise the limit of open files");
+    runtime.block_on(serve(parts));
+}
+
+#[expect(clippy::expect_used, reason = "as above")]
+async fn serve(parts: Parts) {
+    let pool = Pool::new(Connector::new(parts.upstream), Arc::clone(&parts.metrics));
+    let stack = stack(stack::Parts {
+        snapshot: parts.snapshot,
+        tokens: parts.tokens,
+        limits: parts.limits.clone(),
+        metrics: Arc::clone(&parts.metrics),
+        access: parts.access,
+        upstream: Rc::new(Synapse::new(pool)),
+    });
+    let shared = Rc::new(Shared::new(stack, parts.limits, parts.admission, parts.drain, parts.metrics));
+    let listeners: Vec<_> = parts
+        .doors
+        .iter()
+        .map(|door| {
+            let listener = Listener {
+                socket: door.bound.listener().expect("a worker needs its sockets: raise the limit of open files"),
+                tls: door.tls.as_ref().map(|tls| Arc::clone(tls.config())),
+                shared: Rc::clone(&shared),
+                metrics: door.metrics.clone(),
+            };
+            tokio::task::spawn_local(Rc::new(listener).run())
+        })
+        .collect();
+    for listener in listeners {
+        // A listener ends when the process drains; one that panics takes the worker, and so the process, with it.
+        listener.await.expect("a listener ended by itself");
+    }
+    // Connections end by themselves: at once where nothing runs, after their exchange, or when the process's time is over.
+    shared.all_gone().await;
+}
