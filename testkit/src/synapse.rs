@@ -1,0 +1,359 @@
+//! The real Synapse on loopback, for as long as the value lives.
+
+mod config;
+
+use std::fs::{self, File, OpenOptions};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::{hmac, rand};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::error::{Context, Error, Result};
+use crate::http::{Request, Response};
+use crate::lease::{Leased, Network, Output, Word};
+use crate::venv;
+
+use config::Instance;
+
+/// What may differ from one Synapse to another. By default it protects nothing, so that only the gateway does.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The name it signs with. Default: `hs.localtest`.
+    pub server_name: String,
+    /// Whether anyone may register, without any further step. Default: true.
+    pub enable_registration: bool,
+    /// Whether it also listens on a unix socket. Default: true.
+    pub unix_socket: bool,
+    /// The authority of the servers it federates with, as in [`crate::peer::Peer::ca_path`].
+    pub federation_ca: Option<PathBuf>,
+    /// Where clients are told to go. Default: itself. Most clients follow it, so tests through a gateway name that.
+    pub public_baseurl: Option<String>,
+    /// More configuration; a key here replaces ours as a whole.
+    pub extra_yaml: String,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            server_name: "hs.localtest".into(),
+            enable_registration: true,
+            unix_socket: true,
+            federation_ca: None,
+            public_baseurl: None,
+            extra_yaml: String::new(),
+        }
+    }
+}
+
+/// Who is logged in where.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// `@alice:hs.localtest`
+    pub user_id: String,
+    /// The access token.
+    pub access_token: String,
+    /// The device.
+    pub device_id: String,
+}
+
+/// A running Synapse; dropping it ends it and removes all its data, and so does the end of our process.
+pub struct Synapse {
+    options: Options,
+    port: u16,
+    key_id: String,
+    secret: String,
+    /// None while it is stopped.
+    process: Option<Leased>,
+    admin: OnceLock<Session>,
+    directory: TempDir,
+}
+
+impl Synapse {
+    /// Installs Synapse if need be, starts one (about 5 s) and returns when it answers under its own name and key.
+    pub fn start(options: Options) -> Result<Synapse> {
+        let directory = tempfile::Builder::new().prefix("mantlet-synapse-").tempdir();
+        let directory = directory.context(|| "make a data directory".into())?;
+        let (key_id, secret) = (format!("a_{}", random_text(6)?), random_text(32)?);
+        let seed = random_text(43)?; // what 32 bytes are in unpadded base64
+        write(&directory.path().join("signing.key"), &format!("ed25519 {key_id} {seed}\n"))?;
+        write(&directory.path().join("extra.yaml"), &options.extra_yaml)?;
+        let mut synapse =
+            Synapse { options, port: 0, key_id, secret, process: None, admin: OnceLock::new(), directory };
+        for attempt in 1.. {
+            synapse.port = free_port()?;
+            match synapse.start_again() {
+                Ok(()) => break,
+                // Another process was quicker with this port.
+                Err(_) if attempt < 5 && synapse.log_tail().contains("already in use") => (),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(synapse)
+    }
+
+    /// `http://127.0.0.1:PORT`
+    pub fn base_url(&self) -> String {
+        format!("http://{}", self.addr())
+    }
+
+    /// Where it listens; stays the same over a restart.
+    pub fn addr(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+    }
+
+    /// Its unix socket, if it has one.
+    pub fn socket_path(&self) -> Option<PathBuf> {
+        self.options.unix_socket.then(|| self.directory.path().join("synapse.sock"))
+    }
+
+    /// The name it signs with.
+    pub fn server_name(&self) -> &str {
+        &self.options.server_name
+    }
+
+    /// The last lines of its log.
+    pub fn log_tail(&self) -> String {
+        let log = fs::read(self.log_path()).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+
+    /// Its whole log, which names every request it saw.
+    pub fn log_path(&self) -> PathBuf {
+        self.directory.path().join("synapse.log")
+    }
+
+    /// Ends it in good order (about 1 s); its data stay.
+    pub fn stop(&mut self) -> Result<()> {
+        self.end(Word::Stop)
+    }
+
+    /// Ends it as a crash would; its data stay.
+    pub fn kill(&mut self) -> Result<()> {
+        self.end(Word::Kill)
+    }
+
+    /// Starts it again on the same port with the same data; returns when it is ready.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.process = None;
+        let socket = self.socket_path();
+        let (directory, port, secret) = (self.directory.path(), self.port, self.secret.as_str());
+        Instance { directory, port, socket: socket.as_deref(), secret }.configure(&self.options)?;
+        let log = OpenOptions::new().create(true).append(true).open(self.log_path());
+        let log: File = log.context(|| format!("open {}", self.log_path().display()))?;
+        let same = log.try_clone().context(|| "clone the log".into())?;
+        let python = venv::synapse_python()?;
+        let file = |name: &str| self.directory.path().join(name).into_os_string();
+        let (main, extra) = (file("homeserver.yaml"), file("extra.yaml"));
+        let mut command = vec![python.as_os_str(), "-m".as_ref(), "synapse.app.homeserver".as_ref()];
+        command.extend(["-c".as_ref(), main.as_os_str()]);
+        if !self.options.extra_yaml.trim().is_empty() {
+            command.extend(["-c".as_ref(), extra.as_os_str()]);
+        }
+        let output = Output { stdout: log.into(), stderr: Stdio::from(same) };
+        self.process = Some(Leased::spawn(&python, Some(self.directory.path()), &command, Network::Loopback, output)?);
+        self.wait_ready()
+    }
+
+    /// Stops it and starts it again.
+    pub fn restart(&mut self) -> Result<()> {
+        self.stop()?;
+        self.start_again()
+    }
+
+    /// Makes it stand still: it accepts connections and says nothing.
+    pub fn pause(&mut self) -> Result<()> {
+        self.process.as_mut().map_or(Ok(()), |process| process.tell(Word::Pause))
+    }
+
+    /// Lets it go on after [`Synapse::pause`].
+    pub fn resume(&mut self) -> Result<()> {
+        self.process.as_mut().map_or(Ok(()), |process| process.tell(Word::Resume))
+    }
+
+    /// Makes a user by the shared secret, whether registration is open or not.
+    pub fn register(&self, user: &str, password: &str, role: Role) -> Result<Session> {
+        let path = "/_synapse/admin/v1/register";
+        let nonce = ok(Request::new("GET", path).try_send(self.addr())?, "ask for a nonce")?;
+        let nonce = text(&nonce, "nonce")?;
+        let (admin, word) = match role {
+            Role::Admin => (true, "admin"),
+            Role::User => (false, "notadmin"),
+        };
+        let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, self.secret.as_bytes());
+        let mac = hmac::sign(&key, [&nonce, user, password, word].join("\0").as_bytes());
+        let mac: String = mac.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let body = json!({"nonce": nonce, "username": user, "password": password, "admin": admin, "mac": mac});
+        session(&self.call(None, "POST", path, Some(&body))?)
+    }
+
+    /// Logs a user in by password, as a new device.
+    pub fn login(&self, user: &str, password: &str) -> Result<Session> {
+        let identifier = json!({"type": "m.id.user", "user": user});
+        let body = json!({"type": "m.login.password", "identifier": identifier, "password": password});
+        session(&self.call(None, "POST", "/_matrix/client/v3/login", Some(&body))?)
+    }
+
+    /// Makes a guest.
+    pub fn register_guest(&self) -> Result<Session> {
+        session(&self.call(None, "POST", "/_matrix/client/v3/register?kind=guest", Some(&json!({})))?)
+    }
+
+    /// Ends a session.
+    pub fn logout(&self, session: &Session) -> Result<()> {
+        self.call(Some(session), "POST", "/_matrix/client/v3/logout", Some(&json!({}))).map(drop)
+    }
+
+    /// Makes a room that stands in the public directory, under `#alias:server`; returns its id.
+    pub fn create_public_room(&self, session: &Session, name: &str, alias: &str) -> Result<String> {
+        let body = json!({"preset": "public_chat", "visibility": "public", "name": name, "room_alias_name": alias});
+        let room = self.call(Some(session), "POST", "/_matrix/client/v3/createRoom", Some(&body))?;
+        text(&room, "room_id")
+    }
+
+    /// Sets a user's own display name.
+    pub fn set_display_name(&self, session: &Session, name: &str) -> Result<()> {
+        let path = format!("/_matrix/client/v3/profile/{}/displayname", session.user_id);
+        self.call(Some(session), "PUT", &path, Some(&json!({"displayname": name}))).map(drop)
+    }
+
+    /// Locks a user's account: its tokens get 401 `M_USER_LOCKED`.
+    pub fn lock(&self, user_id: &str) -> Result<()> {
+        self.set_user(user_id, &json!({"locked": true}))
+    }
+
+    /// Undoes [`Synapse::lock`].
+    pub fn unlock(&self, user_id: &str) -> Result<()> {
+        self.set_user(user_id, &json!({"locked": false}))
+    }
+
+    /// Sends a request with or without a session's token and returns the JSON of a 200; any other answer is an error.
+    pub fn call(&self, session: Option<&Session>, method: &str, target: &str, body: Option<&Value>) -> Result<Value> {
+        let mut request = Request::new(method, target).timeout(Duration::from_secs(30));
+        if let Some(session) = session {
+            request = request.bearer(&session.access_token);
+        }
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        ok(request.try_send(self.addr())?, &format!("{method} {target}"))
+    }
+
+    fn set_user(&self, user_id: &str, change: &Value) -> Result<()> {
+        let path = format!("/_synapse/admin/v2/users/{user_id}");
+        self.call(Some(self.admin()?), "PUT", &path, Some(change)).map(drop)
+    }
+
+    /// A server administrator of our own, made when first needed.
+    fn admin(&self) -> Result<&Session> {
+        if self.admin.get().is_none() {
+            let name = format!("testkit-{}", random_text(8)?.to_lowercase());
+            let session = self.register(&name, &random_text(16)?, Role::Admin)?;
+            return Ok(self.admin.get_or_init(|| session));
+        }
+        self.admin.get().ok_or_else(|| Error::new("no administrator"))
+    }
+
+    fn end(&mut self, word: Word) -> Result<()> {
+        let Some(mut process) = self.process.take() else { return Ok(()) };
+        process.tell(word)?;
+        process.wait(Duration::from_secs(15)).map(drop)
+    }
+
+    fn wait_ready(&mut self) -> Result<()> {
+        let deadline = Instant::now() + START;
+        loop {
+            if let Some(process) = &mut self.process
+                && let Some(status) = process.ended()?
+            {
+                self.process = None;
+                let tail = self.log_tail();
+                return Err(Error::new(format!("Synapse ended while starting ({status}); its log ends with:\n{tail}")));
+            }
+            if self.is_ready() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let tail = self.log_tail();
+                return Err(Error::new(format!("Synapse is not ready after {START:?}; its log ends with:\n{tail}")));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Whether it answers, and whether it is ours: another server may have taken the port.
+    fn is_ready(&self) -> bool {
+        let get = |path| Request::new("GET", path).timeout(Duration::from_secs(2)).try_send(self.addr()).ok();
+        let Some(200) = get("/health").map(|response| response.status) else { return false };
+        let keys = get("/_matrix/key/v2/server").and_then(|response| response.try_json().ok()).unwrap_or_default();
+        keys["server_name"] == self.options.server_name
+            && keys["verify_keys"].get(format!("ed25519:{}", self.key_id)).is_some()
+    }
+}
+
+/// What a user made by shared secret may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Everything, on the admin API too.
+    Admin,
+    /// What users do.
+    User,
+}
+
+/// A port that is free now, below the range from which the kernel takes ports for outgoing connections.
+fn free_port() -> Result<u16> {
+    for _ in 0..200 {
+        let random = u16::from_be_bytes(random()?);
+        let port = 10_000 + random % (32_768 - 10_000);
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(Error::new("no port between 10000 and 32767 is free on 127.0.0.1"))
+}
+
+fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    rand::fill(&mut bytes).context(|| "get random bytes".into())?;
+    Ok(bytes)
+}
+
+/// Random letters and digits.
+fn random_text(length: usize) -> Result<String> {
+    const LETTERS: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+    let bytes: [u8; 64] = random()?;
+    Ok(bytes.iter().take(length).map(|&byte| char::from(LETTERS[usize::from(byte) % LETTERS.len()])).collect())
+}
+
+fn write(path: &Path, content: &str) -> Result<()> {
+    fs::write(path, content).context(|| format!("write {}", path.display()))
+}
+
+fn ok(response: Response, what: &str) -> Result<Value> {
+    if response.status != 200 {
+        return Err(Error::new(format!("{what}: {} {}", response.status, response.text())));
+    }
+    response.try_json()
+}
+
+fn session(answer: &Value) -> Result<Session> {
+    Ok(Session {
+        user_id: text(answer, "user_id")?,
+        access_token: text(answer, "access_token")?,
+        device_id: text(answer, "device_id")?,
+    })
+}
+
+fn text(answer: &Value, key: &str) -> Result<String> {
+    let text = answer[key].as_str().map(str::to_owned);
+    text.ok_or_else(|| Error::new(format!("the answer has no {key}: {answer}")))
+}
+
+/// How long a Synapse may take to start, on a busy machine.
+const START: Duration = Duration::from_secs(90);
