@@ -666,13 +666,11 @@ mod tests {
         for end in 0..whole.len() {
             check(&whole[..end]);
             check(&whole[end..]);
-            for with in ["\"", "[", "=", "\n", "{", "🗝", "\0", "]", "."] {
-                let mut broken = whole.clone();
-                broken.replace_range(end..=end, with);
-                check(&broken);
-            }
+            let mut broken = whole.clone();
+            broken.replace_range(end..=end, ["\"", "[", "=", "\n", "{", "🗝", "\0", "]", "."][end % 9]);
+            check(&broken);
         }
         check(&whole);
-        assert!(read > 100, "{read} were read");
+        assert!(read > 50, "{read} were read");
     }
 }
