@@ -4,6 +4,7 @@
 pub mod matrix;
 pub mod units;
 pub mod problem;
+pub mod document;
 pub mod error;
 pub mod message;
 pub mod policy;

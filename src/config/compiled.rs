@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::config::gateway::PolicySource;
 use crate::policy::Policy;
 use crate::policy::selftest::PolicyTest;
-use crate::problem::source::Sources;
+use crate::document::Sources;
 use crate::problem::Problems;
 use crate::rules;
 

@@ -1,1 +1,8 @@
-//! (to be written)
+//! What the operator writes: the gateway file, policy files, and what a policy file compiles to.
+
+pub mod address;
+pub mod compiled;
+pub mod gateway;
+pub mod policy_file;
+mod print;
+pub mod settings;

@@ -11,7 +11,7 @@ use super::plan::{Action, Edit, Edits, Gate, Guests, Plan, Policy, RuleIndex, Ru
 use crate::matrix::Flow;
 use crate::matrix::endpoint::Endpoint;
 use crate::message::Answer;
-use crate::problem::source::Sources;
+use crate::document::Sources;
 use crate::problem::{Location, Problem, Problems};
 
 /// A policy in the making.

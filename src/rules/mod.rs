@@ -18,8 +18,8 @@ use crate::matrix::Flow;
 use crate::policy::compiler::Title;
 use crate::policy::selftest::PolicyTest;
 use crate::policy::{Compiler, Mode, Policy};
-use crate::problem::read::read;
-use crate::problem::source::Sources;
+use crate::document::read;
+use crate::document::Sources;
 use crate::problem::{Problem, Problems, did_you_mean};
 
 /// What a rule's table in a policy becomes: a compiler of that table into instructions.

@@ -1,0 +1,663 @@
+//! `mantlet.toml`: listeners, upstreams, limits. What stands here needs a restart to change; the policy is another file.
+
+use crate::config::address::{AdminAddress, ListenerAddress, UpstreamAddress, is_ours, overlap};
+use crate::config::policy_file::{BuiltIn, PolicyFile};
+use crate::document::read::recover;
+use crate::config::settings::{Forwarded, Homeserver, Limits, Log, Tokens, Workers};
+use crate::document::source::{Sources, read_file};
+use crate::problem::{Problem, Problems};
+use serde::de::{Deserializer, Error};
+use serde::{Deserialize, Serialize, Serializer};
+use serde_spanned::Spanned;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::Range;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// The whole gateway file, every value checked and every default filled in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gateway {
+    /// `[[listener]]`; never empty.
+    pub listeners: Vec<Listener>,
+    /// `[upstream.synapse] servers`.
+    pub synapse: UpstreamAddress,
+    /// `[policy] file`.
+    pub policy: PolicySource,
+    /// `[admin] bind`; without it there is no admin listener.
+    pub admin: Option<AdminAddress>,
+    /// `[limits]`.
+    pub limits: Limits,
+    /// `[tokens]`.
+    pub tokens: Tokens,
+    /// `[forwarded]`.
+    pub forwarded: Forwarded,
+    /// `[log]`.
+    pub log: Log,
+    /// `[workers]`.
+    pub workers: Workers,
+    /// `[homeserver]`.
+    pub homeserver: Homeserver,
+}
+
+impl Gateway {
+    /// Reads a gateway file; relative paths in it are relative to its directory.
+    ///
+    /// # Errors
+    /// Every problem in the file, or the one that keeps it from being read.
+    pub fn load(path: &Path) -> Result<Gateway, Problems> {
+        let text = read_file(path)?;
+        Gateway::parse(&path.display().to_string(), text, path.parent().unwrap_or(Path::new("")))
+    }
+
+    /// Reads the text of a gateway file.
+    ///
+    /// # Errors
+    /// Every problem in it.
+    pub fn parse(name: &str, text: impl Into<String>, base_dir: &Path) -> Result<Gateway, Problems> {
+        let mut problems = Problems::default();
+        let mut sources = Sources::default();
+        let tree = sources.parse(name, text, &mut problems);
+        if !problems.is_empty() {
+            // What is missing from half a tree is not missing from the file.
+            return problems.or(Gateway::default());
+        }
+        let tree = Spanned::new(tree.span(), tree.into_inner().into());
+        let Some(file) = recover::<File>(&tree, "", &sources, &mut problems) else {
+            return problems.or(Gateway::default());
+        };
+        let gateway = file.check(&mut Check { sources: &sources, problems: &mut problems, base_dir });
+        problems.or(gateway)
+    }
+
+    /// The names of the keys whose values differ, such as `[limits] head` and `[[listener]] 2 bind`.
+    pub fn difference(&self, other: &Gateway) -> Vec<String> {
+        let (ours, theirs) = (self.tables(), other.tables());
+        let value = |tables: &Tables, header: &str, key: &str| {
+            let (_, table) = tables.iter().find(|(known, _)| known == header)?;
+            table.get(key).cloned()
+        };
+        let mut names = Vec::new();
+        for (header, table) in ours.iter().chain(theirs.iter().filter(|(header, _)| !has(&ours, header))) {
+            if !has(&ours, header) || !has(&theirs, header) {
+                names.push(header.clone());
+                continue;
+            }
+            let keys = table.as_object().into_iter().flat_map(|table| table.keys());
+            names.extend(
+                keys.filter(|key| value(&ours, header, key) != value(&theirs, header, key))
+                    .map(|key| format!("{header} {key}")),
+            );
+        }
+        return names;
+
+        fn has(tables: &Tables, header: &str) -> bool {
+            tables.iter().any(|(known, _)| known == header)
+        }
+    }
+
+    /// All tables under their headers, each with all of its keys.
+    fn tables(&self) -> Tables {
+        fn table(value: &impl Serialize) -> serde_json::Value {
+            serde_json::to_value(value).unwrap_or_default()
+        }
+        // Named one by one, so that a new table cannot be forgotten here.
+        let Gateway { listeners, synapse, policy, admin, limits, tokens, forwarded, log, workers, homeserver } = self;
+        let listeners = listeners.iter().enumerate();
+        let mut tables: Tables =
+            listeners.map(|(index, listener)| (format!("[[listener]] {}", index + 1), table(listener))).collect();
+        tables.extend([
+            ("[upstream.synapse]".into(), serde_json::json!({ "servers": synapse.to_string() })),
+            ("[policy]".into(), serde_json::json!({ "file": policy.to_string() })),
+            ("[admin]".into(), serde_json::json!({ "bind": admin.as_ref().map(AdminAddress::to_string) })),
+            ("[limits]".into(), table(limits)),
+            ("[tokens]".into(), table(tokens)),
+            ("[forwarded]".into(), table(forwarded)),
+            ("[log]".into(), table(log)),
+            ("[workers]".into(), table(workers)),
+            ("[homeserver]".into(), table(homeserver)),
+        ]);
+        tables
+    }
+}
+
+type Tables = Vec<(String, serde_json::Value)>;
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Self {
+            listeners: vec![Listener::new(Door::Ingress, SocketAddr::from((Ipv4Addr::LOCALHOST, 8480)))],
+            synapse: UpstreamAddress::Tcp { host: "127.0.0.1".into(), port: 8008 },
+            policy: PolicySource::default(),
+            admin: None,
+            limits: Limits::default(),
+            tokens: Tokens::default(),
+            forwarded: Forwarded::default(),
+            log: Log::default(),
+            workers: Workers::default(),
+            homeserver: Homeserver::default(),
+        }
+    }
+}
+
+/// A door to the outside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Listener {
+    /// Who comes through it.
+    pub door: Door,
+    /// The name in logs and metrics; by default its address.
+    pub name: String,
+    /// Where it listens.
+    pub bind: SocketAddr,
+    /// Its certificate; without one it speaks plain HTTP.
+    pub tls: Option<TlsFiles>,
+}
+
+impl Listener {
+    /// A plain listener with the default name.
+    pub fn new(door: Door, bind: SocketAddr) -> Self {
+        Self { door, name: bind.to_string(), bind, tls: None }
+    }
+}
+
+/// Which way a listener leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Door {
+    /// Clients and peers ask Synapse.
+    Ingress,
+}
+
+/// Where a listener's certificate is; both files were there, and the key was nobody else's to read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TlsFiles {
+    /// The chain in PEM, the leaf first.
+    #[serde(serialize_with = "lossy")]
+    pub certificate: PathBuf,
+    /// The private key in PEM.
+    #[serde(serialize_with = "lossy")]
+    pub key: PathBuf,
+}
+
+/// Where the policy comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum PolicySource {
+    /// One that is compiled in.
+    BuiltIn(BuiltIn),
+    /// A file.
+    File(PathBuf),
+}
+
+impl PolicySource {
+    /// Reads the policy and its bases.
+    ///
+    /// # Errors
+    /// Every problem in its files.
+    pub fn load(&self) -> Result<PolicyFile, Problems> {
+        match self {
+            Self::BuiltIn(built_in) => PolicyFile::built_in(*built_in),
+            Self::File(path) => PolicyFile::load(path),
+        }
+    }
+}
+
+impl Default for PolicySource {
+    fn default() -> Self {
+        Self::BuiltIn(BuiltIn::Balanced)
+    }
+}
+
+impl fmt::Display for PolicySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BuiltIn(built_in) => write!(f, "built-in {built_in}"),
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// The file as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    listener: Option<Vec<ListenerTable>>,
+    #[serde(default)]
+    upstream: UpstreamTables,
+    #[serde(default)]
+    policy: PolicyTable,
+    #[serde(default)]
+    admin: AdminTable,
+    #[serde(default)]
+    limits: Limits,
+    #[serde(default)]
+    tokens: Tokens,
+    #[serde(default)]
+    forwarded: Forwarded,
+    #[serde(default)]
+    log: Log,
+    #[serde(default)]
+    workers: Workers,
+    #[serde(default)]
+    homeserver: Homeserver,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListenerTable {
+    door: Door,
+    name: Option<Spanned<ListenerName>>,
+    bind: Spanned<ListenerAddress>,
+    tls: Option<TlsTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TlsTable {
+    certificate: Spanned<PathBuf>,
+    key: Spanned<PathBuf>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpstreamTables {
+    synapse: Option<UpstreamTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpstreamTable {
+    #[serde(deserialize_with = "one_server")]
+    servers: Spanned<UpstreamAddress>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PolicyTable {
+    file: Option<PathBuf>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AdminTable {
+    bind: Option<Spanned<AdminAddress>>,
+}
+
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct ListenerName(String);
+
+impl TryFrom<String> for ListenerName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        if name.is_empty() || name.len() > 64 || name.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            return Err(format!("{name:?} is not a name\nwrite 1 to 64 characters without spaces"));
+        }
+        Ok(Self(name))
+    }
+}
+
+/// What the second look at a file needs: the one at what several tables, or the file system, say together.
+struct Check<'a> {
+    sources: &'a Sources,
+    problems: &'a mut Problems,
+    base_dir: &'a Path,
+}
+
+impl Check<'_> {
+    fn problem(&mut self, problem: Problem, span: Range<usize>) {
+        self.problems.push(problem.at(self.sources.locate(span)));
+    }
+
+    fn certificate(&mut self, path: Spanned<PathBuf>) -> PathBuf {
+        self.file("certificate", path).0
+    }
+
+    fn key(&mut self, path: Spanned<PathBuf>) -> PathBuf {
+        let span = path.span();
+        let (path, metadata) = self.file("private key", path);
+        let mode = metadata.map_or(0, |metadata| metadata.permissions().mode() & 0o7777);
+        if mode & 0o077 != 0 {
+            let name = path.display().to_string();
+            let quoted = if name.contains(|c: char| !c.is_ascii_alphanumeric() && !"/._-+".contains(c)) {
+                format!("'{}'", name.replace('\'', "'\\''"))
+            } else {
+                name.clone()
+            };
+            let what = format!("the private key {name} is open to its group or to others (mode {mode:04o})");
+            self.problem(Problem::new(what).help(format!("chmod 600 {quoted}")), span);
+        }
+        path
+    }
+
+    fn file(&mut self, role: &str, path: Spanned<PathBuf>) -> (PathBuf, Option<std::fs::Metadata>) {
+        let span = path.span();
+        let path = self.base_dir.join(path.into_inner());
+        let name = path.display();
+        let what = match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.is_file() => return (path, Some(metadata)),
+            Ok(_) => format!("the {role} {name} is not a file"),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => format!("the {role} {name} does not exist"),
+            Err(error) => format!("the {role} {name} cannot be read: {error}"),
+        };
+        self.problem(Problem::new(what), span);
+        (path, None)
+    }
+}
+
+impl File {
+    fn check(self, check: &mut Check<'_>) -> Gateway {
+        let default = Gateway::default();
+        let admin = self.admin.bind;
+        let synapse = self.upstream.synapse.map(|synapse| synapse.servers);
+        let mut listeners: Vec<Listener> = Vec::new();
+        for table in self.listener.into_iter().flatten() {
+            let (bind, span) = (table.bind.get_ref().0, table.bind.span());
+            if let Some(earlier) = listeners.iter().find(|earlier| overlap(earlier.bind, bind)) {
+                let what = format!("{bind} is taken by another listener ({})", earlier.bind);
+                check.problem(Problem::new(what), span.clone());
+            }
+            let name_span = table.name.as_ref().map_or(span, Spanned::span);
+            let name = table.name.map_or_else(|| bind.to_string(), |name| name.into_inner().0);
+            if bind.port() != 0 && listeners.iter().any(|earlier| earlier.name == name && earlier.bind != bind) {
+                check.problem(Problem::new(format!("two listeners are named {name:?}")), name_span);
+            }
+            let tls = table
+                .tls
+                .map(|tls| TlsFiles { certificate: check.certificate(tls.certificate), key: check.key(tls.key) });
+            listeners.push(Listener { door: table.door, name, bind, tls });
+        }
+        if listeners.is_empty() {
+            listeners = default.listeners;
+        }
+        if let Some(admin) = &admin
+            && let AdminAddress::Tcp(address) = admin.get_ref()
+            && listeners.iter().any(|listener| overlap(listener.bind, *address))
+        {
+            check.problem(Problem::new(format!("{address} is taken by a listener")), admin.span());
+        }
+        if let Some(synapse) = &synapse
+            && let UpstreamAddress::Tcp { host, port } = synapse.get_ref()
+            && let Ok(address) = host.parse::<IpAddr>()
+            && listeners.iter().any(|listener| {
+                overlap(listener.bind, SocketAddr::new(address, *port)) && is_ours(listener.bind, address)
+            })
+        {
+            let what =
+                format!("{} is this gateway's own listener: requests would go round for ever", synapse.get_ref());
+            check.problem(Problem::new(what), synapse.span());
+        }
+        Gateway {
+            listeners,
+            synapse: synapse.map_or(default.synapse, Spanned::into_inner),
+            policy: self.policy.file.map_or(default.policy, |file| PolicySource::File(check.base_dir.join(file))),
+            admin: admin.map(Spanned::into_inner),
+            limits: self.limits,
+            tokens: self.tokens,
+            forwarded: self.forwarded,
+            log: self.log,
+            workers: self.workers,
+            homeserver: self.homeserver,
+        }
+    }
+}
+
+fn one_server<'de, D: Deserializer<'de>>(from: D) -> Result<Spanned<UpstreamAddress>, D::Error> {
+    let mut servers = Vec::<Spanned<UpstreamAddress>>::deserialize(from)?;
+    match (servers.pop(), servers.is_empty()) {
+        (Some(server), true) => Ok(server),
+        (None, _) => Err(D::Error::custom("no server\nwrite servers = [\"http://127.0.0.1:8008\"]")),
+        (Some(_), false) => Err(D::Error::custom("more than one server is not supported yet")),
+    }
+}
+
+/// A path that is not UTF-8 is still told, and compared, well enough.
+fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::settings::{AccessLog, LogLevel};
+    use std::fs;
+
+    fn parse(text: &str) -> Result<Gateway, Problems> {
+        Gateway::parse("mantlet.toml", text, Path::new(""))
+    }
+
+    fn told(text: &str) -> Vec<String> {
+        parse(text).unwrap_err().0.iter().map(ToString::to_string).collect()
+    }
+
+    /// Every table and key.
+    const WHOLE: &str = r#"
+[[listener]]
+door = "ingress"
+bind = "0.0.0.0:8448"
+name = "federation"
+tls = { certificate = "cert.pem", key = "key.pem" }
+[[listener]]
+door = "ingress"
+bind = "127.0.0.1:8480"
+[upstream.synapse]
+servers = ["unix:/run/synapse.sock"]
+[policy]
+file = "policy.toml"
+[admin]
+bind = "127.0.0.1:9090"
+[limits]
+handshake = "1s"
+first_byte = "2s"
+head = "3s"
+body_idle = "4s"
+upstream_head = "5s"
+keep_alive = "6s"
+drain = "0s"
+head_bytes = "8KiB"
+fields = 7
+body = "8MiB"
+streams = 9
+connections = 10
+per_address = 11
+[tokens]
+positive = "12s"
+negative = "1s"
+capacity = 13
+[forwarded]
+trusted_hops = ["127.0.0.1", "10.1.2.3/8", "::1"]
+[log]
+access = "text"
+level = "debug"
+[workers]
+count = 2
+[homeserver]
+server_name = "example.org:8448"
+"#;
+
+    /// A directory in which `WHOLE` finds its files.
+    fn dir() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, mode) in [("cert.pem", 0o644), ("key.pem", 0o600)] {
+            fs::write(dir.path().join(name), "PEM").unwrap();
+            fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn an_empty_file_is_the_default() {
+        assert_eq!(parse(""), Ok(Gateway::default()));
+        assert_eq!(parse("[limits]\n[log]\n[upstream]\n[admin]\n"), Ok(Gateway::default()));
+        let gateway = Gateway::default();
+        assert_eq!(gateway.listeners[0].bind.to_string(), "127.0.0.1:8480");
+        assert_eq!(gateway.synapse.to_string(), "http://127.0.0.1:8008");
+        assert_eq!(gateway.policy, PolicySource::BuiltIn(BuiltIn::Balanced));
+        assert_eq!(gateway.limits.head_bytes, crate::units::Size::kib(15));
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let dir = dir();
+        let path = dir.path().join("mantlet.toml");
+        fs::write(&path, WHOLE).unwrap();
+        let gateway = Gateway::load(&path).unwrap_or_else(|problems| panic!("{problems}"));
+        let tls = gateway.listeners[0].tls.as_ref().unwrap();
+        assert_eq!((&tls.certificate, &tls.key), (&dir.path().join("cert.pem"), &dir.path().join("key.pem")));
+        assert_eq!(gateway.listeners[0].name, "federation");
+        assert_eq!(gateway.listeners[1].name, "127.0.0.1:8480");
+        assert_eq!(gateway.policy, PolicySource::File(dir.path().join("policy.toml")));
+        assert_eq!(gateway.synapse, UpstreamAddress::Unix("/run/synapse.sock".into()));
+        assert_eq!(gateway.admin.as_ref().unwrap().to_string(), "127.0.0.1:9090");
+        let hops: Vec<String> = gateway.forwarded.trusted_hops.iter().map(ToString::to_string).collect();
+        assert_eq!(hops, ["127.0.0.1/32", "10.0.0.0/8", "::1/128"]);
+        assert_eq!(gateway.log, Log { access: AccessLog::Text, level: LogLevel::Debug });
+        assert_eq!(gateway.homeserver.server_name.as_deref(), Some("example.org:8448"));
+        // Every key of every table has another value than its default, so none was overlooked.
+        let changed = gateway.difference(&Gateway::default());
+        for (header, table) in gateway.tables() {
+            for key in table.as_object().unwrap().keys().filter(|_| header != "[[listener]] 2") {
+                let same = header == "[[listener]] 1" && key == "door";
+                assert_eq!(changed.contains(&format!("{header} {key}")), !same, "{header} {key}");
+            }
+        }
+        assert!(changed.contains(&"[[listener]] 2".to_owned()));
+    }
+
+    #[test]
+    fn a_difference_names_its_keys() {
+        let old = parse("[[listener]]\ndoor='ingress'\nbind='127.0.0.1:1'\n[[listener]]\ndoor='ingress'\nbind='127.0.0.1:2'\nname='b'").unwrap();
+        let new = parse("[[listener]]\ndoor='ingress'\nbind='127.0.0.1:1'\n[[listener]]\ndoor='ingress'\nbind='127.0.0.1:3'\nname='b'\n[limits]\nhead='11s'\n[admin]\nbind='unix:/a'").unwrap();
+        assert_eq!(old.difference(&new), ["[[listener]] 2 bind", "[admin] bind", "[limits] head"]);
+        assert_eq!(new.difference(&old), old.difference(&new));
+        assert_eq!(old.difference(&old), [""; 0]);
+        let one = parse("[[listener]]\ndoor='ingress'\nbind='127.0.0.1:1'").unwrap();
+        assert_eq!(old.difference(&one), ["[[listener]] 2"]);
+        assert_eq!(one.difference(&old), ["[[listener]] 2"]);
+    }
+
+    #[test]
+    fn problems_of_all_tables_are_told_at_once() {
+        let text = "[[listener]]\r\ndoor = \"proxy\"\r\nbind = \"127.0.0.1:8118\"\r\n[[listener]]\r\ndoor = \"ingress\"\r\n\
+                    bind = \"0.0.0.0\"\r\n[[listener]]\r\ndoor = \"ingress\"\r\ntls = { certificate = \"none.pem\" }\r\n\
+                    [limits]\r\nhadshake = \"1s\"\r\nbody = 0\r\nhead_bytes = \"1KiB\"\r\n[limit]\r\n[tokens]\r\n\
+                    positive = \"1m\"\r\nnegative = \"3s\"\r\n[upstream.synapse]\r\nservers = [\"https://a:1\"]\r\n\
+                    [forwarded]\r\ntrusted_hops = [\"10.0.0.0/33\"]\r\n[homeserver]\r\nserver_name = \"not a name\"\r\n\
+                    [log]\r\naccess = \"jason\"\r\n[workers]\r\ncount = -1\r\n[admin]\r\nbind = \"0.0.0.0:9090\"\r\n";
+        let told = told(text);
+        let starts = [
+            "mantlet.toml:2:8: unknown value \"proxy\" for `door` in [[listener]]\n    help: known: ingress",
+            "mantlet.toml:6:8: `bind` in [[listener]]: \"0.0.0.0\" has no port",
+            "mantlet.toml:9:7: `key` is missing in [listener.tls]",
+            "mantlet.toml:7:1: `bind` is missing in [[listener]]",
+            "mantlet.toml:11:1: unknown key `hadshake` in [limits]\n    help: did you mean `handshake`?",
+            "mantlet.toml:12:8: `body` in [limits]: 0 would refuse everything",
+            "mantlet.toml:13:14: `head_bytes` in [limits]: 1KiB is too small\n    help: at least \"8KiB\"",
+            "mantlet.toml:14:2: unknown key `limit`\n    help: did you mean `limits`?",
+            "mantlet.toml:16:12: `positive` in [tokens]: 1m is too long",
+            "mantlet.toml:17:12: `negative` in [tokens]: 3s is too long",
+            "mantlet.toml:19:12: entry 1 of `servers` in [upstream.synapse]: https:// is not supported",
+            "mantlet.toml:21:17: entry 1 of `trusted_hops` in [forwarded]: \"10.0.0.0/33\" is not an address",
+            "mantlet.toml:23:15: `server_name` in [homeserver]: \"not a name\" is not a server name",
+            "mantlet.toml:25:10: unknown value \"jason\" for `access` in [log]\n    help: did you mean \"json\"?",
+            "mantlet.toml:27:9: `count` in [workers]: expected a whole number, not below 0, found -1",
+            "mantlet.toml:29:8: `bind` in [admin]: 0.0.0.0 is not a loopback address",
+        ];
+        for start in starts {
+            assert!(told.iter().any(|told| told.starts_with(start)), "{start}\n-- in --\n{}", told.join("\n"));
+        }
+        assert_eq!(told.len(), starts.len(), "{}", told.join("\n"));
+    }
+
+    #[test]
+    fn one_server_is_needed_and_enough() {
+        let servers = |servers: &str| told(&format!("[upstream.synapse]\nservers = {servers}\n"));
+        assert!(servers("[]")[0].contains("no server"));
+        assert!(servers("['http://a:1', 'http://b:1']")[0].contains("more than one server is not supported"));
+        assert!(told("[upstream.other]\nservers = []")[0].contains("unknown key `other` in [upstream]"));
+    }
+
+    #[test]
+    fn a_key_file_that_others_can_read_is_refused() {
+        let dir = dir();
+        let key = dir.path().join("key.pem");
+        let check = || Gateway::parse("mantlet.toml", WHOLE, dir.path());
+        for mode in [0o640, 0o604, 0o660, 0o644, 0o620] {
+            fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+            let problems = check().unwrap_err();
+            let expected = format!(
+                "mantlet.toml:6:41: the private key {0} is open to its group or to others (mode {mode:04o})\n    help: chmod 600 {0}",
+                key.display()
+            );
+            assert_eq!(problems.to_string(), expected);
+        }
+        for mode in [0o600, 0o400] {
+            fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+            assert!(check().is_ok(), "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_missing_certificate_is_told_with_its_path() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("key.pem")).unwrap();
+        let problems = Gateway::parse("mantlet.toml", WHOLE, dir.path()).unwrap_err();
+        let path = dir.path().display();
+        assert_eq!(problems.0[0].what, format!("the certificate {path}/cert.pem does not exist"));
+        assert_eq!(problems.0[1].what, format!("the private key {path}/key.pem is not a file"));
+        assert_eq!(problems.0.len(), 2);
+    }
+
+    #[test]
+    fn two_listeners_on_one_address_are_refused() {
+        let two = |one: &str, other: &str| {
+            parse(&format!(
+                "[[listener]]\ndoor='ingress'\nbind='{one}'\n[[listener]]\ndoor='ingress'\nbind='{other}'\n"
+            ))
+        };
+        let problems = two("127.0.0.1:1", "127.0.0.1:1").unwrap_err();
+        assert_eq!(problems.to_string(), "mantlet.toml:6:6: 127.0.0.1:1 is taken by another listener (127.0.0.1:1)");
+        assert!(two("0.0.0.0:1", "127.0.0.1:1").is_err());
+        assert!(two("127.0.0.1:1", "127.0.0.1:2").is_ok());
+        assert!(two("127.0.0.1:0", "127.0.0.1:0").is_ok());
+        let twins = "[[listener]]\ndoor='ingress'\nbind='127.0.0.1:1'\nname='a'\n[[listener]]\ndoor='ingress'\nbind='127.0.0.1:2'\nname='a'\n";
+        assert_eq!(told(twins), ["mantlet.toml:8:6: two listeners are named \"a\""]);
+    }
+
+    #[test]
+    fn a_gateway_in_front_of_itself_is_refused() {
+        assert!(told("[upstream.synapse]\nservers = ['http://127.0.0.1:8480']\n")[0].contains("round for ever"));
+        assert!(told("[admin]\nbind = '127.0.0.1:8480'\n")[0].contains("is taken by a listener"));
+        let all =
+            "[[listener]]\ndoor='ingress'\nbind='0.0.0.0:8008'\n[upstream.synapse]\nservers=['http://10.0.0.1:8008']";
+        assert!(parse(all).is_ok(), "Synapse on another machine may have our port");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_one_problem() {
+        let dir = tempfile::tempdir().unwrap();
+        let problems = Gateway::load(&dir.path().join("none.toml")).unwrap_err();
+        assert_eq!(problems.to_string(), format!("{}/none.toml does not exist", dir.path().display()));
+        assert!(Gateway::load(dir.path()).unwrap_err().to_string().ends_with("is a directory, not a file"));
+    }
+
+    #[test]
+    fn a_syntax_error_hides_nothing_behind_guesses() {
+        let told = told("[[listener]]\ndoor = \nbind = \"127.0.0.1:1\n[limits]\nhead = \"1s\"\n");
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(told[0].starts_with("mantlet.toml:2:") && told[1].starts_with("mantlet.toml:3:"), "{told:?}");
+    }
+
+    #[test]
+    fn no_broken_file_panics() {
+        let dir = dir();
+        for end in (0..=WHOLE.len()).filter(|end| WHOLE.is_char_boundary(*end)) {
+            let _ = Gateway::parse("mantlet.toml", &WHOLE[..end], dir.path());
+            let _ = Gateway::parse("mantlet.toml", &WHOLE[end..], dir.path());
+            let with = ["\"", "[", "=", "\n", "{", "🗝", "\0", "]", ".", "\r"][end % 10];
+            let mut broken = WHOLE.to_owned();
+            broken.replace_range(end..(end + 1).min(WHOLE.len()), with);
+            let _ = Gateway::parse("mantlet.toml", broken, dir.path());
+        }
+    }
+}

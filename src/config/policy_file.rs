@@ -1,0 +1,676 @@
+//! Policy files: one is read with all that it extends, merged into one tree, and every line keeps its origin.
+
+use crate::config::print::print;
+use crate::document::read::read;
+use crate::document::source::{Sources, read_file};
+use crate::document::value::{Table, Value};
+use crate::problem::{Problem, Problems, did_you_mean};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_spanned::Spanned;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A policy and its bases, merged; the rules are still tables.
+#[derive(Clone, Debug)]
+pub struct PolicyFile {
+    /// The outermost file as the operator named it, or `built-in balanced`.
+    pub name: String,
+    /// Every file that was read, the outermost first: what a watcher watches.
+    pub files: Vec<PathBuf>,
+    /// The texts, to tell the place of a span.
+    pub sources: Arc<Sources>,
+    /// `[unknown]`.
+    pub unknown: Unknown,
+    /// `announce_rule`: whether our answers name the rule in `x-mantlet-rule`.
+    pub announce: bool,
+    /// `[rules.NAME]`, what the outermost file says first. An array holds the tables of a `[[rules.NAME]]`.
+    pub rules: Vec<(Spanned<String>, Spanned<Value>)>,
+    /// The outermost file's `[[test]]` tables.
+    pub tests: Vec<Spanned<Value>>,
+    /// Names these texts in logs and metrics: 16 characters.
+    pub digest: String,
+    merged: Table,
+}
+
+/// What becomes of an endpoint that this version does not know, by flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Unknown {
+    /// Below `/_matrix/{client,media}`.
+    pub client: UnknownPolicy,
+    /// Below `/_matrix/{federation,key}`.
+    pub federation: UnknownPolicy,
+}
+
+/// Whether an unknown endpoint may be reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnknownPolicy {
+    /// It passes and is counted, so that new versions of Matrix go on working.
+    #[default]
+    Pass,
+    /// It does not.
+    Deny,
+}
+
+/// A policy that is compiled in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BuiltIn {
+    /// Whatever can be closed is.
+    Strict,
+    /// What a homeserver's users do not notice.
+    Balanced,
+    /// Only what no client or peer notices.
+    Transparent,
+}
+
+impl BuiltIn {
+    /// All of them.
+    pub const ALL: [BuiltIn; 3] = [BuiltIn::Strict, BuiltIn::Balanced, BuiltIn::Transparent];
+
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<BuiltIn> {
+        Self::ALL.into_iter().find(|built_in| built_in.name() == name)
+    }
+
+    /// What `extends` calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            BuiltIn::Strict => "strict",
+            BuiltIn::Balanced => "balanced",
+            BuiltIn::Transparent => "transparent",
+        }
+    }
+
+    /// Its whole text.
+    pub fn text(self) -> &'static str {
+        match self {
+            BuiltIn::Strict => include_str!("../../policies/strict.toml"),
+            BuiltIn::Balanced => include_str!("../../policies/balanced.toml"),
+            BuiltIn::Transparent => include_str!("../../policies/transparent.toml"),
+        }
+    }
+}
+
+impl fmt::Display for BuiltIn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl PolicyFile {
+    /// Reads a policy file and all that it extends.
+    ///
+    /// # Errors
+    /// Every problem in any of its files.
+    pub fn load(path: &Path) -> Result<PolicyFile, Problems> {
+        let text = read_file(path)?;
+        let base_dir = path.parent().unwrap_or(Path::new("")).to_owned();
+        let name = path.display().to_string();
+        Chain::read(Link { name, text, base_dir: Some(base_dir), path: Some(path.to_owned()) })
+    }
+
+    /// Reads a policy that is compiled in.
+    ///
+    /// # Errors
+    /// Never, for the policies that are shipped: a test reads them.
+    pub fn built_in(built_in: BuiltIn) -> Result<PolicyFile, Problems> {
+        Chain::read(Link::built_in(built_in))
+    }
+
+    /// Reads a policy from its text; a relative path in `extends` is relative to `base_dir`.
+    ///
+    /// # Errors
+    /// Every problem in it, or in a file it extends.
+    pub fn from_text(name: &str, text: impl Into<String>, base_dir: &Path) -> Result<PolicyFile, Problems> {
+        let text = text.into();
+        Chain::read(Link { name: name.to_owned(), text, base_dir: Some(base_dir.to_owned()), path: None })
+    }
+
+    /// The merged policy as one TOML file without a base; a comment tells each line's origin.
+    pub fn print(&self) -> String {
+        print(&self.merged, &self.sources)
+    }
+}
+
+/// The top level of a merged policy.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Top {
+    #[serde(rename = "extends")]
+    _extends: Option<IgnoredAny>,
+    #[serde(default)]
+    unknown: Unknown,
+    #[serde(default = "yes")]
+    announce_rule: bool,
+    #[serde(rename = "rules")]
+    _rules: Option<IgnoredAny>,
+    #[serde(rename = "test")]
+    _test: Option<IgnoredAny>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// One file of a chain, before it is parsed.
+struct Link {
+    name: String,
+    text: String,
+    /// Where its `extends` looks for paths; a built-in policy looks for none.
+    base_dir: Option<PathBuf>,
+    path: Option<PathBuf>,
+}
+
+impl Link {
+    fn built_in(built_in: BuiltIn) -> Self {
+        Self { name: format!("built-in {built_in}"), text: built_in.text().to_owned(), base_dir: None, path: None }
+    }
+
+    /// The file that `extends = "…"` names.
+    fn extended(&self, base: &str) -> Result<Link, Problem> {
+        if let Some(built_in) = BuiltIn::named(base) {
+            return Ok(Link::built_in(built_in));
+        }
+        let names = || BuiltIn::ALL.map(BuiltIn::name);
+        let Some(base_dir) = &self.base_dir else {
+            return Err(Problem::new(format!("there is no built-in policy {base:?}")));
+        };
+        let path = base_dir.join(base);
+        let is_word = !base.contains(['/', '.']);
+        if base.is_empty() || (is_word && !path.exists()) {
+            let help = match did_you_mean(base, names()) {
+                Some(meant) => format!("did you mean {meant:?}?"),
+                None => format!("write {} or the path of a file", names().join(", ")),
+            };
+            return Err(Problem::new(format!("there is neither a built-in policy nor a file {base:?}")).help(help));
+        }
+        let text = read_file(&path)?;
+        let base_dir = path.parent().map(Path::to_owned);
+        Ok(Link { name: path.display().to_string(), text, base_dir, path: Some(path) })
+    }
+
+    /// What makes it the same file, however it was named.
+    fn identity(&self) -> String {
+        match self.path.as_ref().and_then(|path| std::fs::canonicalize(path).ok()) {
+            Some(path) => format!("file {}", path.display()),
+            None => self.name.clone(),
+        }
+    }
+}
+
+/// How many files may stand on one another, the outermost included.
+const DEEPEST: usize = 8;
+
+/// `[[…]]` tables that a child adds to and does not replace. `peer` and `egress.destination` are merged, then refused as
+/// unknown, until this version can enforce them.
+const APPENDED: [&[&str]; 3] = [&["rules", "closed_endpoint"], &["peer"], &["egress", "destination"]];
+
+/// The files read so far, and what they say together.
+#[derive(Default)]
+struct Chain {
+    sources: Sources,
+    problems: Problems,
+    files: Vec<PathBuf>,
+    names: Vec<String>,
+    identities: Vec<String>,
+    merged: Table,
+    tests: Option<(Spanned<String>, Spanned<Value>)>,
+}
+
+impl Chain {
+    fn read(outermost: Link) -> Result<PolicyFile, Problems> {
+        let mut chain = Chain::default();
+        let name = outermost.name.clone();
+        let mut next = Some(outermost);
+        while let Some(link) = next {
+            next = chain.add(link);
+        }
+        chain.finish(name)
+    }
+
+    /// Parses one file, merges it below what is there, and gives the file that it extends.
+    fn add(&mut self, link: Link) -> Option<Link> {
+        self.files.extend(link.path.clone());
+        self.identities.push(link.identity());
+        self.names.push(link.name.clone());
+        let before = self.problems.0.len();
+        let tree = self.sources.parse(&link.name, link.text.as_str(), &mut self.problems);
+        let understood = self.problems.0.len() == before;
+        let span = tree.span();
+        let mut table = tree.into_inner();
+        let tests = table.remove("test");
+        let extends = table.remove("extends").map(|(_, value)| value);
+        if self.names.len() == 1 {
+            self.tests = tests;
+        }
+        let has_rules =
+            table.get("rules").is_some_and(|rules| rules.get_ref().as_table().is_none_or(|rules| !rules.is_empty()));
+        if understood && extends.is_none() && !has_rules {
+            // A file that is being written is empty for a moment; to take it would open everything.
+            let problem = Problem::new(format!("{} says nothing: a half-written file?", link.name));
+            let problem = problem.help("write extends = \"balanced\", or at least one rule");
+            self.problems.push(problem.at(self.sources.locate(span)));
+        }
+        merge(&mut self.merged, table, &mut Vec::new());
+        self.base(&link, &extends?)
+    }
+
+    fn base(&mut self, link: &Link, extends: &Spanned<Value>) -> Option<Link> {
+        let location = self.sources.locate(extends.span());
+        let Value::String(base) = extends.get_ref() else {
+            let what = format!("`extends`: expected the name of a policy, found {}", extends.get_ref().kind());
+            self.problems.push(Problem::new(what).at(location));
+            return None;
+        };
+        let base = match link.extended(base) {
+            Ok(base) => base,
+            Err(problem) => {
+                self.problems.push(problem.at(location));
+                return None;
+            }
+        };
+        let identity = base.identity();
+        if let Some(first) = self.identities.iter().position(|known| *known == identity) {
+            let circle: Vec<&str> = self.names.iter().skip(first).map(String::as_str).collect();
+            let what = format!("policies extend each other in a circle: {} → {}", circle.join(" → "), base.name);
+            self.problems.push(Problem::new(what).at(location));
+            return None;
+        }
+        if self.names.len() == DEEPEST {
+            let what = format!("more than {DEEPEST} policies extend each other: {}", self.names.join(" → "));
+            self.problems.push(Problem::new(what).at(location));
+            return None;
+        }
+        Some(base)
+    }
+
+    fn finish(mut self, name: String) -> Result<PolicyFile, Problems> {
+        let mut digest = blake3::Hasher::new();
+        for text in self.sources.texts() {
+            digest.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
+        }
+        let tests = self.tests();
+        let rules = self.rules();
+        if let Some((key, value)) = self.tests.take() {
+            self.merged.push(key, value);
+        }
+        for later in ["peer", "egress"] {
+            if let Some((key, _)) = self.merged.remove(later) {
+                let what = format!("`{later}` cannot be enforced by this version of the gateway");
+                self.problems.push(Problem::new(what).at(self.sources.locate(key.span())));
+            }
+        }
+        let merged = Spanned::new(0..0, Value::Table(self.merged.clone()));
+        let top: Option<Top> = read(&merged, "", &self.sources, &mut self.problems);
+        let top = top.unwrap_or(Top {
+            _extends: None,
+            unknown: Unknown::default(),
+            announce_rule: true,
+            _rules: None,
+            _test: None,
+        });
+        self.problems.or(PolicyFile {
+            name,
+            files: self.files,
+            sources: Arc::new(self.sources),
+            unknown: top.unknown,
+            announce: top.announce_rule,
+            rules,
+            tests,
+            digest: digest.finalize().to_hex().chars().take(16).collect(),
+            merged: self.merged,
+        })
+    }
+
+    /// The rules, each in the one of the two forms that it has.
+    fn rules(&mut self) -> Vec<(Spanned<String>, Spanned<Value>)> {
+        let Some(rules) = self.merged.get("rules").cloned() else { return Vec::new() };
+        let Value::Table(rules) = rules.get_ref() else {
+            let what = format!("`rules`: expected tables [rules.NAME], found {}", rules.get_ref().kind());
+            self.problems.push(Problem::new(what).at(self.sources.locate(rules.span())));
+            return Vec::new();
+        };
+        let mut kept = Vec::new();
+        for (name, value) in rules {
+            let rule = name.get_ref();
+            let repeated = APPENDED.contains(&&["rules", rule.as_str()][..]);
+            let right = match value.get_ref() {
+                Value::Table(_) => !repeated,
+                Value::Array(elements) => {
+                    repeated && elements.iter().all(|element| element.get_ref().as_table().is_some())
+                }
+                Value::String(_) | Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Datetime(_) => {
+                    false
+                }
+            };
+            if !right {
+                let header = if repeated { format!("[[rules.{rule}]]") } else { format!("[rules.{rule}]") };
+                let problem = Problem::new(format!("the rule `{rule}` is written {header}"));
+                self.problems.push(problem.at(self.sources.locate(name.span())));
+            } else if value.get_ref().as_array().is_none_or(|elements| !elements.is_empty()) {
+                kept.push((name.clone(), value.clone()));
+            }
+        }
+        kept
+    }
+
+    fn tests(&mut self) -> Vec<Spanned<Value>> {
+        match &self.tests {
+            None => Vec::new(),
+            Some((_, value)) => match value.get_ref() {
+                Value::Array(tests) => tests.clone(),
+                other => {
+                    let what = format!("a test is written [[test]], found {}", other.kind());
+                    self.problems.push(Problem::new(what).at(self.sources.locate(value.span())));
+                    Vec::new()
+                }
+            },
+        }
+    }
+}
+
+/// Adds to `child` what only `base` says.
+fn merge(child: &mut Table, base: Table, path: &mut Vec<String>) {
+    for (key, value) in base {
+        let Some(ours) = child.get_mut(key.get_ref()) else {
+            child.push(key, value);
+            continue;
+        };
+        path.push(key.into_inner());
+        match (ours.get_mut(), value.into_inner()) {
+            (Value::Table(ours), Value::Table(theirs)) => merge(ours, theirs, path),
+            (Value::Array(ours), Value::Array(theirs)) if APPENDED.iter().any(|appended| *appended == *path) => {
+                ours.extend(theirs);
+            }
+            // The child replaces it.
+            _ => {}
+        }
+        path.pop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn text(text: &str) -> Result<PolicyFile, Problems> {
+        PolicyFile::from_text("policy.toml", text, Path::new("/nonexistent"))
+    }
+
+    fn told(policy: &str) -> Vec<String> {
+        text(policy).unwrap_err().0.iter().map(ToString::to_string).collect()
+    }
+
+    /// A directory with these files; the first is loaded.
+    fn load(files: &[(&str, &str)]) -> (Result<PolicyFile, Problems>, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::create_dir_all(dir.path().join(name).parent().unwrap()).unwrap();
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        (PolicyFile::load(&dir.path().join(files[0].0)), dir)
+    }
+
+    fn rule<'a>(policy: &'a PolicyFile, name: &str) -> &'a Spanned<Value> {
+        &policy.rules.iter().find(|(known, _)| known.get_ref() == name).unwrap().1
+    }
+
+    fn get<'a>(value: &'a Spanned<Value>, key: &str) -> &'a Spanned<Value> {
+        value.get_ref().as_table().unwrap().get(key).unwrap()
+    }
+
+    const FAMILY: [(&str, &str); 3] = [
+        (
+            "child.toml",
+            "extends = \"bases/parent.toml\"\nannounce_rule = false\n\n[rules.media]\nmode = \"report\"\n\n\
+             [[rules.closed_endpoint]]\npath = \"/child\"\nanswer = { status = 403 }\n\n[rules.nested]\nanswer.status = 404\n\n\
+             [[test]]\nrequest = \"GET /child\"\n",
+        ),
+        (
+            "bases/parent.toml",
+            "extends = \"grand.toml\"\n\n[unknown]\nfederation = \"deny\"\n\n[rules.media]\nmode = \"off\"\nhosts = [\"a\", \"b\"]\n\n\
+             [[rules.closed_endpoint]]\npath = \"/parent1\"\n[[rules.closed_endpoint]]\npath = \"/parent2\"\n\n\
+             [[test]]\nrequest = \"GET /parent\"\n",
+        ),
+        (
+            "bases/grand.toml",
+            "announce_rule = true\n\n[unknown]\nclient = \"deny\"\n\n[rules.media]\nhosts = [\"z\"]\nsize = 1\n\n[rules.nested]\n\
+             answer = { status = 403, errcode = \"M_\\\"FORBIDDEN\\\"\\n\" }\n\n[rules.server_banner]\n\n\
+             [[rules.closed_endpoint]]\npath = \"/grand\"\n",
+        ),
+    ];
+
+    #[test]
+    fn a_child_replaces_keys_and_comes_first_in_lists() {
+        let (policy, dir) = load(&FAMILY);
+        let policy = policy.unwrap_or_else(|problems| panic!("{problems}"));
+        assert_eq!(policy.files, FAMILY.map(|(name, _)| dir.path().join(name)));
+        assert!(!policy.announce);
+        assert_eq!(policy.unknown, Unknown { client: UnknownPolicy::Deny, federation: UnknownPolicy::Deny });
+        let names: Vec<&str> = policy.rules.iter().map(|(name, _)| name.get_ref().as_str()).collect();
+        assert_eq!(names, ["media", "closed_endpoint", "nested", "server_banner"]);
+        let media = rule(&policy, "media");
+        assert_eq!(get(media, "mode").get_ref().as_str(), Some("report"));
+        assert_eq!(get(media, "hosts").get_ref().as_array().map(<[_]>::len), Some(2));
+        assert_eq!(get(media, "size").get_ref(), &Value::Integer(1));
+        let closed = rule(&policy, "closed_endpoint").get_ref().as_array().unwrap();
+        let paths: Vec<_> = closed.iter().map(|table| get(table, "path").get_ref().as_str().unwrap()).collect();
+        assert_eq!(paths, ["/child", "/parent1", "/parent2", "/grand"]);
+        let answer = get(rule(&policy, "nested"), "answer");
+        assert_eq!(get(answer, "status").get_ref(), &Value::Integer(404));
+        assert_eq!(get(answer, "errcode").get_ref().as_str(), Some("M_\"FORBIDDEN\"\n"));
+        assert_eq!(policy.tests.len(), 1, "the tests of a base are its own");
+        assert_eq!(get(&policy.tests[0], "request").get_ref().as_str(), Some("GET /child"));
+    }
+
+    #[test]
+    fn every_value_keeps_its_origin() {
+        let (policy, dir) = load(&FAMILY);
+        let policy = policy.unwrap();
+        let place = |span| {
+            let place = policy.sources.locate(span).unwrap();
+            (PathBuf::from(place.file).strip_prefix(dir.path()).unwrap().display().to_string(), place.line)
+        };
+        let media = rule(&policy, "media");
+        assert_eq!(place(policy.rules[0].0.span()), ("child.toml".into(), 4));
+        assert_eq!(place(get(media, "mode").span()), ("child.toml".into(), 5));
+        assert_eq!(place(get(media, "hosts").span()), ("bases/parent.toml".into(), 8));
+        assert_eq!(place(get(media, "size").span()), ("bases/grand.toml".into(), 8));
+    }
+
+    #[test]
+    fn the_printed_policy_reads_as_the_same_policy() {
+        let (policy, dir) = load(&FAMILY);
+        let policy = policy.unwrap();
+        let printed = policy.print();
+        let again = PolicyFile::from_text("printed", printed.as_str(), Path::new(""))
+            .unwrap_or_else(|p| panic!("{p}\n{printed}"));
+        // Spans are not compared.
+        assert_eq!((&again.rules, &again.tests), (&policy.rules, &policy.tests), "{printed}");
+        assert_eq!((again.unknown, again.announce), (policy.unknown, policy.announce));
+        let origin = |line: &str, place: &str| {
+            let found = printed
+                .lines()
+                .find(|printed| printed.starts_with(line))
+                .unwrap_or_else(|| panic!("{line}\n{printed}"));
+            assert!(found.ends_with(&format!("# {}/{place}", dir.path().display())), "{found}");
+        };
+        origin("mode = \"report\"", "child.toml:5");
+        origin("hosts = [\"a\", \"b\"]", "bases/parent.toml:8");
+        origin("answer.errcode = \"M_\\\"FORBIDDEN\\\"\\n\"", "bases/grand.toml:11");
+        origin("[rules.server_banner]", "bases/grand.toml:13");
+        assert!(printed.lines().filter(|line| !line.is_empty()).all(|line| line.contains("# /")), "{printed}");
+    }
+
+    #[test]
+    fn the_shipped_policies_are_read() {
+        for built_in in BuiltIn::ALL {
+            let policy = PolicyFile::built_in(built_in).unwrap_or_else(|problems| panic!("{problems}"));
+            assert_eq!(policy.name, format!("built-in {built_in}"));
+            assert_eq!(policy.digest.len(), 16);
+            assert!(policy.files.is_empty());
+            let child = text(&format!("extends = \"{built_in}\"")).unwrap();
+            assert_eq!(child.rules, policy.rules);
+            assert_ne!(child.digest, policy.digest);
+        }
+    }
+
+    #[test]
+    fn a_digest_tells_texts_apart() {
+        let digest = |policy: &str| text(policy).unwrap().digest;
+        assert_eq!(digest("[rules.a]"), digest("[rules.a]"));
+        assert_ne!(digest("[rules.a]"), digest("[rules.b]"));
+        assert_ne!(digest("[rules.a]"), digest("[rules.a] "));
+    }
+
+    #[test]
+    fn a_file_that_says_nothing_is_refused() {
+        for policy in ["", "# soon\n", "announce_rule = true\n", "[unknown]\n", "[rules]\n", "[[test]]\n"] {
+            let told = told(policy);
+            assert_eq!(told.len(), 1, "{told:?}");
+            assert!(told[0].starts_with("policy.toml:1:1: policy.toml says nothing: a half-written file?"), "{told:?}");
+        }
+        let (policy, _dir) = load(&[("a.toml", "extends = \"b.toml\"\n[rules.a]\n"), ("b.toml", "")]);
+        assert!(policy.unwrap_err().to_string().contains("b.toml says nothing"), "nor may a base");
+    }
+
+    #[test]
+    fn a_wrong_base_is_told_with_a_suggestion() {
+        assert_eq!(
+            told("extends = \"balancd\"\n"),
+            [
+                "policy.toml:1:11: there is neither a built-in policy nor a file \"balancd\"\n    help: did you mean \"balanced\"?"
+            ]
+        );
+        assert!(
+            told("extends = \"fort-knox\"\n")[0]
+                .ends_with("help: write strict, balanced, transparent or the path of a file")
+        );
+        assert_eq!(told("extends = \"./b.toml\"\n"), ["policy.toml:1:11: /nonexistent/./b.toml does not exist"]);
+        assert_eq!(
+            told("extends = 5\n"),
+            ["policy.toml:1:11: `extends`: expected the name of a policy, found a whole number"]
+        );
+    }
+
+    #[test]
+    fn a_circle_is_refused() {
+        let (policy, dir) = load(&[
+            ("a.toml", "extends = \"b.toml\"\n"),
+            ("b.toml", "\nextends = \"sub/../c.toml\"\n"),
+            ("c.toml", "extends = \"b.toml\"\n"),
+            ("sub/x", ""),
+        ]);
+        let d = dir.path().display();
+        assert_eq!(
+            policy.unwrap_err().to_string(),
+            format!(
+                "{d}/sub/../c.toml:1:11: policies extend each other in a circle: {d}/b.toml → {d}/sub/../c.toml → {d}/sub/../b.toml"
+            )
+        );
+        let (policy, _dir) = load(&[("a.toml", "extends = \"a.toml\"\n")]);
+        assert!(policy.unwrap_err().to_string().contains("in a circle"));
+    }
+
+    #[test]
+    fn eight_deep_is_read_and_nine_is_refused() {
+        let chain = |length: usize| {
+            let texts: Vec<(String, String)> = (1..=length)
+                .map(|n| {
+                    let extends = if n < length { format!("extends = \"{}.toml\"\n", n + 1) } else { String::new() };
+                    (format!("{n}.toml"), format!("{extends}[rules.r{n}]\n"))
+                })
+                .collect();
+            load(&texts.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect::<Vec<_>>()).0
+        };
+        assert_eq!(chain(8).unwrap().rules.len(), 8);
+        let problems = chain(9).unwrap_err();
+        assert_eq!(problems.0.len(), 1);
+        assert!(problems.0[0].what.starts_with("more than 8 policies extend each other"), "{problems}");
+        assert!(problems.0[0].location.as_ref().unwrap().file.ends_with("8.toml"));
+    }
+
+    #[test]
+    fn problems_of_all_files_are_told_at_once() {
+        let (policy, _dir) = load(&[
+            (
+                "a.toml",
+                "extends = \"b.toml\"\nanounce_rule = true\n[rules]\nnotary = \"direct\"\n[unknown]\nclient = \"dney\"\n",
+            ),
+            (
+                "b.toml",
+                "[rule.x]\n[[rules.media]]\n[rules.closed_endpoint]\npath = \"a\"\n[[peer]]\nnames = []\n[rules.y]\n[unknown]\npeers = 1\n",
+            ),
+        ]);
+        let problems = policy.unwrap_err();
+        let expected = [
+            ("a.toml", 2, "unknown key `anounce_rule`"),
+            ("a.toml", 4, "the rule `notary` is written [rules.notary]"),
+            ("a.toml", 6, "unknown value \"dney\" for `client` in [unknown]"),
+            ("b.toml", 1, "unknown key `rule`"),
+            ("b.toml", 2, "the rule `media` is written [rules.media]"),
+            ("b.toml", 3, "the rule `closed_endpoint` is written [[rules.closed_endpoint]]"),
+            ("b.toml", 5, "`peer` cannot be enforced by this version of the gateway"),
+            ("b.toml", 9, "unknown key `peers` in [unknown]"),
+        ];
+        assert_eq!(problems.0.len(), expected.len(), "{problems}");
+        for (problem, (file, line, what)) in problems.0.iter().zip(expected) {
+            let location = problem.location.as_ref().unwrap();
+            assert!(location.file.ends_with(file), "{problem}");
+            assert_eq!((location.line, problem.what.as_str()), (line, what));
+        }
+        assert_eq!(problems.0[0].help.as_deref(), Some("did you mean `announce_rule`?"));
+        assert_eq!(problems.0[3].help.as_deref(), Some("did you mean `rules`?"));
+    }
+
+    #[test]
+    fn a_syntax_error_in_a_base_is_told_there() {
+        let (policy, _dir) = load(&[("a.toml", "extends = \"b.toml\"\n[rules.a]\n"), ("b.toml", "[rules.b]\nx = \n")]);
+        let problems = policy.unwrap_err();
+        assert_eq!(problems.0.len(), 1, "{problems}");
+        assert!(problems.0[0].location.as_ref().is_some_and(|place| place.file.ends_with("b.toml") && place.line == 2));
+    }
+
+    #[test]
+    fn lists_that_later_versions_enforce_are_appended_too() {
+        let mut problems = Problems::default();
+        let mut sources = Sources::default();
+        let mut child =
+            sources.parse("a", "peer = [1]\negress = { destination = [1], other = [1] }", &mut problems).into_inner();
+        let base =
+            sources.parse("b", "peer = [2]\negress = { destination = [2], other = [2] }", &mut problems).into_inner();
+        merge(&mut child, base, &mut Vec::new());
+        let length = |value: &Spanned<Value>| value.get_ref().as_array().map(<[_]>::len);
+        let egress = child.get("egress").unwrap();
+        assert_eq!(child.get("peer").map(length), Some(Some(2)));
+        assert_eq!((length(get(egress, "destination")), length(get(egress, "other"))), (Some(2), Some(1)));
+    }
+
+    #[test]
+    fn no_broken_file_panics_and_what_is_read_prints_as_it_reads() {
+        let whole = format!(
+            "{}\n[rules.\"a b\".c]\nd = [1.5, 1979-05-27, {{ x = 1, \"\" = {{}} }}]\ne = {{}}\n",
+            FAMILY[0].1.replace("bases/parent.toml", "strict")
+        );
+        let mut read = 0;
+        let mut check = |policy: &str| {
+            let Ok(policy) = text(policy) else { return };
+            let again = text(&policy.print()).unwrap_or_else(|problems| panic!("{problems}\n{}", policy.print()));
+            assert_eq!((&again.rules, &again.tests), (&policy.rules, &policy.tests), "{}", policy.print());
+            read += 1;
+        };
+        for end in 0..whole.len() {
+            check(&whole[..end]);
+            check(&whole[end..]);
+            let mut broken = whole.clone();
+            broken.replace_range(end..=end, ["\"", "[", "=", "\n", "{", "🗝", "\0", "]", "."][end % 9]);
+            check(&broken);
+        }
+        check(&whole);
+        assert!(read > 50, "{read} were read");
+    }
+}
