@@ -6,7 +6,9 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, Cache};
 use prometheus::IntCounter;
 
-use crate::policy::{Mode, Policy, RuleIndex};
+use crate::observe::metrics::{Action, Metrics};
+use crate::policy::plan::RuleInfo;
+use crate::policy::{Policy, RuleIndex};
 
 /// A policy with its number and its counters. A request is judged wholly by one generation.
 #[derive(Debug)]
@@ -39,13 +41,12 @@ pub struct Current(RefCell<Cache<Arc<ArcSwap<Generation>>, Arc<Generation>>>);
 
 impl Generation {
     /// Numbers a policy and resolves its counters.
-    pub fn new(number: u64, policy: Arc<Policy>, count: impl Fn(&str, &str, &str) -> IntCounter) -> Self {
-        let resolve = |name: &str, mode: Mode| RuleCounters {
-            deny: count(name, "deny", mode.as_str()),
-            answer: count(name, "answer", mode.as_str()),
-            edit: count(name, "edit", mode.as_str()),
+    pub fn new(number: u64, policy: Arc<Policy>, metrics: &Metrics) -> Self {
+        let resolve = |rule: &RuleInfo| {
+            let count = |action| metrics.rule_counter(rule.name, action, rule.mode.into());
+            RuleCounters { deny: count(Action::Deny), answer: count(Action::Answer), edit: count(Action::Edit) }
         };
-        let counters = policy.rules().iter().map(|rule| resolve(rule.name, rule.mode)).collect();
+        let counters = policy.rules().iter().map(resolve).collect();
         Self { number, policy, counters }
     }
 

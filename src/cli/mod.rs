@@ -119,7 +119,7 @@ impl PolicyArgument {
     fn source(&self, common: &Common) -> Result<PolicySource, Problems> {
         Ok(match &self.policy {
             None => common.gateway()?.policy,
-            Some(name) => match BuiltIn::from_name(name) {
+            Some(name) => match BuiltIn::named(name) {
                 Some(built_in) => PolicySource::BuiltIn(built_in),
                 None => PolicySource::File(name.into()),
             },

@@ -16,20 +16,27 @@ pub(super) struct Test {
     policy: PolicyArgument,
 }
 
+fn place(location: &Option<Location>) -> String {
+    location.as_ref().map(ToString::to_string).unwrap_or_default()
+}
+
 struct Ran<'a> {
     test: &'a PolicyTest,
-    location: Location,
+    location: Option<Location>,
     result: Result<(), String>,
 }
 
 impl Test {
     pub(super) fn run(self, common: &Common, output: &Output) -> Result<ExitCode, Problems> {
         let compiled = self.policy.load(common)?;
-        let run = |test| {
-            let PolicyTest { request, .. } = test;
-            Ran { test, location: compiled.sources.locate(request.span()), result: test.run(&compiled.policy) }
-        };
-        let ran: Vec<Ran<'_>> = compiled.tests.iter().map(run).collect();
+        let ran: Vec<Ran<'_>> = compiled
+            .tests
+            .iter()
+            .map(|test| {
+                let location = compiled.sources.locate(test.request.span());
+                Ran { test, location, result: test.run(&compiled.policy) }
+            })
+            .collect();
         let failed = ran.iter().filter(|ran| ran.result.is_err()).count();
         output.print(
             || {
@@ -39,7 +46,7 @@ impl Test {
                     // Writing to a string does not fail.
                     let _ = match result {
                         Ok(()) => writeln!(text, "ok      {name}"),
-                        Err(wrong) => writeln!(text, "FAILED  {name}  [{location}]\n        {wrong}"),
+                        Err(wrong) => writeln!(text, "FAILED  {name}  [{}]\n        {wrong}", place(location)),
                     };
                 }
                 let name = compiled.policy.name();

@@ -4,6 +4,9 @@ use crate::config::print::print;
 use crate::document::read::read;
 use crate::document::source::{Sources, read_file};
 use crate::document::value::{Table, Value};
+use crate::matrix::Flow;
+use crate::policy::compiler::Title;
+use crate::rules::Draft;
 use crate::problem::{Problem, Problems, did_you_mean};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -127,6 +130,27 @@ impl PolicyFile {
     pub fn from_text(name: &str, text: impl Into<String>, base_dir: &Path) -> Result<PolicyFile, Problems> {
         let text = text.into();
         Chain::read(Link { name: name.to_owned(), text, base_dir: Some(base_dir.to_owned()), path: None })
+    }
+
+    /// The text of the outermost file.
+    pub fn text(&self) -> &str {
+        self.sources.texts().next().unwrap_or_default()
+    }
+
+    /// What it says, for the rules to compile.
+    pub fn into_draft(self) -> Draft {
+        let unknown = [(Flow::Client, "client", self.unknown.client), (Flow::Federation, "federation", self.unknown.federation)];
+        let place = |flow: &str| {
+            let table = self.merged.get("unknown").and_then(|unknown| unknown.get_ref().as_table());
+            table.and_then(|table| table.get(flow)).map_or(0..0, Spanned::span)
+        };
+        let deny_unknown = unknown
+            .into_iter()
+            .filter(|(_, _, unknown)| *unknown == UnknownPolicy::Deny)
+            .map(|(flow, name, _)| (flow, place(name)))
+            .collect();
+        let title = Title { name: self.name, digest: self.digest, announce: self.announce };
+        Draft { title, deny_unknown, rules: self.rules, tests: self.tests }
     }
 
     /// The merged policy as one TOML file without a base; a comment tells each line's origin.

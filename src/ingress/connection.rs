@@ -4,6 +4,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::Request;
 use hyper::body::Incoming;
@@ -28,16 +29,15 @@ pub async fn serve_h1<IO: AsyncRead + AsyncWrite + Unpin>(listener: &Listener, i
         async move { (&shared.stack).call((request, peer)).await }
     });
     let io = Paced { io, pace: Rc::clone(&peer.pace), protocol: Protocol::H1 };
-    let connection = http1::Builder::new()
+    let mut connection = http1::Builder::new()
         .max_headers(limits.fields)
-        .max_header_size(usize::try_from(limits.head_bytes.bytes()).unwrap_or(usize::MAX))
+        .max_header_size(usize::try_from(limits.head_bytes.get()).unwrap_or(usize::MAX))
         .serve_connection(TokioIo::new(io), service);
-    let mut connection = pin!(connection);
     let ended = watch(listener, &peer.pace, |cx, stop| {
         if stop {
-            connection.as_mut().graceful_shutdown();
+            Pin::new(&mut connection).graceful_shutdown();
         }
-        connection.as_mut().poll(cx)
+        Pin::new(&mut connection).poll(cx)
     })
     .await;
     match ended {
@@ -45,8 +45,11 @@ pub async fn serve_h1<IO: AsyncRead + AsyncWrite + Unpin>(listener: &Listener, i
         Ended::Closed(Err(error)) => count_refusal(listener, &error),
         Ended::OutOfTime(Phase::Head(_)) => {
             listener.metrics.refused_by_parser(Refusal::Timeout);
-            // The connection is hyper's no more: the answer is written past it. Whether it arrives is the client's affair.
-            let _ = say_408(&mut connection).await;
+            // Written past hyper, which has no request to answer. Whether it arrives is the client's affair.
+            let mut io = connection.into_parts().io.into_inner().io;
+            if let Ok(Ok(())) = tokio::time::timeout(LAST_WORD, io.write_all(TIMEOUT)).await {
+                let _ = tokio::time::timeout(LAST_WORD, io.shutdown()).await;
+            }
         }
         Ended::OutOfTime(Phase::New(_) | Phase::Idle(_) | Phase::Busy) => {}
     }
@@ -61,7 +64,7 @@ pub async fn serve_h2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(listener: &L
         async move { (&shared.stack).call((request, peer)).await }
     });
     let io = Paced { io, pace: Rc::clone(&pace), protocol: Protocol::H2 };
-    let head_bytes = u32::try_from(limits.head_bytes.bytes()).unwrap_or(u32::MAX);
+    let head_bytes = u32::try_from(limits.head_bytes.get()).unwrap_or(u32::MAX);
     let connection = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)
@@ -202,4 +205,5 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
     }
 }
 
+const LAST_WORD: Duration = Duration::from_secs(1);
 const TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";

@@ -66,10 +66,6 @@ impl Shared {
 }
 
 /// Where the process stands.
-    pub drain: watch::Receiver<Drain>,
-}
-
-/// Where the process stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drain {
     /// It serves.

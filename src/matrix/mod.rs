@@ -1,6 +1,11 @@
 //! Matrix vocabulary: endpoints, names, error codes. No I/O.
 
+pub mod classify;
+pub mod endpoint;
 pub mod token;
+
+pub use classify::{Classified, classify, flow};
+pub use endpoint::{Api, Auth, Endpoint};
 
 use std::fmt;
 

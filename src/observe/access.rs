@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use serde::{Serialize, Serializer};
 
 use crate::matrix::Flow;
+use crate::policy::{self, TokenVerdict};
 
 pub use writer::Writer;
 
@@ -158,6 +159,28 @@ words! {
         Unavailable = "unavailable",
         /// Nobody needed to know.
         Unread = "unread",
+    }
+}
+
+impl From<&TokenVerdict> for Token {
+    fn from(verdict: &TokenVerdict) -> Self {
+        match verdict {
+            TokenVerdict::Unreadable(_) => Token::None,
+            TokenVerdict::Valid { guest: false } => Token::Valid,
+            TokenVerdict::Valid { guest: true } => Token::Guest,
+            TokenVerdict::Refused(_) => Token::Invalid,
+            TokenVerdict::Unavailable(_) => Token::Unavailable,
+        }
+    }
+}
+
+impl From<policy::Mode> for Mode {
+    fn from(mode: policy::Mode) -> Self {
+        match mode {
+            policy::Mode::Enforce => Mode::Enforce,
+            // A rule that is off is compiled into nothing, so it tells nothing either.
+            policy::Mode::Report | policy::Mode::Off => Mode::Report,
+        }
     }
 }
 

@@ -80,7 +80,7 @@ impl<'a> Compiler<'a> {
 
     /// Begins a rule: what follows comes from it.
     pub fn begin(&mut self, name: &'static str, mode: Mode, span: Range<usize>) {
-        let location = Some(self.sources.locate(span.clone()));
+        let location = self.sources.locate(span.clone());
         // A rule written several times ([[rules.closed_endpoint]]) is one rule with several lines.
         let index = match self.rules.iter().position(|rule| rule.name == name) {
             Some(index) => index,
@@ -95,7 +95,7 @@ impl<'a> Compiler<'a> {
 
     /// Says which line the next instructions come from.
     pub fn from(&mut self, span: Range<usize>) -> &mut Self {
-        self.origin.location = Some(self.sources.locate(span));
+        self.origin.location = self.sources.locate(span);
         self
     }
 
@@ -106,7 +106,7 @@ impl<'a> Compiler<'a> {
 
     /// Refuses endpoints of a flow that nobody knows.
     pub fn deny_unknown(&mut self, flow: Flow, span: Range<usize>) {
-        let location = Some(self.sources.locate(span.clone()));
+        let location = self.sources.locate(span.clone());
         self.origin = Origin { rule: RuleIndex::UNKNOWN, mode: Mode::Enforce, location, span };
         for endpoint in Endpoint::ALL.iter().copied().filter(|endpoint| endpoint.is_unknown()) {
             let is_federation = matches!(endpoint, Endpoint::UnknownFederation | Endpoint::UnknownKey);
@@ -134,7 +134,7 @@ impl<'a> Compiler<'a> {
     /// Tells what is wrong with a rule.
     pub fn problem(&mut self, span: Range<usize>, what: impl Into<String>, help: impl Into<String>) {
         let location = self.sources.locate(span);
-        self.problems.push(Problem::new(what).at(Some(location)).help(help));
+        self.problems.push(Problem::new(what).at(location).help(help));
     }
 
     /// The policy; whether it may be used depends on the problems that were found.

@@ -136,9 +136,9 @@ impl Config {
             }
         }
         let hosts = self.hosts.clone();
-        let networks = networks(self.networks.as_deref(), to)?;
+        let only = networks(self.networks.as_deref(), to)?;
         let except_networks = networks(self.except_networks.as_deref(), to)?;
-        Some(When { methods, hosts, networks, except_networks })
+        Some(When { methods, hosts, networks: only, except_networks })
     }
 }
 

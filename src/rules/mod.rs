@@ -12,14 +12,12 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_spanned::Spanned;
-use toml::de::DeValue;
 
 use crate::matrix::Flow;
 use crate::policy::compiler::Title;
 use crate::policy::selftest::PolicyTest;
 use crate::policy::{Compiler, Mode, Policy};
-use crate::document::read;
-use crate::document::Sources;
+use crate::document::{Sources, Table, Value, read};
 use crate::problem::{Problem, Problems, did_you_mean};
 
 /// What a rule's table in a policy becomes: a compiler of that table into instructions.
@@ -36,7 +34,7 @@ pub struct RuleFile {
     pub ledger: &'static [&'static str],
     /// Its file, whose head tells leak, rule, cost and an example.
     pub source: &'static str,
-    read: fn(Spanned<DeValue<'static>>, &str, &Sources, &mut Problems) -> Option<Box<dyn Rule>>,
+    read: fn(Spanned<Value>, &str, &Sources, &mut Problems) -> Option<Box<dyn Rule>>,
 }
 
 /// What a policy file says, before it is compiled.
@@ -47,9 +45,9 @@ pub struct Draft {
     /// The flows whose unknown endpoints are refused, with the place that says so.
     pub deny_unknown: Vec<(Flow, Range<usize>)>,
     /// The rules' tables, by name, in the order of the file.
-    pub rules: Vec<(Spanned<String>, Spanned<DeValue<'static>>)>,
+    pub rules: Vec<(Spanned<String>, Spanned<Value>)>,
     /// The policy's own tests.
-    pub tests: Vec<Spanned<DeValue<'static>>>,
+    pub tests: Vec<Spanned<Value>>,
 }
 
 macro_rules! registry {
@@ -60,7 +58,7 @@ macro_rules! registry {
             ledger: &[$($row),*],
             source: include_str!(concat!(stringify!($name), ".rs")),
             read: |table, context, sources, problems| {
-                let config: $name::Config = read(table, context, sources, problems)?;
+                let config: $name::Config = read(&table, context, sources, problems)?;
                 Some(Box::new(config))
             },
         },)*];
@@ -106,7 +104,7 @@ impl RuleFile {
 /// # Errors
 /// Every problem of every rule and test, at once. The tests are parsed here and run by [`self_test`].
 pub fn compile(draft: Draft, sources: &Sources, mut problems: Problems) -> Result<(Arc<Policy>, Vec<PolicyTest>), Problems> {
-    let tests = draft.tests.into_iter().filter_map(|test| read(test, "[[test]]", sources, &mut problems)).collect();
+    let tests = draft.tests.iter().filter_map(|test| read(test, "[[test]]", sources, &mut problems)).collect();
     let mut rules = Vec::new();
     for (name, table) in draft.rules {
         match find(name.get_ref()) {
@@ -139,7 +137,7 @@ pub fn self_test(policy: &Arc<Policy>, tests: &[PolicyTest], sources: &Sources) 
             let name = test.name.as_ref().map(|name| format!(" \"{name}\"")).unwrap_or_default();
             let what = format!("the policy's own test{name} failed: {wrong}");
             let location = sources.locate(test.request.span());
-            problems.push(Problem::new(what).at(Some(location)).help("`mantlet explain` shows how a request is judged"));
+            problems.push(Problem::new(what).at(location).help("`mantlet explain` shows how a request is judged"));
         }
     }
     problems.or(())
@@ -155,14 +153,14 @@ struct Read {
 /// Reads a rule's table, or its tables where it may be written several times.
 fn read_tables(
     rule: &'static RuleFile,
-    table: Spanned<DeValue<'static>>,
+    table: Spanned<Value>,
     sources: &Sources,
     problems: &mut Problems,
     rules: &mut Vec<Read>,
 ) {
     let place = RULES.iter().position(|other| other.name == rule.name).unwrap_or_default();
     let (tables, context) = match table.get_ref() {
-        DeValue::Array(tables) => (tables.iter().cloned().collect(), format!("[[rules.{}]]", rule.name)),
+        Value::Array(tables) => (tables.clone(), format!("[[rules.{}]]", rule.name)),
         _ => (vec![table], format!("[rules.{}]", rule.name)),
     };
     for mut table in tables {
@@ -179,7 +177,7 @@ fn read_tables(
 
 /// Every rule may say `mode`; it is taken out before the rule reads the rest.
 fn take_mode(
-    table: &mut Spanned<DeValue<'static>>,
+    table: &mut Spanned<Value>,
     context: &str,
     sources: &Sources,
     problems: &mut Problems,
@@ -188,14 +186,13 @@ fn take_mode(
     struct Only {
         mode: Mode,
     }
-    let DeValue::Table(keys) = table.get_mut() else { return Mode::Enforce };
-    let Some((key, _)) = keys.get_key_value("mode") else { return Mode::Enforce };
-    let key = key.clone();
-    let Some(value) = keys.remove("mode") else { return Mode::Enforce };
+    let Some((key, value)) = table.get_mut().as_table_mut().and_then(|keys| keys.remove("mode")) else {
+        return Mode::Enforce;
+    };
+    let mut only = Table::default();
     let span = value.span();
-    let mut only = toml::de::DeTable::new();
-    only.insert(key, value);
-    read::<Only>(Spanned::new(span, DeValue::Table(only)), context, sources, problems)
+    only.push(key, value);
+    read::<Only>(&Spanned::new(span, Value::Table(only)), context, sources, problems)
         .map_or(Mode::Enforce, |only| only.mode)
 }
 
@@ -220,7 +217,7 @@ fn unknown_rule(name: &str, span: Range<usize>, sources: &Sources) -> Problem {
         Some(near) => format!("did you mean `{near}`?"),
         None => "`mantlet rules` lists all rules".into(),
     };
-    Problem::new(format!("there is no rule `{name}`")).at(Some(sources.locate(span))).help(help)
+    Problem::new(format!("there is no rule `{name}`")).at(sources.locate(span)).help(help)
 }
 
 #[cfg(test)]

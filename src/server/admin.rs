@@ -4,10 +4,8 @@
 //! `Origin`, from another site, or for a host that is a name (a name can be rebound to 127.0.0.1; an address cannot).
 
 use std::convert::Infallible;
-use std::fmt;
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 
+use crate::config::address::AdminAddress;
 use crate::problem::Problem;
 use crate::server::reuseport::Bound;
 
@@ -48,24 +47,6 @@ pub trait AdminApi: Send + Sync {
     fn version(&self) -> Value;
     /// Loads the policy again: what is in force now, or the problems that keep the old one.
     fn reload(&self) -> BoxFuture<'_, Result<Value, Value>>;
-}
-
-/// Where the admin listener is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AdminAddress {
-    /// A loopback address.
-    Tcp(SocketAddr),
-    /// A unix socket's file.
-    Unix(PathBuf),
-}
-
-impl fmt::Display for AdminAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            AdminAddress::Tcp(address) => address.fmt(f),
-            AdminAddress::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
 }
 
 /// The bound admin socket; dropping it removes the socket's file.

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::config::compiled::Compiled;
 use crate::config::gateway::{Gateway, PolicySource};
 use crate::observe::metrics::{Metrics, Reload};
-use crate::policy::Policy;
 use crate::problem::{Problem, Problems};
 use crate::snapshot::{Generation, Snapshot};
 
@@ -58,7 +57,7 @@ impl Reloader {
     pub fn start(gateway: &Gateway, file: Option<PathBuf>, metrics: Arc<Metrics>) -> Result<(Self, Snapshot), Problems> {
         let compiled = Compiled::load(&gateway.policy)?;
         let policy = Arc::clone(&compiled.policy);
-        let snapshot = Snapshot::new(generation(1, policy, &metrics));
+        let snapshot = Snapshot::new(Generation::new(1, policy, &metrics));
         metrics.policy_reload(Reload::Success);
         metrics.policy_generation.set(1);
         tracing::info!(policy = compiled.policy.name(), digest = compiled.policy.digest(), "the policy is in force");
@@ -123,7 +122,7 @@ impl Reloader {
             return Ok(Reloaded { generation: loaded.number, message, needs_restart });
         }
         let number = loaded.number + 1;
-        self.snapshot.store(generation(number, Arc::clone(&compiled.policy), &self.metrics));
+        self.snapshot.store(Generation::new(number, Arc::clone(&compiled.policy), &self.metrics));
         self.metrics.policy_generation.set(i64::try_from(number).unwrap_or(i64::MAX));
         *loaded = Loaded::of(number, &compiled);
         let message = format!("{} is in force", compiled.policy.name());
@@ -151,8 +150,4 @@ impl Loaded {
 /// Whether a text is the beginning of another: what a reader finds while a writer writes the same file anew.
 fn is_cut(whole: &str, text: &str) -> bool {
     text.len() < whole.len() && whole.starts_with(text)
-}
-
-fn generation(number: u64, policy: Arc<Policy>, metrics: &Arc<Metrics>) -> Generation {
-    Generation::new(number, policy, |rule, action, mode| metrics.rule_counter(rule, action, mode))
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::{Response, header};
+use http::Response;
 use http_body::Body as _;
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
@@ -58,7 +58,7 @@ where
 
     fn call(&mut self, arrival: Arrival<Incoming>) -> Self::Future {
         let Arrival { request, peer, facts } = arrival;
-        let most = self.limits.body.bytes();
+        let most = self.limits.body.get();
         // Synapse answers a body that is too large by resetting the connection, and a reset tells a client nothing.
         if request.body().size_hint().lower() > most {
             return LimitFuture::TooLarge;
@@ -128,13 +128,13 @@ fn is_patient(endpoint: Endpoint) -> bool {
             | Endpoint::SlidingSync
             | Endpoint::InitialSync
             | Endpoint::RoomInitialSync
-            | Endpoint::JoinRoom
+            | Endpoint::JoinRoomById
             | Endpoint::JoinRoomByIdOrAlias
             | Endpoint::KnockRoom
             | Endpoint::InviteUser
             | Endpoint::CreateRoom
-            | Endpoint::FederationSendJoin
-            | Endpoint::FederationSendLeave
-            | Endpoint::FederationSendKnock
+            | Endpoint::FederationCreateJoinEvent
+            | Endpoint::FederationCreateInvite
+            | Endpoint::FederationCreateKnockEvent
     )
 }

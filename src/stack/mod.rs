@@ -15,7 +15,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::{HeaderValue, Request};
-use hyper::body::Incoming;
 use tower::ServiceBuilder;
 
 use crate::config::settings::Limits;

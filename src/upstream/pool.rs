@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,13 +20,13 @@ use tokio::time::Instant;
 use super::connector::{Connector, Stream};
 use crate::error::{Error, Kind};
 use crate::message::RequestBody;
-use crate::observe::metrics::Metrics;
+use crate::observe::metrics::{Counted, Metrics, PoolState};
 
 /// One worker's connections. Not shared between threads: an exchange runs on one.
 pub struct Pool {
     connector: Connector,
     shelf: Rc<Shelf>,
-    metrics: std::sync::Arc<Metrics>,
+    metrics: Arc<Metrics>,
 }
 
 /// The idle connections, the one used last at the back.
@@ -35,6 +36,7 @@ struct Shelf(RefCell<VecDeque<Idle>>);
 struct Idle {
     line: Rc<Line>,
     since: Instant,
+    _counted: Counted,
 }
 
 /// A connection as its user and its driver both hold it.
@@ -45,7 +47,7 @@ struct Line {
 
 impl Pool {
     /// An empty pool.
-    pub fn new(connector: Connector, metrics: std::sync::Arc<Metrics>) -> Self {
+    pub fn new(connector: Connector, metrics: Arc<Metrics>) -> Self {
         Self { connector, shelf: Rc::default(), metrics }
     }
 
@@ -82,13 +84,12 @@ impl Pool {
             .await
             .map_err(|error| Error::caused_by(Kind::Connect, error))?;
         let line = Rc::new(Line { sender: RefCell::new(Some(sender)), is_busy: Cell::new(true) });
-        let open = self.metrics.upstream_open.clone();
-        open.inc();
-        let driver = Driver { connection, line: Rc::clone(&line), shelf: Rc::clone(&self.shelf) };
+        let open = self.metrics.upstream_connection(PoolState::Open);
+        let driver = Driver { connection, line: Rc::clone(&line), shelf: Rc::clone(&self.shelf), metrics: Arc::clone(&self.metrics) };
         tokio::task::spawn_local(async move {
             // How it ended is told to whoever used it; here it only ends.
             driver.await;
-            open.dec();
+            drop(open);
         });
         Ok(line)
     }
@@ -97,7 +98,7 @@ impl Pool {
 impl Shelf {
     fn take(&self) -> Option<Rc<Line>> {
         let mut idle = self.0.borrow_mut();
-        while let Some(Idle { line, since }) = idle.pop_back() {
+        while let Some(Idle { line, since, .. }) = idle.pop_back() {
             if since.elapsed() > IDLE {
                 // All before it are older still.
                 idle.drain(..).for_each(|older| older.line.close());
@@ -111,7 +112,7 @@ impl Shelf {
         None
     }
 
-    fn put(&self, line: Rc<Line>) {
+    fn put(&self, line: Rc<Line>, counted: Counted) {
         let mut idle = self.0.borrow_mut();
         while idle.front().is_some_and(|oldest| oldest.since.elapsed() > IDLE || !oldest.line.is_open())
             || idle.len() >= MOST_IDLE
@@ -120,7 +121,7 @@ impl Shelf {
                 oldest.line.close();
             }
         }
-        idle.push_back(Idle { line, since: Instant::now() });
+        idle.push_back(Idle { line, since: Instant::now(), _counted: counted });
     }
 }
 
@@ -161,6 +162,7 @@ struct Driver {
     connection: http1::Connection<TokioIo<Stream>, RequestBody>,
     line: Rc<Line>,
     shelf: Rc<Shelf>,
+    metrics: Arc<Metrics>,
 }
 
 impl Future for Driver {
@@ -175,7 +177,8 @@ impl Future for Driver {
             let ready = self.line.sender.borrow_mut().as_mut().map(|sender| sender.poll_ready(cx));
             if let Some(Poll::Ready(Ok(()))) = ready {
                 self.line.is_busy.set(false);
-                self.shelf.put(Rc::clone(&self.line));
+                let counted = self.metrics.upstream_connection(PoolState::Idle);
+                self.shelf.put(Rc::clone(&self.line), counted);
             }
         }
         Poll::Pending

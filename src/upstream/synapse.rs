@@ -1,5 +1,6 @@
 //! The homeserver as a service: it takes what is permitted, and what it gives is held.
 
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use futures_util::future::LocalBoxFuture;
@@ -53,16 +54,17 @@ impl Synapse {
     }
 }
 
-impl<'a> Service<Permitted<Request<RequestBody>>> for &'a Synapse {
+impl Service<Permitted<Request<RequestBody>>> for Rc<Synapse> {
     type Response = Held<Response<Incoming>>;
     type Error = Error;
-    type Future = LocalBoxFuture<'a, Result<Self::Response, Error>>;
+    type Future = LocalBoxFuture<'static, Result<Self::Response, Error>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Permitted<Request<RequestBody>>) -> Self::Future {
-        Box::pin(self.send(request))
+        let synapse = Rc::clone(self);
+        Box::pin(async move { synapse.send(request).await })
     }
 }

@@ -10,7 +10,8 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, UnixStream};
 
-use super::{AdminAddress, Stream};
+use super::Stream;
+use crate::config::address::AdminAddress;
 use crate::problem::Problem;
 
 /// Sends one request without a body to a gateway's admin listener; gives the status and the body.
