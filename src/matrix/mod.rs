@@ -1,5 +1,11 @@
 //! Matrix vocabulary: endpoints, names, error codes. No I/O.
 
+pub mod classify;
+pub mod endpoint;
+
+pub use classify::{Classified, classify, flow};
+pub use endpoint::{Api, Auth, Endpoint};
+
 use std::fmt;
 
 /// The direction in which an exchange passes the gateway.
