@@ -73,9 +73,13 @@ fn unknown(path: &[u8]) -> Endpoint {
         (Some(b"_matrix"), _) => Endpoint::UnknownClient,
         (Some(b"_synapse"), Some(b"client")) => Endpoint::UnknownSynapse,
         (Some(b".well-known"), Some(b"matrix")) => Endpoint::UnknownWellKnown,
+        // Synapse writes this path behind whatever an `id_server` holds, which may be a path of its own.
+        _ if UNBIND.iter().any(|suffix| path.ends_with(suffix)) => Endpoint::IdentityUnbind,
         _ => Endpoint::Unserved,
     }
 }
+
+const UNBIND: [&[u8]; 2] = [b"/_matrix/identity/v2/3pid/unbind", b"/_matrix/identity/api/v1/3pid/unbind"];
 
 /// The segments of a path that begins with one slash; none of any other.
 fn segments(path: &[u8]) -> impl Iterator<Item = &[u8]> {

@@ -118,6 +118,19 @@ pub enum Auth {
     OtherSecret,
 }
 
+impl Auth {
+    /// The name, for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Auth::None => "none",
+            Auth::OptionalToken => "optional token",
+            Auth::Token => "token",
+            Auth::ServerSignatures => "server signatures",
+            Auth::OtherSecret => "other secret",
+        }
+    }
+}
+
 /// One line of the table.
 pub(super) struct Row {
     id: &'static str,

@@ -167,14 +167,16 @@ mod tests {
     }
 
     fn names(headers: &HeaderMap) -> Vec<&str> {
-        headers.keys().map(HeaderName::as_str).collect()
+        let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        names
     }
 
     #[test]
     fn strips_every_value_of_a_name_and_all_names_with_a_prefix() {
         let mut headers = headers();
         HeadEdit::Strip(Arc::new(FieldSet::new(["Origin", "Sec-Fetch-*"]).unwrap())).apply(&mut headers);
-        assert_eq!(names(&headers), ["secret", "accept"]);
+        assert_eq!(names(&headers), ["accept", "secret"]);
     }
 
     #[test]

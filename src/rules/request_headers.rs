@@ -158,20 +158,20 @@ mod tests {
 
     #[test]
     fn removes_what_tells_of_the_client_and_leaves_the_rest() {
-        assert_eq!(upstream("[rules.request_headers]"), "host authorization content-type x-custom");
+        assert_eq!(upstream("[rules.request_headers]"), "authorization content-type host x-custom");
     }
 
     #[test]
     fn an_allow_list_leaves_only_what_synapse_reads() {
-        assert_eq!(upstream("[rules.request_headers]\nfields = \"allow\""), "host authorization content-type");
+        assert_eq!(upstream("[rules.request_headers]\nfields = \"allow\""), "authorization content-type host");
         let kept = upstream("[rules.request_headers]\nfields = \"allow\"\nkeep = [\"x-cust*\"]\nuser_agent = \"keep\"");
-        assert_eq!(kept, "host authorization content-type user-agent x-custom");
+        assert_eq!(kept, "authorization content-type host user-agent x-custom");
     }
 
     #[test]
     fn an_operator_adds_names_and_excepts_others() {
         let toml = "[rules.request_headers]\nremove = [\"X-Custom\"]\nkeep = [\"Accept-Language\"]";
-        assert_eq!(upstream(toml), "host authorization content-type accept-language");
+        assert_eq!(upstream(toml), "accept-language authorization content-type host");
     }
 
     #[test]

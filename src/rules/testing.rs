@@ -62,7 +62,7 @@ pub(crate) fn answer(policy: &Arc<Policy>, method: &str, target: &str) -> Answer
 /// The names of the fields that reach the homeserver.
 pub(crate) fn upstream_fields(policy: &Arc<Policy>, method: &str, target: &str, headers: &[(&str, &str)]) -> Vec<String> {
     let upstream = probe(method, target, headers).judge(policy).upstream.unwrap_or_default();
-    upstream.keys().map(ToString::to_string).collect()
+    sorted(&upstream)
 }
 
 /// The names of the fields that reach the client when the homeserver answers with these.
@@ -72,7 +72,13 @@ pub(crate) fn downstream_fields(policy: &Arc<Policy>, headers: &[(&'static str, 
     let (_, hold) = permit.permit(Request::new(()), |_| {}).open();
     let mut response = Response::new(());
     *response.headers_mut() = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect::<HeaderMap>();
-    hold.hold(response).release(&permit).headers().keys().map(ToString::to_string).collect()
+    sorted(hold.hold(response).release(&permit).headers())
+}
+
+fn sorted(headers: &HeaderMap) -> Vec<String> {
+    let mut names: Vec<_> = headers.keys().map(ToString::to_string).collect();
+    names.sort_unstable();
+    names
 }
 
 fn probe(method: &str, target: &str, headers: &[(&str, &str)]) -> Probe {
