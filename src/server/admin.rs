@@ -51,12 +51,23 @@ pub trait AdminApi: Send + Sync {
 
 /// The bound admin socket; dropping it removes the socket's file.
 #[derive(Debug)]
-pub struct AdminListener(Listener);
+pub struct AdminListener(Socket);
 
+/// Bound before there is a runtime, so that a gateway whose admin address is taken does not start at all.
 #[derive(Debug)]
+enum Socket {
+    Tcp(Bound),
+    Unix(std::os::unix::net::UnixListener, SocketFile),
+}
+
+/// The same on the runtime that serves it.
 enum Listener {
     Tcp(TcpListener),
-    Unix(UnixListener, SocketFile),
+    Unix {
+        listener: UnixListener,
+        /// Removed when the listener goes.
+        _file: SocketFile,
+    },
 }
 
 impl AdminListener {
@@ -64,43 +75,43 @@ impl AdminListener {
     ///
     /// # Errors
     /// When the address is not loopback, is in use, or cannot be bound.
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
     pub fn bind(address: &AdminAddress) -> Result<Self, Problem> {
-        let unusable = |e: std::io::Error| Problem::new(format!("{address} cannot be used for [admin]: {e}"));
         match address {
             AdminAddress::Tcp(tcp) if !tcp.ip().to_canonical().is_loopback() => {
                 Err(Problem::new(format!("{tcp} is no loopback address; [admin] is for this machine only"))
                     .help("choose 127.0.0.1, [::1] or unix:/path"))
             }
             AdminAddress::Tcp(tcp) => {
-                let listener = Bound::bind(*tcp, "[admin]")?.listener().map_err(unusable)?;
-                Ok(Self(Listener::Tcp(listener)))
+                Ok(Self(Socket::Tcp(Bound::bind(*tcp, "[admin]")?)))
             }
             AdminAddress::Unix(path) => {
                 let (listener, file) = socket_file::bind(path)?;
-                let listener = UnixListener::from_std(listener).map_err(unusable)?;
-                Ok(Self(Listener::Unix(listener, file)))
+                Ok(Self(Socket::Unix(listener, file)))
             }
         }
     }
 
     /// Where it listens, with the real port.
-    ///
-    /// # Errors
-    /// When the system does not say.
-    pub fn address(&self) -> std::io::Result<AdminAddress> {
+    pub fn address(&self) -> AdminAddress {
         match &self.0 {
-            Listener::Tcp(listener) => listener.local_addr().map(AdminAddress::Tcp),
-            Listener::Unix(_, file) => Ok(AdminAddress::Unix(file.path().to_owned())),
+            Socket::Tcp(bound) => AdminAddress::Tcp(bound.address()),
+            Socket::Unix(_, file) => AdminAddress::Unix(file.path().to_owned()),
         }
     }
 
+    fn listen(self) -> std::io::Result<Listener> {
+        Ok(match self.0 {
+            Socket::Tcp(bound) => Listener::Tcp(bound.listener()?),
+            Socket::Unix(listener, file) => Listener::Unix { listener: UnixListener::from_std(listener)?, _file: file },
+        })
+    }
+}
+
+impl Listener {
     async fn accept(&self) -> std::io::Result<Box<dyn Stream>> {
-        match &self.0 {
+        match self {
             Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| Box::new(stream) as Box<dyn Stream>),
-            Listener::Unix(listener, _) => {
+            Listener::Unix { listener, .. } => {
                 listener.accept().await.map(|(stream, _)| Box::new(stream) as Box<dyn Stream>)
             }
         }
@@ -110,6 +121,10 @@ impl AdminListener {
 /// Serves until the future is dropped, which also ends the connections and removes the socket's file.
 pub async fn serve(listener: AdminListener, api: Arc<dyn AdminApi>) {
     let mut connections = JoinSet::new();
+    let listener = match listener.listen() {
+        Ok(listener) => listener,
+        Err(e) => return tracing::error!(error = %e, "the admin listener cannot be served"),
+    };
     loop {
         while connections.len() >= CONNECTIONS {
             connections.join_next().await;

@@ -109,7 +109,7 @@ pub fn start(start: Start) -> Result<Running, Problems> {
     let (ending, ended) = mpsc::channel();
     let mut running = Running {
         listeners: doors.iter().map(|door| (door.metrics.name().to_string(), door.bound.address())).collect(),
-        admin: admin.as_ref().and_then(|admin| admin.address().ok()),
+        admin: admin.as_ref().map(AdminListener::address),
         reloader: Arc::clone(&reloader),
         metrics: Arc::clone(&metrics),
         access: Arc::clone(&access),

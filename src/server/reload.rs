@@ -82,7 +82,7 @@ impl Reloader {
         match &result {
             Ok(reloaded) => {
                 self.metrics.policy_reload(Reload::Success);
-                tracing::info!(?trigger, generation = reloaded.generation, message = reloaded.message, "policy reloaded");
+                tracing::info!(?trigger, generation = reloaded.generation, outcome = reloaded.message, "policy reloaded");
                 for key in &reloaded.needs_restart {
                     tracing::warn!(key, "this changed in the gateway file and waits for a restart");
                 }

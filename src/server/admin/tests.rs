@@ -58,7 +58,7 @@ impl Drop for Served {
 fn served(address: &AdminAddress) -> Served {
     let listener = AdminListener::bind(address).unwrap();
     let api = Arc::new(Api::default());
-    let address = listener.address().unwrap();
+    let address = listener.address();
     Served { address, api: api.clone(), task: tokio::spawn(serve(listener, api)) }
 }
 
