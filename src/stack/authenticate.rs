@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use serde::Deserialize;
 
-use super::Peer;
+use super::client::{Client, FORWARDED_FOR};
 use super::policy::set_own_fields;
 use super::tokens::{Remembered, Tokens};
 use crate::error::{Error, Kind};
@@ -63,12 +63,12 @@ impl Authenticator {
     /// What is known of the token of this exchange; the homeserver is asked if nothing is.
     ///
     /// Many exchanges with the same token ask once. The question goes on when whoever asked first goes away.
-    pub async fn verdict(&self, exchange: &Exchange<'_>, policy: &Policy, peer: &Peer, id: u64) -> TokenVerdict {
+    pub async fn verdict(&self, exchange: &Exchange<'_>, policy: &Policy, client: &Client, id: u64) -> TokenVerdict {
         let token = match exchange.read_token() {
             Ok(token) => token,
             Err(why) => return TokenVerdict::Unreadable(why),
         };
-        let question = Question::new(&token, exchange, policy, |headers| set_own_fields(headers, peer, id));
+        let question = Question::new(&token, exchange, policy, |headers| set_own_fields(headers, client, id));
         let key = self.tokens.key(&token.value, &question.circumstances());
         let verdict = self
             .tokens
@@ -163,7 +163,7 @@ impl Question {
 
     /// What the answer depends on besides the token: an appservice's token is good for some users and addresses only.
     fn circumstances(&self) -> Vec<u8> {
-        let address = self.request.headers().get("x-forwarded-for").map_or(&b""[..], HeaderValue::as_bytes);
+        let address = self.request.headers().get(FORWARDED_FOR).map_or(&b""[..], HeaderValue::as_bytes);
         let query = self.request.uri().query().unwrap_or_default();
         [query.as_bytes(), b"\n", address].concat()
     }

@@ -57,7 +57,7 @@ where
     }
 
     fn call(&mut self, arrival: Arrival<Incoming>) -> Self::Future {
-        let Arrival { request, peer, facts } = arrival;
+        let Arrival { request, peer, named, facts } = arrival;
         let most = self.limits.body.get();
         // Synapse answers a body that is too large by resetting the connection, and a reset tells a client nothing.
         if request.body().size_hint().lower() > most {
@@ -67,7 +67,7 @@ where
         let request = request.map(|body| RequestBody::new(body, flow, most, self.limits.body_idle.duration()));
         let patience = self.limits.upstream_head.duration();
         let timer = tokio::time::sleep_until(Instant::now() + patience);
-        let inner = (&self.inner).call(Arrival { request, peer, facts: Rc::clone(&facts) });
+        let inner = (&self.inner).call(Arrival { request, peer, named, facts: Rc::clone(&facts) });
         LimitFuture::Waiting { inner, facts, timer, patience, bytes: 0 }
     }
 }
