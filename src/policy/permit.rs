@@ -28,6 +28,8 @@ pub enum Purpose {
     Whoami,
     /// Whether the homeserver is there.
     Health,
+    /// Which server it is.
+    ServerName,
 }
 
 /// Something that may go upstream.

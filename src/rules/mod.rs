@@ -34,8 +34,11 @@ pub struct RuleFile {
     pub ledger: &'static [&'static str],
     /// Its file, whose head tells leak, rule, cost and an example.
     pub source: &'static str,
-    read: fn(Spanned<Value>, &str, &Sources, &mut Problems) -> Option<Box<dyn Rule>>,
+    read: ReadRule,
 }
+
+/// Reads a rule's table, under the header it is written with.
+type ReadRule = fn(Spanned<Value>, &str, &Sources, &mut Problems) -> Option<Box<dyn Rule>>;
 
 /// What a policy file says, before it is compiled.
 #[derive(Clone, Debug)]

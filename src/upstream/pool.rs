@@ -59,6 +59,16 @@ impl Pool {
     /// # Errors
     /// [`Kind::Connect`], [`Kind::Closed`] or [`Kind::Garbled`]; what went wrong with the request's own body is in its flow.
     pub async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Error> {
+        let began = Instant::now();
+        let sent = self.send_once_or_twice(request).await;
+        match &sent {
+            Ok(_) => self.metrics.upstream_duration.observe(began.elapsed().as_secs_f64()),
+            Err(error) => self.metrics.upstream_error(error.kind().as_str()),
+        }
+        sent
+    }
+
+    async fn send_once_or_twice(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Error> {
         let request = match self.shelf.take() {
             None => request,
             Some(line) => match line.send(request).await {
