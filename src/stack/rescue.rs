@@ -107,6 +107,9 @@ struct Teller {
 impl Teller {
     /// Says what happened, with the whole chain of causes; none of them holds anything of the request.
     fn tell(&self, error: &Error, facts: &Facts) {
+        if error.kind().side() == Side::Downstream {
+            return tracing::debug!(id = facts.id(), kind = error.kind().as_str(), "a client failed on its request");
+        }
         if self.last.get().is_some_and(|last| last.elapsed() < PAUSE) {
             return self.unsaid.set(self.unsaid.get() + 1);
         }
@@ -117,8 +120,9 @@ impl Teller {
         let (id, endpoint, kind) = (format!("{:016x}", facts.id()), facts.endpoint().id(), error.kind().as_str());
         match error.kind().side() {
             Side::Upstream => tracing::warn!(id, endpoint, kind, cause, unsaid, "the homeserver failed on a request"),
-            Side::Gateway => tracing::error!(id, endpoint, kind, cause, unsaid, "the gateway failed on a request"),
-            Side::Downstream => tracing::debug!(id, endpoint, kind, cause, unsaid, "a client failed on its request"),
+            Side::Gateway | Side::Downstream => {
+                tracing::error!(id, endpoint, kind, cause, unsaid, "the gateway failed on a request");
+            }
         }
     }
 }
