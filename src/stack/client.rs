@@ -98,7 +98,11 @@ mod tests {
     #[test]
     fn the_right_most_stranger_is_the_client() {
         assert_eq!(client(&["203.0.113.7"]), "203.0.113.7");
-        assert_eq!(client(&["192.0.2.66, 203.0.113.7, 10.1.2.3"]), "203.0.113.7", "what the client wrote itself is not believed");
+        assert_eq!(
+            client(&["192.0.2.66, 203.0.113.7, 10.1.2.3"]),
+            "203.0.113.7",
+            "what the client wrote itself is not believed"
+        );
         assert_eq!(client(&["192.0.2.66", "203.0.113.7", "10.1.2.3"]), "203.0.113.7", "several lines are one list");
         assert_eq!(client(&["10.9.9.9, 10.1.2.3"]), "10.9.9.9", "a client inside the trusted network");
     }
