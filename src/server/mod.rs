@@ -134,7 +134,8 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         };
         running.spawn(&format!("worker-{number}"), ending.clone(), move || worker::run(parts))?;
     }
-    let control = Control { admin, signals, reloader, metrics, upstream: gateway.synapse.clone(), ending: ending.clone() };
+    let control =
+        Control { admin, signals, reloader, metrics, upstream: gateway.synapse.clone(), ending: ending.clone() };
     running.spawn("control", ending, move || control.run(draining))?;
     for (name, address) in &running.listeners {
         tracing::info!(listener = %name, %address, "listening");

@@ -185,7 +185,8 @@ struct WhoAmI {
 
 async fn read_answer(response: Response<Incoming>) -> Result<Remembered, Error> {
     let (head, body) = response.into_parts();
-    let body = Limited::new(body, MOST).collect().await.map_err(|error| Error::caused_by(Kind::TokenCheck, error))?.to_bytes();
+    let body =
+        Limited::new(body, MOST).collect().await.map_err(|error| Error::caused_by(Kind::TokenCheck, error))?.to_bytes();
     match head.status {
         StatusCode::OK => {
             let whoami: WhoAmI = serde_json::from_slice(&body).map_err(|error| nonsense(&error))?;

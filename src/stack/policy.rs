@@ -76,7 +76,11 @@ where
         let facts = Rc::clone(&known.arrival.facts);
         if let Some(reported) = reported {
             let counters = generation.counters(reported.rule);
-            if reported.action == "answer" { counters.answer.inc() } else { counters.deny.inc() }
+            if reported.action == "answer" {
+                counters.answer.inc()
+            } else {
+                counters.deny.inc()
+            }
             facts.note(|record| {
                 record.rule = Some(generation.policy.rule(reported.rule).name);
                 record.mode = Mode::Report;

@@ -127,7 +127,9 @@ impl http_body::Body for RecordedBody {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         if let Some(facts) = &self.facts {
             match &frame {
-                Some(Ok(frame)) => facts.note(|record| record.bytes_out += frame.data_ref().map_or(0, |d| d.len() as u64)),
+                Some(Ok(frame)) => {
+                    facts.note(|record| record.bytes_out += frame.data_ref().map_or(0, |d| d.len() as u64))
+                }
                 Some(Err(_)) => facts.note(|record| {
                     record.decision = Decision::Error;
                     record.error = Some("cut");

@@ -92,8 +92,9 @@ fn respond(error: &Error, facts: &Facts) -> Response<Body> {
 
 /// Says what happened in the log, with the whole chain of causes; none of them holds anything of the request.
 fn tell(error: &Error, facts: &Facts) {
-    let causes: Vec<String> =
-        std::iter::successors(std::error::Error::source(error), |cause| cause.source()).map(ToString::to_string).collect();
+    let causes: Vec<String> = std::iter::successors(std::error::Error::source(error), |cause| cause.source())
+        .map(ToString::to_string)
+        .collect();
     let (id, endpoint, kind) = (format!("{:016x}", facts.id()), facts.endpoint().id(), error.kind().as_str());
     let cause = causes.join(": ");
     match error.kind().side() {

@@ -85,7 +85,12 @@ impl Pool {
             .map_err(|error| Error::caused_by(Kind::Connect, error))?;
         let line = Rc::new(Line { sender: RefCell::new(Some(sender)), is_busy: Cell::new(true) });
         let open = self.metrics.upstream_connection(PoolState::Open);
-        let driver = Driver { connection, line: Rc::clone(&line), shelf: Rc::clone(&self.shelf), metrics: Arc::clone(&self.metrics) };
+        let driver = Driver {
+            connection,
+            line: Rc::clone(&line),
+            shelf: Rc::clone(&self.shelf),
+            metrics: Arc::clone(&self.metrics),
+        };
         tokio::task::spawn_local(async move {
             // How it ended is told to whoever used it; here it only ends.
             driver.await;
