@@ -103,8 +103,7 @@ async fn watch(
                 return Poll::Ready(Some(Ended::Closed(result)));
             }
             // Only a deadline that comes nearer has to move the timer; one that went away is seen when the timer fires.
-            loop {
-                let Some(deadline) = pace.deadline() else { break };
+            while let Some(deadline) = pace.deadline() {
                 if deadline < timer.deadline() {
                     timer.as_mut().reset(deadline);
                 }
