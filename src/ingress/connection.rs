@@ -32,7 +32,6 @@ pub async fn serve_h1<IO: AsyncRead + AsyncWrite + Unpin>(listener: &Listener, i
     let io = Paced { io, pace: Rc::clone(&peer.pace), protocol: Protocol::H1 };
     let mut connection = http1::Builder::new()
         .max_headers(limits.fields)
-        .max_header_size(usize::try_from(limits.head_bytes.get()).unwrap_or(usize::MAX))
         .serve_connection(TokioIo::new(io), service);
     let ended = attend(listener, &peer.pace, |cx, stop| {
         if stop {
