@@ -30,9 +30,7 @@ pub async fn serve_h1<IO: AsyncRead + AsyncWrite + Unpin>(listener: &Listener, i
         async move { (&shared.stack).call((request, peer)).await }
     });
     let io = Paced { io, pace: Rc::clone(&peer.pace), protocol: Protocol::H1 };
-    let mut connection = http1::Builder::new()
-        .max_headers(limits.fields)
-        .serve_connection(TokioIo::new(io), service);
+    let mut connection = http1::Builder::new().max_headers(limits.fields).serve_connection(TokioIo::new(io), service);
     let ended = attend(listener, &peer.pace, |cx, stop| {
         if stop {
             Pin::new(&mut connection).graceful_shutdown();

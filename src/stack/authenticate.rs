@@ -33,24 +33,27 @@ pub struct Authenticator {
     metrics: Arc<Metrics>,
 }
 
-/// What a request showed of a token, kept while its answer is awaited.
+/// What a request showed of a token, kept while its answer is awaited: counts of what is shared, no copies.
 pub struct Credentials {
-    headers: HeaderMap,
+    authorization: Option<HeaderValue>,
+    /// Of several, Synapse reads none.
+    is_doubled: bool,
     uri: Uri,
 }
 
 impl Credentials {
     /// Those of this request.
     pub fn of<B>(request: &Request<B>) -> Self {
-        let mut headers = HeaderMap::new();
-        for value in request.headers().get_all(header::AUTHORIZATION) {
-            headers.append(header::AUTHORIZATION, value.clone());
-        }
-        Self { headers, uri: request.uri().clone() }
+        let mut all = request.headers().get_all(header::AUTHORIZATION).iter();
+        let authorization = all.next().cloned();
+        Self { authorization, is_doubled: all.next().is_some(), uri: request.uri().clone() }
     }
 
     fn token(&self) -> Option<Token<'_>> {
-        token::read(&self.headers, self.uri.query()).ok()
+        if self.is_doubled {
+            return None;
+        }
+        token::read_from(&self.authorization, self.uri.query()).ok()
     }
 }
 
@@ -79,11 +82,6 @@ impl Authenticator {
             .await;
         self.metrics.token_verdict((&verdict).into());
         verdict
-    }
-
-    /// Whether any verdict is remembered.
-    pub fn remembers_any(&self) -> bool {
-        !self.tokens.is_empty()
     }
 
     /// Forgets what is known of the token: the homeserver has just refused it.

@@ -132,11 +132,11 @@ where
         for rule in permit.unmade_edits(request.headers()) {
             generation.counters(rule).edit.inc();
         }
-        // Kept for what the answer says of the token: two counts, no copy. Without a verdict to forget there is nothing to keep.
-        let credentials = self.authenticator.remembers_any().then(|| Credentials::of(&request));
+        // Kept for what the answer says of the token.
+        let credentials = Credentials::of(&request);
         let revokes = revokes(known.classified.raw, request.method());
-        if let (true, Some(credentials)) = (revokes, &credentials) {
-            self.authenticator.forget_user_of(credentials);
+        if revokes {
+            self.authenticator.forget_user_of(&credentials);
         }
         let id = facts.id();
         let permitted = permit.permit(request, |headers| set_own_fields(headers, &client, id));
@@ -151,12 +151,10 @@ where
         };
         let response = held.release(permit);
         facts.note(|record| record.upstream_us = Some(facts.elapsed_us()));
-        if let Some(credentials) = &credentials {
-            if response.status() == StatusCode::UNAUTHORIZED {
-                self.authenticator.forget(credentials);
-            } else if revokes && response.status().is_success() {
-                self.authenticator.forget_user_of_or_all(credentials);
-            }
+        if response.status() == StatusCode::UNAUTHORIZED {
+            self.authenticator.forget(&credentials);
+        } else if revokes && response.status().is_success() {
+            self.authenticator.forget_user_of_or_all(&credentials);
         }
         Ok(response.map(Body::stream))
     }
