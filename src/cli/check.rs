@@ -57,7 +57,8 @@ impl Check {
                 if self.print {
                     return compiled.print.clone();
                 }
-                let names: Vec<_> = rules.iter().map(|rule| format!("{} ({})", rule.name, rule.mode.as_str())).collect();
+                let names: Vec<_> =
+                    rules.iter().map(|rule| format!("{} ({})", rule.name, rule.mode.as_str())).collect();
                 format!(
                     "{}: good\n  rules  {}\n  tests  {} passed\n  digest {}",
                     policy.name(),

@@ -92,7 +92,10 @@ impl Explain {
 fn text(probe: &Probe, finding: &Finding, policy: &Arc<Policy>) -> String {
     let mut page = Page::default();
     let endpoint = finding.classified.raw;
-    page.line("request", format!("{} {}", probe.method, probe.target.path_and_query().map_or("/", |target| target.as_str())));
+    page.line(
+        "request",
+        format!("{} {}", probe.method, probe.target.path_and_query().map_or("/", |target| target.as_str())),
+    );
     page.line("policy", format!("{} ({})", policy.name(), policy.digest()));
     page.line("flow", finding.flow.as_str());
     page.line("endpoint", format!("{} (authentication: {})", endpoint.id(), endpoint.auth().as_str()));
@@ -147,9 +150,11 @@ fn structure(probe: &Probe, finding: &Finding, policy: &Arc<Policy>) -> Value {
         Decision::Permit(_) | Decision::Fail(_) => None,
     };
     let edits = |edits: &[Edit]| -> Vec<Value> {
-        let told = |edit: &Edit| json!({
-            "rule": policy.rule(edit.rule).name, "mode": edit.mode.as_str(), "edit": edit.edit.describe(), "location": edit.location,
-        });
+        let told = |edit: &Edit| {
+            json!({
+                "rule": policy.rule(edit.rule).name, "mode": edit.mode.as_str(), "edit": edit.edit.describe(), "location": edit.location,
+            })
+        };
         edits.iter().map(told).collect()
     };
     json!({

@@ -17,7 +17,9 @@ impl Reload {
     pub(super) fn run(self, common: &Common, output: &Output) -> Result<ExitCode, Problems> {
         let Some(address) = common.gateway()?.admin else {
             let what = "the gateway file has no [admin], so the running gateway cannot be asked to reload";
-            return Err(Problem::new(what).help("add [admin] bind = \"127.0.0.1:9090\" and restart, or send it SIGHUP").into());
+            return Err(Problem::new(what)
+                .help("add [admin] bind = \"127.0.0.1:9090\" and restart, or send it SIGHUP")
+                .into());
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| Problem::new(format!("no runtime can be started: {error}")))?;

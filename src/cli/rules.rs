@@ -47,7 +47,12 @@ fn list(output: &Output) {
             }
             text + "\n`mantlet rules NAME` shows one, `mantlet rules endpoints` the endpoints' ids."
         },
-        || RULES.iter().map(|rule| json!({ "name": rule.name, "ledger": rule.ledger, "summary": rule.summary() })).collect(),
+        || {
+            RULES
+                .iter()
+                .map(|rule| json!({ "name": rule.name, "ledger": rule.ledger, "summary": rule.summary() }))
+                .collect()
+        },
     );
 }
 
@@ -65,7 +70,8 @@ fn endpoints(output: &Output) {
             for endpoint in Endpoint::ALL {
                 let (methods, auth) = (endpoint.methods().join(","), endpoint.auth().as_str());
                 // Writing to a string does not fail.
-                let _ = writeln!(text, "{:<44} {methods:<10} {auth:<18} {}", endpoint.id(), endpoint.templates().join(" "));
+                let _ =
+                    writeln!(text, "{:<44} {methods:<10} {auth:<18} {}", endpoint.id(), endpoint.templates().join(" "));
             }
             text
         },

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::config::gateway::PolicySource;
+use crate::document::Sources;
 use crate::policy::Policy;
 use crate::policy::selftest::PolicyTest;
-use crate::document::Sources;
 use crate::problem::Problems;
 use crate::rules;
 
@@ -43,7 +43,8 @@ impl Compiled {
     /// All that is wrong with it.
     pub fn read(source: &PolicySource) -> Result<Self, Problems> {
         let file = source.load()?;
-        let (sources, files, text, print) = (Arc::clone(&file.sources), file.files.clone(), file.text().to_owned(), file.print());
+        let (sources, files, text, print) =
+            (Arc::clone(&file.sources), file.files.clone(), file.text().to_owned(), file.print());
         let (policy, tests) = rules::compile(file.into_draft(), &sources, Problems::default())?;
         Ok(Self { policy, tests, sources, files, text, print })
     }

@@ -2,8 +2,8 @@
 
 use crate::config::address::{AdminAddress, ListenerAddress, UpstreamAddress, is_ours, overlap};
 use crate::config::policy_file::{BuiltIn, PolicyFile};
-use crate::document::read::recover;
 use crate::config::settings::{Forwarded, Homeserver, Limits, Log, Tokens, Workers};
+use crate::document::read::recover;
 use crate::document::source::{Sources, read_file};
 use crate::problem::{Problem, Problems};
 use serde::de::{Deserializer, Error};

@@ -6,8 +6,8 @@ use crate::document::source::{Sources, read_file};
 use crate::document::value::{Table, Value};
 use crate::matrix::Flow;
 use crate::policy::compiler::Title;
-use crate::rules::Draft;
 use crate::problem::{Problem, Problems, did_you_mean};
+use crate::rules::Draft;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_spanned::Spanned;
@@ -139,7 +139,8 @@ impl PolicyFile {
 
     /// What it says, for the rules to compile.
     pub fn into_draft(self) -> Draft {
-        let unknown = [(Flow::Client, "client", self.unknown.client), (Flow::Federation, "federation", self.unknown.federation)];
+        let unknown =
+            [(Flow::Client, "client", self.unknown.client), (Flow::Federation, "federation", self.unknown.federation)];
         let place = |flow: &str| {
             let table = self.merged.get("unknown").and_then(|unknown| unknown.get_ref().as_table());
             table.and_then(|table| table.get(flow)).map_or(0..0, Spanned::span)

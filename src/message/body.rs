@@ -160,10 +160,7 @@ impl http_body::Body for RequestBody {
 }
 
 /// The next data frame; trailers end the body.
-fn poll_data(
-    incoming: &mut Incoming,
-    cx: &mut Context<'_>,
-) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+fn poll_data(incoming: &mut Incoming, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
     match ready!(Pin::new(incoming).poll_frame(cx)) {
         Some(Ok(frame)) if frame.is_data() => Poll::Ready(Some(Ok(frame))),
         Some(Ok(_trailers)) => Poll::Ready(None),

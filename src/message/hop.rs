@@ -63,21 +63,35 @@ mod tests {
 
     #[test]
     fn removes_what_connection_names() {
-        let mut headers = headers(&[("connection", "keep-alive, X-Secret"), ("connection", "x-other"), ("x-secret", "1"), ("x-other", "2"), ("accept", "*/*")]);
+        let mut headers = headers(&[
+            ("connection", "keep-alive, X-Secret"),
+            ("connection", "x-other"),
+            ("x-secret", "1"),
+            ("x-other", "2"),
+            ("accept", "*/*"),
+        ]);
         remove_hop_by_hop(&mut headers);
         assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["accept"]);
     }
 
     #[test]
     fn connection_cannot_take_away_what_was_judged() {
-        let mut headers = headers(&[("connection", "authorization, x-forwarded-for, host"), ("authorization", "Bearer x"), ("host", "h")]);
+        let mut headers = headers(&[
+            ("connection", "authorization, x-forwarded-for, host"),
+            ("authorization", "Bearer x"),
+            ("host", "h"),
+        ]);
         remove_hop_by_hop(&mut headers);
         assert!(headers.contains_key("authorization") && headers.contains_key("host"));
     }
 
     #[test]
     fn the_worker_secret_of_synapse_never_passes() {
-        let mut headers = headers(&[("proxy-authorization", "Bearer secret"), ("transfer-encoding", "gzip, chunked"), ("te", "trailers")]);
+        let mut headers = headers(&[
+            ("proxy-authorization", "Bearer secret"),
+            ("transfer-encoding", "gzip, chunked"),
+            ("te", "trailers"),
+        ]);
         remove_hop_by_hop(&mut headers);
         assert!(headers.is_empty());
     }

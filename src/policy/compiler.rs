@@ -8,10 +8,10 @@ use super::Mode;
 use super::edit::HeadEdit;
 use super::matcher::{PathGates, PathPattern, When};
 use super::plan::{Action, Edit, Edits, Gate, Guests, Plan, Policy, RuleIndex, RuleInfo};
+use crate::document::Sources;
 use crate::matrix::Flow;
 use crate::matrix::endpoint::Endpoint;
 use crate::message::Answer;
-use crate::document::Sources;
 use crate::problem::{Location, Problem, Problems};
 
 /// A policy in the making.

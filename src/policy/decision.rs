@@ -117,7 +117,8 @@ impl Policy {
         if classified.raw == Endpoint::Unserved || classified.raw.is_internal() || classified.decoded.is_internal() {
             return Some(RuleIndex::SURFACE);
         }
-        if classified.raw != classified.decoded && (self.protects(classified.raw) || self.protects(classified.decoded)) {
+        if classified.raw != classified.decoded && (self.protects(classified.raw) || self.protects(classified.decoded))
+        {
             return Some(RuleIndex::SPELLING);
         }
         None

@@ -141,10 +141,7 @@ fn class_of(agent: &[u8]) -> &'static str {
         ("browser", &["mozilla"]),
     ];
     let agent = String::from_utf8_lossy(agent).to_ascii_lowercase();
-    CLASSES
-        .iter()
-        .find(|(_, marks)| marks.iter().any(|mark| agent.contains(mark)))
-        .map_or("other", |(class, _)| class)
+    CLASSES.iter().find(|(_, marks)| marks.iter().any(|mark| agent.contains(mark))).map_or("other", |(class, _)| class)
 }
 
 #[cfg(test)]

@@ -149,7 +149,8 @@ impl Probe {
     /// What is wrong with it, in a sentence.
     pub fn header(&mut self, name: &str, value: &str) -> Result<(), String> {
         let name: HeaderName = name.trim().parse().map_err(|_| format!("`{name}` is no header name"))?;
-        let value = HeaderValue::from_str(value.trim()).map_err(|_| format!("the value of {name} is no header value"))?;
+        let value =
+            HeaderValue::from_str(value.trim()).map_err(|_| format!("the value of {name} is no header value"))?;
         self.headers.append(name, value);
         Ok(())
     }

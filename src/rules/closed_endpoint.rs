@@ -10,12 +10,12 @@
 //!     methods = ["POST"]                             # default: all
 //!     except_networks = ["10.0.0.0/8"]               # or networks = [...]; default: everywhere
 //!     answer = { status = 403, errcode = "M_FORBIDDEN", error = "Registration is closed" }
-//!
+//!     #
 //!     [[rules.closed_endpoint]]
 //!     path = "/"
 //!     hosts = ["matrix.example"]
 //!     answer = { redirect = "https://example/", status = 302 }
-//!
+//!     #
 //!     [[rules.closed_endpoint]]
 //!     endpoint = ["get_capabilities"]
 //!     answer = { status = 200, json = { capabilities = {} } }
@@ -111,7 +111,11 @@ impl Rule for Config {
                 to.problem(path.span(), "both `endpoint` and `path` are given", "write one of the two");
             }
             (None, None) => {
-                to.problem(to.span(), "neither `endpoint` nor `path` is given", "write endpoint = \"register\", for one");
+                to.problem(
+                    to.span(),
+                    "neither `endpoint` nor `path` is given",
+                    "write endpoint = \"register\", for one",
+                );
             }
         }
     }
@@ -151,7 +155,11 @@ fn networks(written: Option<&[Spanned<String>]>, to: &mut Compiler<'_>) -> Optio
         match text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from)) {
             Ok(parsed) => networks.push(parsed),
             Err(_) => {
-                to.problem(network.span(), format!("`{text}` is no network"), "write it as \"10.0.0.0/8\" or \"2001:db8::/32\"");
+                to.problem(
+                    network.span(),
+                    format!("`{text}` is no network"),
+                    "write it as \"10.0.0.0/8\" or \"2001:db8::/32\"",
+                );
                 return None;
             }
         }
@@ -185,8 +193,7 @@ fn unknown_endpoint(name: &str, span: Range<usize>, to: &mut Compiler<'_>) {
 impl Written {
     /// The answer that is meant, or what is wrong with it and what to do.
     fn answer(&self) -> Result<Answer, (String, &'static str)> {
-        const FORMS: &str =
-            "write { status = 403, errcode = \"M_FORBIDDEN\" }, { redirect = \"https://…\" } or { status = 200, json = {…} }";
+        const FORMS: &str = "write { status = 403, errcode = \"M_FORBIDDEN\" }, { redirect = \"https://…\" } or { status = 200, json = {…} }";
         let status = |default: StatusCode| match self.status {
             None => Ok(default),
             Some(written) => StatusCode::from_u16(written)
@@ -204,7 +211,8 @@ impl Written {
                 if !status.is_redirection() {
                     return Err((format!("{} is no redirect", status.as_u16()), FORMS));
                 }
-                Answer::redirect(status, location).ok_or_else(|| ("the redirect cannot stand in a header".into(), FORMS))
+                Answer::redirect(status, location)
+                    .ok_or_else(|| ("the redirect cannot stand in a header".into(), FORMS))
             }
             (None, Some(json)) => Ok(Answer::json(status(StatusCode::OK)?, json)),
             (None, None) => {
@@ -243,7 +251,10 @@ mod tests {
     #[test]
     fn a_path_matches_whole_and_neither_the_query_nor_a_part() {
         let policy = policy("[[rules.closed_endpoint]]\npath = \"/_matrix/client/[^/]+/thirdparty/.*\"");
-        assert_eq!(judge(&policy, "GET", "/_matrix/client/v3/thirdparty/x", &[]), "deny closed_endpoint 403 M_FORBIDDEN");
+        assert_eq!(
+            judge(&policy, "GET", "/_matrix/client/v3/thirdparty/x", &[]),
+            "deny closed_endpoint 403 M_FORBIDDEN"
+        );
         assert_eq!(judge(&policy, "GET", "/_matrix/client/v3/x?/_matrix/client/v3/thirdparty/x", &[]), "permit");
         assert_eq!(judge(&policy, "GET", "/_matrix/client/v3/join/_matrix/client/v3/thirdparty/x", &[]), "permit");
     }
@@ -267,7 +278,9 @@ mod tests {
         let only = policy("[[rules.closed_endpoint]]\nendpoint = \"register\"\nnetworks = [\"198.51.100.0/24\"]");
         let but = policy("[[rules.closed_endpoint]]\nendpoint = \"register\"\nexcept_networks = [\"198.51.100.7\"]");
         let path = "/_matrix/client/v3/register";
-        for (from, only_closed, but_closed) in [("198.51.100.7", true, false), ("::ffff:198.51.100.7", true, false), ("192.0.2.1", false, true)] {
+        for (from, only_closed, but_closed) in
+            [("198.51.100.7", true, false), ("::ffff:198.51.100.7", true, false), ("192.0.2.1", false, true)]
+        {
             assert_eq!(judge_from(&only, "POST", path, from) != "permit", only_closed, "only, {from}");
             assert_eq!(judge_from(&but, "POST", path, from) != "permit", but_closed, "but, {from}");
         }
@@ -275,14 +288,18 @@ mod tests {
 
     #[test]
     fn a_host_may_be_the_only_one_closed() {
-        let policy = policy("[[rules.closed_endpoint]]\npath = \"/\"\nhosts = [\"matrix.example\"]\nanswer = { redirect = \"https://example/\" }");
+        let policy = policy(
+            "[[rules.closed_endpoint]]\npath = \"/\"\nhosts = [\"matrix.example\"]\nanswer = { redirect = \"https://example/\" }",
+        );
         assert_eq!(judge(&policy, "GET", "/", &[("host", "Matrix.Example:443")]), "answer closed_endpoint 302");
         assert_eq!(judge(&policy, "GET", "/", &[("host", "other.example")]), "deny surface 404 M_UNRECOGNIZED");
     }
 
     #[test]
     fn fixed_json_is_answered_as_written() {
-        let policy = policy("[[rules.closed_endpoint]]\nendpoint = \"get_capabilities\"\nanswer = { json = { capabilities = { a = [1, true] } } }");
+        let policy = policy(
+            "[[rules.closed_endpoint]]\nendpoint = \"get_capabilities\"\nanswer = { json = { capabilities = { a = [1, true] } } }",
+        );
         let answer = answer(&policy, "GET", "/_matrix/client/v3/capabilities");
         assert_eq!(&answer.body()[..], br#"{"capabilities":{"a":[1,true]}}"#);
     }

@@ -13,11 +13,11 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_spanned::Spanned;
 
+use crate::document::{Sources, Table, Value, read};
 use crate::matrix::Flow;
 use crate::policy::compiler::Title;
 use crate::policy::selftest::PolicyTest;
 use crate::policy::{Compiler, Mode, Policy};
-use crate::document::{Sources, Table, Value, read};
 use crate::problem::{Problem, Problems, did_you_mean};
 
 /// What a rule's table in a policy becomes: a compiler of that table into instructions.
@@ -34,8 +34,11 @@ pub struct RuleFile {
     pub ledger: &'static [&'static str],
     /// Its file, whose head tells leak, rule, cost and an example.
     pub source: &'static str,
-    read: fn(Spanned<Value>, &str, &Sources, &mut Problems) -> Option<Box<dyn Rule>>,
+    read: ReadRule,
 }
+
+/// Reads a rule's table, under the header it is written with.
+type ReadRule = fn(Spanned<Value>, &str, &Sources, &mut Problems) -> Option<Box<dyn Rule>>;
 
 /// What a policy file says, before it is compiled.
 #[derive(Clone, Debug)]
@@ -103,7 +106,11 @@ impl RuleFile {
 ///
 /// # Errors
 /// Every problem of every rule and test, at once. The tests are parsed here and run by [`self_test`].
-pub fn compile(draft: Draft, sources: &Sources, mut problems: Problems) -> Result<(Arc<Policy>, Vec<PolicyTest>), Problems> {
+pub fn compile(
+    draft: Draft,
+    sources: &Sources,
+    mut problems: Problems,
+) -> Result<(Arc<Policy>, Vec<PolicyTest>), Problems> {
     let tests = draft.tests.iter().filter_map(|test| read(test, "[[test]]", sources, &mut problems)).collect();
     let mut rules = Vec::new();
     for (name, table) in draft.rules {
@@ -176,12 +183,7 @@ fn read_tables(
 }
 
 /// Every rule may say `mode`; it is taken out before the rule reads the rest.
-fn take_mode(
-    table: &mut Spanned<Value>,
-    context: &str,
-    sources: &Sources,
-    problems: &mut Problems,
-) -> Mode {
+fn take_mode(table: &mut Spanned<Value>, context: &str, sources: &Sources, problems: &mut Problems) -> Mode {
     #[derive(Deserialize)]
     struct Only {
         mode: Mode,

@@ -64,7 +64,9 @@ impl Rule for Config {
         for endpoint in [Endpoint::FederationGetPublicRooms, Endpoint::FederationGetPublicRoomsFiltered] {
             match federation {
                 Federation::Open => {}
-                Federation::Deny => to.endpoint(endpoint).forbid("This server does not list its rooms to other servers"),
+                Federation::Deny => {
+                    to.endpoint(endpoint).forbid("This server does not list its rooms to other servers")
+                }
                 Federation::Listed => {}
             }
         }

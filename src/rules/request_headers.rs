@@ -48,7 +48,11 @@ impl Rule for Config {
     fn compile(&self, to: &mut Compiler<'_>) {
         for written in self.remove.iter().chain(&self.keep) {
             if FieldSet::new([written.get_ref().as_str()]).is_err() {
-                to.problem(written.span(), "this is no header name", "write a name such as \"x-device\", or \"x-device-*\"");
+                to.problem(
+                    written.span(),
+                    "this is no header name",
+                    "write a name such as \"x-device\", or \"x-device-*\"",
+                );
                 return;
             }
         }

@@ -60,7 +60,12 @@ pub(crate) fn answer(policy: &Arc<Policy>, method: &str, target: &str) -> Answer
 }
 
 /// The names of the fields that reach the homeserver.
-pub(crate) fn upstream_fields(policy: &Arc<Policy>, method: &str, target: &str, headers: &[(&str, &str)]) -> Vec<String> {
+pub(crate) fn upstream_fields(
+    policy: &Arc<Policy>,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+) -> Vec<String> {
     let upstream = probe(method, target, headers).judge(policy).upstream.unwrap_or_default();
     sorted(&upstream)
 }
@@ -71,7 +76,8 @@ pub(crate) fn downstream_fields(policy: &Arc<Policy>, headers: &[(&'static str, 
     let Decision::Permit(permit) = finding.verdict.decision else { panic!("versions are not permitted") };
     let (_, hold) = permit.permit(Request::new(()), |_| {}).open();
     let mut response = Response::new(());
-    *response.headers_mut() = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect::<HeaderMap>();
+    *response.headers_mut() =
+        headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect::<HeaderMap>();
     sorted(hold.hold(response).release(&permit).headers())
 }
 
@@ -91,6 +97,11 @@ fn probe(method: &str, target: &str, headers: &[(&str, &str)]) -> Probe {
 
 fn words(finding: &Finding, policy: &Arc<Policy>) -> String {
     let seen = Seen::of(finding, policy);
-    let parts = [Some(seen.outcome.to_owned()), seen.rule.map(Into::into), seen.status.map(|status| status.to_string()), seen.errcode];
+    let parts = [
+        Some(seen.outcome.to_owned()),
+        seen.rule.map(Into::into),
+        seen.status.map(|status| status.to_string()),
+        seen.errcode,
+    ];
     parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
 }

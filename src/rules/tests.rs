@@ -66,7 +66,10 @@ fn two_different_answers_to_one_endpoint_are_told_when_the_policy_compiles() {
     let problems = problems(
         "[[rules.closed_endpoint]]\nendpoint = \"federation_get_version\"\nanswer = { json = { a = 1 } }\n[rules.server_banner]",
     );
-    assert!(problems.contains("closed_endpoint answers `federation_get_version` already, and differently"), "{problems}");
+    assert!(
+        problems.contains("closed_endpoint answers `federation_get_version` already, and differently"),
+        "{problems}"
+    );
 }
 
 #[test]

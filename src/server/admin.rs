@@ -81,9 +81,7 @@ impl AdminListener {
                 Err(Problem::new(format!("{tcp} is no loopback address; [admin] is for this machine only"))
                     .help("choose 127.0.0.1, [::1] or unix:/path"))
             }
-            AdminAddress::Tcp(tcp) => {
-                Ok(Self(Socket::Tcp(Bound::bind(*tcp, "[admin]")?)))
-            }
+            AdminAddress::Tcp(tcp) => Ok(Self(Socket::Tcp(Bound::bind(*tcp, "[admin]")?))),
             AdminAddress::Unix(path) => {
                 let (listener, file) = socket_file::bind(path)?;
                 Ok(Self(Socket::Unix(listener, file)))

@@ -54,7 +54,11 @@ impl Reloader {
     ///
     /// # Errors
     /// All that is wrong with the policy.
-    pub fn start(gateway: &Gateway, file: Option<PathBuf>, metrics: Arc<Metrics>) -> Result<(Self, Snapshot), Problems> {
+    pub fn start(
+        gateway: &Gateway,
+        file: Option<PathBuf>,
+        metrics: Arc<Metrics>,
+    ) -> Result<(Self, Snapshot), Problems> {
         let compiled = Compiled::load(&gateway.policy)?;
         let policy = Arc::clone(&compiled.policy);
         let snapshot = Snapshot::new(Generation::new(1, policy, &metrics));
@@ -82,7 +86,12 @@ impl Reloader {
         match &result {
             Ok(reloaded) => {
                 self.metrics.policy_reload(Reload::Success);
-                tracing::info!(?trigger, generation = reloaded.generation, outcome = reloaded.message, "policy reloaded");
+                tracing::info!(
+                    ?trigger,
+                    generation = reloaded.generation,
+                    outcome = reloaded.message,
+                    "policy reloaded"
+                );
                 for key in &reloaded.needs_restart {
                     tracing::warn!(key, "this changed in the gateway file and waits for a restart");
                 }

@@ -46,7 +46,7 @@ where
                 record.decision = Decision::Deny;
                 record.rule = Some("canonical");
             });
-            return Either::Left(ready(Ok(refusal.answer().response(Some("canonical")))));
+            return Either::Left(ready(Ok(refusal.answer().response(None))));
         }
         Either::Right((&self.0).call(arrival))
     }
@@ -150,7 +150,9 @@ fn one_host(headers: &HeaderMap, authority: Option<Authority>) -> Result<Option<
 /// A host as RFC 3986 has it, with an optional port: no user, no path, no list.
 fn is_host(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']');
-    !text.is_empty() && text.bytes().all(plain) && text.parse::<Authority>().is_ok_and(|parsed| !parsed.host().is_empty())
+    !text.is_empty()
+        && text.bytes().all(plain)
+        && text.parse::<Authority>().is_ok_and(|parsed| !parsed.host().is_empty())
 }
 
 /// h2 may split cookies into crumbs; Synapse reads one field (RFC 9113, section 8.2.3).

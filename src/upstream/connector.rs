@@ -49,7 +49,9 @@ impl Connector {
         };
         match tokio::time::timeout(CONNECT, open).await {
             Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(error)) => Err(Error::caused_by(Kind::Connect, io::Error::new(error.kind(), format!("{self}: {error}")))),
+            Ok(Err(error)) => {
+                Err(Error::caused_by(Kind::Connect, io::Error::new(error.kind(), format!("{self}: {error}"))))
+            }
             Err(late) => Err(Error::caused_by(Kind::Connect, late)),
         }
     }

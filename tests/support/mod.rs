@@ -1,6 +1,7 @@
 //! Starts Mantlet for a test: in this process, on a free port, with records that can be read.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 use std::io::Write;
 use std::net::SocketAddr;
