@@ -91,19 +91,17 @@ impl Authenticator {
         }
     }
 
-    /// Forgets all tokens of the token's user, if it is known who that is.
-    pub fn forget_user_of(&self, credentials: &Credentials) {
-        if let Some(token) = credentials.token() {
-            self.tokens.forget_user_of(&token.value);
-        }
+    /// Whose token it is, if that is known.
+    pub fn user_of(&self, credentials: &Credentials) -> Option<Arc<str>> {
+        self.tokens.user_of(&credentials.token()?.value)
     }
 
-    /// Forgets all tokens of the token's user; all of everybody, if it is not known who that is: a password that was reset
-    /// by e-mail ends tokens that the request did not show.
-    pub fn forget_user_of_or_all(&self, credentials: &Credentials) {
-        let is_known = credentials.token().is_some_and(|token| self.tokens.forget_user_of(&token.value));
-        if !is_known {
-            self.tokens.forget_all();
+    /// Forgets all tokens of this user; all of everybody, if it is not known who that is: a password that was reset by e-mail
+    /// ends tokens that the request did not show.
+    pub fn forget_user_or_all(&self, user: Option<&str>) {
+        match user {
+            Some(user) => self.tokens.forget_user(user),
+            None => self.tokens.forget_all(),
         }
     }
 
