@@ -31,6 +31,7 @@ pub struct Authenticator {
     tokens: Arc<Tokens>,
     upstream: Rc<Synapse>,
     metrics: Arc<Metrics>,
+    patience: Duration,
 }
 
 /// What a request showed of a token, kept while its answer is awaited: counts of what is shared, no copies.
@@ -58,9 +59,10 @@ impl Credentials {
 }
 
 impl Authenticator {
-    /// An authenticator over this memory and this homeserver.
-    pub fn new(tokens: Arc<Tokens>, upstream: Rc<Synapse>, metrics: Arc<Metrics>) -> Self {
-        Self { tokens, upstream, metrics }
+    /// An authenticator over this memory and this homeserver, which waits so long for an answer, and never longer than 20
+    /// seconds.
+    pub fn new(tokens: Arc<Tokens>, upstream: Rc<Synapse>, metrics: Arc<Metrics>, patience: Duration) -> Self {
+        Self { tokens, upstream, metrics, patience: patience.min(PATIENCE) }
     }
 
     /// What is known of the token of this exchange; the homeserver is asked if nothing is.
@@ -107,7 +109,7 @@ impl Authenticator {
 
     async fn ask(&self, question: Question) -> Remembered {
         let started = std::time::Instant::now();
-        let answer = tokio::time::timeout(PATIENCE, self.whoami(question)).await;
+        let answer = tokio::time::timeout(self.patience, self.whoami(question)).await;
         self.metrics.whoami_duration.observe(started.elapsed().as_secs_f64());
         match answer {
             Ok(Ok(remembered)) => remembered,
