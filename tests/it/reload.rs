@@ -11,7 +11,7 @@ use crate::common::*;
 use crate::process::{Process, Site};
 use crate::support::Gateway;
 
-const CLOSED: &str = "[[rules.closed_endpoint]]\nendpoint = \"get_versions\"\n";
+const CLOSED: &str = "[[rules.closed_endpoint]]\nendpoint = \"get_supported_versions\"\n";
 
 /// Whether the policy in force closes the endpoint.
 fn is_closed(process: &Process) -> bool {

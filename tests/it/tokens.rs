@@ -1,7 +1,5 @@
 //! Access tokens: what is asked of the homeserver, what is believed, and for how long.
 
-use std::sync::{Arc, Mutex};
-
 use mantlet_testkit::backend::{Answer, Backend};
 use mantlet_testkit::http::{Connection, Request, Response, json_response, response};
 use mantlet_testkit::recorder::RecordedRequest;
@@ -119,6 +117,7 @@ fn fifty_first_uses_at_once_are_one_question() {
     eventually("all wait", || gateway.metric("mantlet_token_cache_total{result=\"joined\"}") == 49.0);
     assert!(others(&upstream).is_empty(), "nobody passes before the answer");
     pieces.send(json_response(200, &json!({ "user_id": "@a:hs" }))).unwrap();
+    drop(pieces);
     for client in &mut clients {
         assert_eq!(client.response("GET").unwrap().status, 200);
     }
@@ -141,6 +140,7 @@ fn whoever_asked_first_may_go_away() {
     drop(first);
     eventually("the first is gone", || gateway.metric("mantlet_requests_in_flight") == 1.0);
     pieces.send(json_response(200, &json!({ "user_id": "@a:hs" }))).unwrap();
+    drop(pieces);
     assert_eq!(second.response("GET").unwrap().status, 200);
     assert_eq!(whoamis(&upstream).len(), 1);
 }
@@ -270,24 +270,21 @@ fn what_ends_tokens_makes_all_of_the_user_be_asked_again() {
 
 #[test]
 fn a_question_under_way_does_not_outlive_a_logout() {
-    let held = Arc::new(Mutex::new(Vec::new()));
-    let here = Arc::clone(&held);
+    let (pieces, answer) = Answer::stream();
+    let mut answer = Some(answer);
     let upstream = knowing(move |request| {
-        if request.header("authorization") == Some("Bearer a-2") && here.lock().unwrap().is_empty() {
-            let (pieces, answer) = Answer::stream();
-            here.lock().unwrap().push(pieces);
-            return answer;
-        }
-        valid("@a:hs")
+        let is_held = request.header("authorization") == Some("Bearer a-2");
+        answer.take_if(|_| is_held).unwrap_or_else(|| valid("@a:hs"))
     });
     let gateway = Gateway::start(&url(&upstream), POLICY);
     rooms(&gateway, "a-1");
     let mut waiting = Connection::open(gateway.addr()).unwrap();
     waiting.write(format!("GET {ROOMS} HTTP/1.1\r\nHost: hs\r\nAuthorization: Bearer a-2\r\n\r\n").as_bytes()).unwrap();
-    eventually("it is asked", || !held.lock().unwrap().is_empty());
+    eventually("it is asked", || whoamis(&upstream).len() == 2);
     Request::new("POST", "/_matrix/client/v3/logout/all").bearer("a-1").body("{}").send(gateway.addr());
     // This answer is from before the logout.
-    held.lock().unwrap()[0].send(json_response(200, &json!({ "user_id": "@a:hs" }))).unwrap();
+    pieces.send(json_response(200, &json!({ "user_id": "@a:hs" }))).unwrap();
+    drop(pieces);
     waiting.response("GET").unwrap();
     let before = whoamis(&upstream).len();
     rooms(&gateway, "a-2");
