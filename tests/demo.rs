@@ -55,9 +55,9 @@ fn without_python_the_demo_names_the_package_and_exits_with_1() {
 fn demo() -> PathBuf {
     let demo = Path::new(env!("CARGO_BIN_EXE_mantlet")).with_file_name("examples").join("demo");
     let changed = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
-    let built = changed(&demo).unwrap_or_else(|| panic!("{} is not built: cargo build --example demo", demo.display()));
+    let built = changed(&demo).expect("the demo is built: cargo build --example demo");
     // Cargo's own list of what the binary was built from: `demo: source source …`.
-    let sources = std::fs::read_to_string(demo.with_extension("d")).unwrap();
+    let sources = std::fs::read_to_string(demo.with_extension("d")).expect("cargo wrote what it built from");
     let newer = sources.split_whitespace().find(|source| changed(Path::new(source)).is_some_and(|time| time > built));
     assert!(
         newer.is_none_or(|source| source.ends_with(':')),
