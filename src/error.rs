@@ -40,6 +40,8 @@ pub enum Kind {
     Garbled,
     /// The homeserver could not say whether a token is valid: its answer was an error or no answer to the question.
     TokenCheck,
+    /// The request's head is larger than `[limits] head_bytes`, or has more than `[limits] fields` fields.
+    HeadTooLarge,
     /// The request's body is larger than `[limits] body`.
     TooLarge,
     /// The client did not send the rest of its body in `[limits] body_idle`.
@@ -69,12 +71,13 @@ impl Error {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Connect,
         Kind::Closed,
         Kind::Silent,
         Kind::Garbled,
         Kind::TokenCheck,
+        Kind::HeadTooLarge,
         Kind::TooLarge,
         Kind::SlowBody,
         Kind::BrokenBody,
@@ -85,7 +88,7 @@ impl Kind {
     pub fn side(self) -> Side {
         match self {
             Kind::Connect | Kind::Closed | Kind::Silent | Kind::Garbled | Kind::TokenCheck => Side::Upstream,
-            Kind::TooLarge | Kind::SlowBody | Kind::BrokenBody => Side::Downstream,
+            Kind::HeadTooLarge | Kind::TooLarge | Kind::SlowBody | Kind::BrokenBody => Side::Downstream,
             Kind::Panic => Side::Gateway,
         }
     }
@@ -95,6 +98,7 @@ impl Kind {
         match self {
             Kind::Connect | Kind::Closed | Kind::Garbled | Kind::TokenCheck => StatusCode::BAD_GATEWAY,
             Kind::Silent => StatusCode::GATEWAY_TIMEOUT,
+            Kind::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Kind::SlowBody => StatusCode::REQUEST_TIMEOUT,
             Kind::BrokenBody => StatusCode::BAD_REQUEST,
@@ -105,7 +109,7 @@ impl Kind {
     /// The Matrix error code of the answer. Never `M_UNKNOWN_TOKEN`: on that one, clients throw away local data.
     pub fn errcode(self) -> &'static str {
         match self {
-            Kind::TooLarge => "M_TOO_LARGE",
+            Kind::HeadTooLarge | Kind::TooLarge => "M_TOO_LARGE",
             Kind::Connect
             | Kind::Closed
             | Kind::Silent
@@ -125,6 +129,7 @@ impl Kind {
             Kind::Silent => "The homeserver did not answer in time",
             Kind::Garbled => "The homeserver's answer could not be understood",
             Kind::TokenCheck => "The homeserver could not check the access token",
+            Kind::HeadTooLarge => "The request's head is too large",
             Kind::TooLarge => "The request's body is too large",
             Kind::SlowBody => "The request's body did not arrive in time",
             Kind::BrokenBody => "The request's body ended early",
@@ -140,6 +145,7 @@ impl Kind {
             Kind::Silent => "silent",
             Kind::Garbled => "garbled",
             Kind::TokenCheck => "token_check",
+            Kind::HeadTooLarge => "head_too_large",
             Kind::TooLarge => "too_large",
             Kind::SlowBody => "slow_body",
             Kind::BrokenBody => "broken_body",

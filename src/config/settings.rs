@@ -164,7 +164,7 @@ pub struct Workers {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Homeserver {
-    /// Its name in Matrix; without it Synapse is asked.
+    /// Its name in Matrix. Where it is given, `/readyz` also asks the upstream whether it is that server.
     #[serde(deserialize_with = "server_name")]
     pub server_name: Option<String>,
 }

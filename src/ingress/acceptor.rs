@@ -9,9 +9,9 @@ use tokio_rustls::TlsAcceptor;
 
 use super::connection;
 use super::listener::Listener;
-use crate::observe::access::{Network, Protocol};
+use crate::observe::access::Protocol;
 use crate::stack::pace::PaceLimits;
-use crate::stack::{Pace, Peer};
+use crate::stack::{Client, Pace, Peer};
 
 /// Serves one connection until it ends.
 pub async fn accept(listener: &Listener, stream: TcpStream, client: IpAddr) {
@@ -47,14 +47,12 @@ fn peer(listener: &Listener, client: IpAddr, protocol: Protocol, tls: bool) -> R
         head: limits.head.duration(),
         keep_alive: limits.keep_alive.duration(),
     });
+    let hops = &listener.shared.hops;
     Rc::new(Peer {
-        client,
-        // The text of an address is always a field value.
-        forwarded_for: HeaderValue::try_from(client.to_string()).unwrap_or(HeaderValue::from_static("")),
-        forwarded_proto: HeaderValue::from_static(if tls { "https" } else { "http" }),
+        client: Client::new(client, HeaderValue::from_static(if tls { "https" } else { "http" })),
+        hops: hops.contain(client).then(|| hops.clone()),
         protocol,
         tls,
-        network: Network::from(client),
         listener: listener.metrics.clone(),
         pace: Rc::new(pace),
     })

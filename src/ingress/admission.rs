@@ -31,10 +31,12 @@ impl Admission {
         Arc::new(Self { open: Mutex::default(), most, most_per_address })
     }
 
-    /// Admits a connection from this address, unless there are too many.
-    pub fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Admitted> {
+    /// Admits a connection from this address, unless there are too many. A trusted hop brings many clients: only the number
+    /// in all bounds it.
+    pub fn admit(self: &Arc<Self>, address: IpAddr, is_hop: bool) -> Option<Admitted> {
         let mut open = self.lock();
-        if open.all >= self.most || open.by_address.get(&address).is_some_and(|count| *count >= self.most_per_address) {
+        let from_there = open.by_address.get(&address).copied().unwrap_or_default();
+        if open.all >= self.most || (from_there >= self.most_per_address && !is_hop) {
             return None;
         }
         open.all += 1;
@@ -74,14 +76,16 @@ mod tests {
     fn one_address_cannot_take_all_places_and_gives_back_its_own() {
         let admission = Admission::new(3, 2);
         let (a, b) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2]));
-        let first = admission.admit(a);
-        let second = admission.admit(a);
-        assert!(first.is_some() && second.is_some() && admission.admit(a).is_none());
-        let other = admission.admit(b);
-        assert!(other.is_some() && admission.admit(b).is_none(), "all places are taken");
+        let first = admission.admit(a, false);
+        let second = admission.admit(a, false);
+        assert!(first.is_some() && second.is_some() && admission.admit(a, false).is_none());
+        let other = admission.admit(b, false);
+        assert!(other.is_some() && admission.admit(b, false).is_none(), "all places are taken");
         drop(first);
-        assert!(admission.admit(a).is_some());
-        drop((second, other));
+        let again = admission.admit(a, true);
+        assert!(again.is_some());
+        assert!(admission.admit(a, false).is_none() && admission.admit(a, true).is_none(), "all places are taken");
+        drop((second, other, again));
         assert_eq!((admission.open(), admission.lock().by_address.len()), (0, 0));
     }
 }

@@ -12,6 +12,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tower::Service;
 
@@ -29,11 +30,8 @@ pub async fn serve_h1<IO: AsyncRead + AsyncWrite + Unpin>(listener: &Listener, i
         async move { (&shared.stack).call((request, peer)).await }
     });
     let io = Paced { io, pace: Rc::clone(&peer.pace), protocol: Protocol::H1 };
-    let mut connection = http1::Builder::new()
-        .max_headers(limits.fields)
-        .max_header_size(usize::try_from(limits.head_bytes.get()).unwrap_or(usize::MAX))
-        .serve_connection(TokioIo::new(io), service);
-    let ended = watch(listener, &peer.pace, |cx, stop| {
+    let mut connection = http1::Builder::new().max_headers(limits.fields).serve_connection(TokioIo::new(io), service);
+    let ended = attend(listener, &peer.pace, |cx, stop| {
         if stop {
             Pin::new(&mut connection).graceful_shutdown();
         }
@@ -71,7 +69,7 @@ pub async fn serve_h2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(listener: &L
         .max_header_list_size(head_bytes)
         .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);
-    let ended = watch(listener, &pace, |cx, stop| {
+    let ended = attend(listener, &pace, |cx, stop| {
         if stop {
             connection.as_mut().graceful_shutdown();
         }
@@ -89,53 +87,56 @@ enum Ended {
 }
 
 /// Polls a connection until it ends, its patience does, or the process's time is over.
-async fn watch(
+async fn attend(
     listener: &Listener,
     pace: &Pace,
     mut poll: impl FnMut(&mut Context<'_>, bool) -> Poll<hyper::Result<()>>,
 ) -> Ended {
-    let mut drain = listener.shared.drain.clone();
-    let mut is_stopping = false;
+    let mut stage = Drain::Serving;
+    let mut leaves = pin!(left(listener.shared.drain.clone(), stage));
     let mut timer = pin!(tokio::time::sleep_until(pace.deadline().unwrap_or_else(Instant::now)));
-    loop {
-        let ended = std::future::poll_fn(|cx| {
-            if let Poll::Ready(result) = poll(cx, false) {
-                return Poll::Ready(Some(Ended::Closed(result)));
+    let mut is_told = false;
+    std::future::poll_fn(|cx| {
+        while let Poll::Ready(next) = leaves.as_mut().poll(cx) {
+            stage = next;
+            if stage == Drain::Over {
+                listener.shared.metrics.drained_exchanges.inc_by(pace.running() as u64);
+                return Poll::Ready(Ended::OutOfTime(pace.phase()));
             }
-            // Only a deadline that comes nearer has to move the timer; one that went away is seen when the timer fires.
-            while let Some(deadline) = pace.deadline() {
-                if deadline < timer.deadline() {
-                    timer.as_mut().reset(deadline);
-                }
-                if timer.as_mut().poll(cx).is_pending() {
-                    break;
-                }
-                if deadline <= Instant::now() {
-                    return Poll::Ready(Some(Ended::OutOfTime(pace.phase())));
-                }
+            leaves.set(left(listener.shared.drain.clone(), stage));
+        }
+        // One whose first request is on its way is served that request: it was let in before the end began.
+        let is_due = || stage == Drain::Draining && matches!(pace.phase(), Phase::Busy | Phase::Idle(_));
+        let stop = !is_told && is_due();
+        is_told |= stop;
+        if let Poll::Ready(result) = poll(cx, stop) {
+            return Poll::Ready(Ended::Closed(result));
+        }
+        if !is_told && is_due() {
+            cx.waker().wake_by_ref();
+        }
+        // Only a deadline that comes nearer has to move the timer; one that went away is seen when the timer fires.
+        while let Some(deadline) = pace.deadline() {
+            if deadline < timer.deadline() {
                 timer.as_mut().reset(deadline);
             }
-            let changed = pin!(drain.changed());
-            match changed.poll(cx) {
-                Poll::Ready(_) => Poll::Ready(None),
-                Poll::Pending => Poll::Pending,
+            if timer.as_mut().poll(cx).is_pending() {
+                break;
             }
-        })
-        .await;
-        match (ended, *drain.borrow_and_update()) {
-            (Some(ended), _) => return ended,
-            (None, Drain::Serving) => {}
-            (None, Drain::Draining) if is_stopping => {}
-            (None, Drain::Draining) => {
-                is_stopping = true;
-                let stopped = std::future::poll_fn(|cx| Poll::Ready(poll(cx, true))).await;
-                if let Poll::Ready(result) = stopped {
-                    return Ended::Closed(result);
-                }
+            if deadline <= Instant::now() {
+                return Poll::Ready(Ended::OutOfTime(pace.phase()));
             }
-            (None, Drain::Over) => return Ended::OutOfTime(pace.phase()),
+            timer.as_mut().reset(deadline);
         }
-    }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Where the process stands once it stands no longer where it did.
+async fn left(mut drain: watch::Receiver<Drain>, stage: Drain) -> Drain {
+    // A process that says nothing any more is over.
+    drain.wait_for(|now| *now != stage).await.map_or(Drain::Over, |now| *now)
 }
 
 fn count_refusal(listener: &Listener, error: &hyper::Error) {

@@ -15,7 +15,7 @@ use super::acceptor;
 use super::admission::Admission;
 use crate::config::settings::Limits;
 use crate::observe::metrics::{ListenerMetrics, Metrics};
-use crate::stack::Stack;
+use crate::stack::{Stack, TrustedHops};
 
 /// One listener as one worker serves it.
 pub struct Listener {
@@ -37,6 +37,8 @@ pub struct Shared {
     pub limits: Limits,
     /// Who may come in at all.
     pub admission: Arc<Admission>,
+    /// Whose word about its client is believed.
+    pub hops: TrustedHops,
     /// Where the process stands.
     pub drain: watch::Receiver<Drain>,
     /// What is counted.
@@ -51,10 +53,11 @@ impl Shared {
         stack: Stack,
         limits: Limits,
         admission: Arc<Admission>,
+        hops: TrustedHops,
         drain: watch::Receiver<Drain>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { stack, limits, admission, drain, metrics, open: Cell::new(0), gone: Notify::new() }
+        Self { stack, limits, admission, hops, drain, metrics, open: Cell::new(0), gone: Notify::new() }
     }
 
     /// Waits until the worker has no connection left.
@@ -98,7 +101,8 @@ impl Listener {
 
     fn admit(self: &Rc<Self>, stream: TcpStream, address: SocketAddr) {
         let client = address.ip().to_canonical();
-        let Some(admitted) = self.shared.admission.admit(client) else {
+        let is_hop = self.shared.hops.contain(client);
+        let Some(admitted) = self.shared.admission.admit(client, is_hop) else {
             tracing::debug!(listener = %self.metrics.name(), "a connection was refused: [limits] connections or per_address");
             return;
         };

@@ -4,8 +4,8 @@
 
 use std::borrow::Cow;
 
-use http::HeaderMap;
 use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderValue};
 use percent_encoding::percent_decode;
 
 /// Where a token stood, and what it is.
@@ -56,8 +56,19 @@ impl Unreadable {
 /// # Errors
 /// What Synapse would say of it.
 pub fn read<'a>(headers: &'a HeaderMap, query: Option<&'a str>) -> Result<Token<'a>, Unreadable> {
+    read_from(headers.get_all(AUTHORIZATION), query)
+}
+
+/// Reads the token that stands in these `Authorization` fields or in this query.
+///
+/// # Errors
+/// What Synapse would say of it.
+pub fn read_from<'a>(
+    authorizations: impl IntoIterator<Item = &'a HeaderValue>,
+    query: Option<&'a str>,
+) -> Result<Token<'a>, Unreadable> {
     let in_query = query.and_then(|query| argument(query, "access_token"));
-    let mut authorizations = headers.get_all(AUTHORIZATION).iter();
+    let mut authorizations = authorizations.into_iter();
     let Some(authorization) = authorizations.next() else {
         let value = in_query.ok_or(Unreadable::Missing)?;
         return Ok(Token { value, place: Place::Query });

@@ -1,7 +1,15 @@
 //! The proof that a request was judged.
 //!
 //! The upstream service takes [`Permitted`] requests only and gives [`Held`] responses only; the constructors of both are sealed
-//! in this module, so a check that was forgotten does not compile.
+//! in this module, so a check that was forgotten does not compile:
+//!
+//! ```compile_fail,E0423
+//! let forged = mantlet::policy::Permitted(http::Request::new(()));
+//! ```
+//!
+//! ```compile_fail,E0423
+//! let leaked = mantlet::policy::Held(http::Response::new(()));
+//! ```
 
 use std::sync::Arc;
 
@@ -28,6 +36,8 @@ pub enum Purpose {
     Whoami,
     /// Whether the homeserver is there.
     Health,
+    /// Which server it is.
+    ServerName,
 }
 
 /// Something that may go upstream.

@@ -10,12 +10,12 @@
 //!     methods = ["POST"]                             # default: all
 //!     except_networks = ["10.0.0.0/8"]               # or networks = [...]; default: everywhere
 //!     answer = { status = 403, errcode = "M_FORBIDDEN", error = "Registration is closed" }
-//!
+//!     #
 //!     [[rules.closed_endpoint]]
 //!     path = "/"
 //!     hosts = ["matrix.example"]
 //!     answer = { redirect = "https://example/", status = 302 }
-//!
+//!     #
 //!     [[rules.closed_endpoint]]
 //!     endpoint = ["get_capabilities"]
 //!     answer = { status = 200, json = { capabilities = {} } }

@@ -34,11 +34,11 @@ pub struct RuleFile {
     pub ledger: &'static [&'static str],
     /// Its file, whose head tells leak, rule, cost and an example.
     pub source: &'static str,
-    read: ReadTable,
+    read: ReadRule,
 }
 
-/// Reads a rule's table, named as the second argument says; pushes what is wrong with it.
-type ReadTable = fn(Spanned<Value>, &str, &Sources, &mut Problems) -> Option<Box<dyn Rule>>;
+/// Reads a rule's table, under the header it is written with.
+type ReadRule = fn(Spanned<Value>, &str, &Sources, &mut Problems) -> Option<Box<dyn Rule>>;
 
 /// What a policy file says, before it is compiled.
 #[derive(Clone, Debug)]

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, LocalOptions};
@@ -13,6 +14,7 @@ use super::admin::{self, AdminApi, AdminListener, BoxFuture};
 use super::reload::{Reloader, Trigger};
 use super::watch::{EVERY, Watch};
 use crate::config::address::UpstreamAddress;
+use crate::error::Error;
 use crate::ingress::listener::Drain;
 use crate::observe::metrics::Metrics;
 use crate::upstream::pool::Pool;
@@ -25,6 +27,7 @@ pub(super) struct Control {
     pub reloader: Arc<Reloader>,
     pub metrics: Arc<Metrics>,
     pub upstream: UpstreamAddress,
+    pub server_name: Option<String>,
     pub ending: mpsc::Sender<End>,
 }
 
@@ -46,7 +49,7 @@ impl Control {
             }
             if let Some(listener) = self.admin {
                 let pool = Pool::new(Connector::new(self.upstream), Arc::clone(&self.metrics));
-                let health = health_of(Synapse::new(pool));
+                let health = health_of(Synapse::new(pool), self.server_name);
                 let api = Api { reloader: self.reloader, metrics: self.metrics, health };
                 tokio::task::spawn_local(admin::serve(listener, Arc::new(api)));
             }
@@ -99,26 +102,34 @@ async fn obey_signals(reloader: Arc<Reloader>, ending: mpsc::Sender<End>) {
 type Health = queue::Sender<oneshot::Sender<Result<(), String>>>;
 
 /// Answers questions about the homeserver's health; the pool stays on this thread.
-fn health_of(synapse: Synapse) -> Health {
+fn health_of(synapse: Synapse, expected: Option<String>) -> Health {
     let (ask, mut asked) = queue::channel::<oneshot::Sender<Result<(), String>>>(16);
     let synapse = Rc::new(synapse);
     tokio::task::spawn_local(async move {
         while let Some(answer) = asked.recv().await {
-            let synapse = Rc::clone(&synapse);
+            let (synapse, expected) = (Rc::clone(&synapse), expected.clone());
             tokio::task::spawn_local(async move {
-                let health = tokio::time::timeout(std::time::Duration::from_secs(5), synapse.health()).await;
-                let health = match health {
-                    Ok(Ok(())) => Ok(()),
-                    Ok(Err(error)) => Err(format!("{error}{}", cause(&error))),
-                    Err(_late) => Err("The homeserver did not answer its health check within 5 s".to_owned()),
-                };
+                let health = tokio::time::timeout(HEALTH, is_ready(&synapse, expected.as_deref())).await;
+                let late = |_| Err("The homeserver did not answer its health check within 5 s".to_owned());
                 // Whoever asked may be gone.
-                let _ = answer.send(health);
+                let _ = answer.send(health.unwrap_or_else(late));
             });
         }
     });
     ask
 }
+
+/// Whether the homeserver is well, and the one that is meant.
+async fn is_ready(synapse: &Synapse, expected: Option<&str>) -> Result<(), String> {
+    let told = |error: Error| format!("{error}{}", cause(&error));
+    synapse.health().await.map_err(told)?;
+    let Some(expected) = expected else { return Ok(()) };
+    let name = synapse.server_name().await.map_err(told)?;
+    if name == expected { Ok(()) } else { Err(format!("The upstream is {name}, not {expected}")) }
+}
+
+/// How long a readiness check waits for the homeserver.
+const HEALTH: Duration = Duration::from_secs(5);
 
 fn cause(error: &dyn std::error::Error) -> String {
     error.source().map(|source| format!(": {source}")).unwrap_or_default()

@@ -25,6 +25,7 @@ use crate::matrix::endpoint::Endpoint;
 use crate::observe::access::{Format, Writer};
 use crate::observe::metrics::{ListenerMetrics, Metrics};
 use crate::problem::{Problem, Problems};
+use crate::stack::TrustedHops;
 use crate::stack::tokens::Tokens;
 use crate::tls::server::{Identity, Server as Tls};
 use admin::AdminListener;
@@ -129,13 +130,21 @@ pub fn start(start: Start) -> Result<Running, Problems> {
             access: Arc::clone(&access),
             upstream: gateway.synapse.clone(),
             admission: Arc::clone(&admission),
+            hops: TrustedHops::new(&gateway.forwarded.trusted_hops),
             drain: draining.clone(),
             doors: Arc::clone(&doors),
         };
         running.spawn(&format!("worker-{number}"), ending.clone(), move || worker::run(parts))?;
     }
-    let control =
-        Control { admin, signals, reloader, metrics, upstream: gateway.synapse.clone(), ending: ending.clone() };
+    let control = Control {
+        admin,
+        signals,
+        reloader,
+        metrics,
+        upstream: gateway.synapse.clone(),
+        server_name: gateway.homeserver.server_name.clone(),
+        ending: ending.clone(),
+    };
     running.spawn("control", ending, move || control.run(draining))?;
     for (name, address) in &running.listeners {
         tracing::info!(listener = %name, %address, "listening");

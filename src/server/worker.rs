@@ -15,7 +15,7 @@ use crate::observe::access::Writer;
 use crate::observe::metrics::Metrics;
 use crate::snapshot::Snapshot;
 use crate::stack::tokens::Tokens;
-use crate::stack::{self, stack};
+use crate::stack::{self, TrustedHops, stack};
 use crate::upstream::pool::Pool;
 use crate::upstream::{Connector, Synapse};
 
@@ -28,6 +28,7 @@ pub(super) struct Parts {
     pub access: Arc<Writer>,
     pub upstream: UpstreamAddress,
     pub admission: Arc<Admission>,
+    pub hops: TrustedHops,
     pub drain: watch::Receiver<Drain>,
     pub doors: Arc<Vec<Door>>,
 }
@@ -56,7 +57,7 @@ async fn serve(parts: Parts) {
         access: parts.access,
         upstream: Rc::new(Synapse::new(pool)),
     });
-    let shared = Rc::new(Shared::new(stack, parts.limits, parts.admission, parts.drain, parts.metrics));
+    let shared = Rc::new(Shared::new(stack, parts.limits, parts.admission, parts.hops, parts.drain, parts.metrics));
     let listeners: Vec<_> = parts
         .doors
         .iter()

@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use serde::Deserialize;
 
-use super::Peer;
+use super::client::{Client, FORWARDED_FOR};
 use super::policy::set_own_fields;
 use super::tokens::{Remembered, Tokens};
 use crate::error::{Error, Kind};
@@ -33,24 +33,27 @@ pub struct Authenticator {
     metrics: Arc<Metrics>,
 }
 
-/// What a request showed of a token, kept while its answer is awaited.
+/// What a request showed of a token, kept while its answer is awaited: counts of what is shared, no copies.
 pub struct Credentials {
-    headers: HeaderMap,
+    authorization: Option<HeaderValue>,
+    /// Of several, Synapse reads none.
+    is_doubled: bool,
     uri: Uri,
 }
 
 impl Credentials {
     /// Those of this request.
     pub fn of<B>(request: &Request<B>) -> Self {
-        let mut headers = HeaderMap::new();
-        for value in request.headers().get_all(header::AUTHORIZATION) {
-            headers.append(header::AUTHORIZATION, value.clone());
-        }
-        Self { headers, uri: request.uri().clone() }
+        let mut all = request.headers().get_all(header::AUTHORIZATION).iter();
+        let authorization = all.next().cloned();
+        Self { authorization, is_doubled: all.next().is_some(), uri: request.uri().clone() }
     }
 
     fn token(&self) -> Option<Token<'_>> {
-        token::read(&self.headers, self.uri.query()).ok()
+        if self.is_doubled {
+            return None;
+        }
+        token::read_from(&self.authorization, self.uri.query()).ok()
     }
 }
 
@@ -63,12 +66,12 @@ impl Authenticator {
     /// What is known of the token of this exchange; the homeserver is asked if nothing is.
     ///
     /// Many exchanges with the same token ask once. The question goes on when whoever asked first goes away.
-    pub async fn verdict(&self, exchange: &Exchange<'_>, policy: &Policy, peer: &Peer, id: u64) -> TokenVerdict {
+    pub async fn verdict(&self, exchange: &Exchange<'_>, policy: &Policy, client: &Client, id: u64) -> TokenVerdict {
         let token = match exchange.read_token() {
             Ok(token) => token,
             Err(why) => return TokenVerdict::Unreadable(why),
         };
-        let question = Question::new(&token, exchange, policy, |headers| set_own_fields(headers, peer, id));
+        let question = Question::new(&token, exchange, policy, |headers| set_own_fields(headers, client, id));
         let key = self.tokens.key(&token.value, &question.circumstances());
         let verdict = self
             .tokens
@@ -79,11 +82,6 @@ impl Authenticator {
             .await;
         self.metrics.token_verdict((&verdict).into());
         verdict
-    }
-
-    /// Whether any verdict is remembered.
-    pub fn remembers_any(&self) -> bool {
-        !self.tokens.is_empty()
     }
 
     /// Forgets what is known of the token: the homeserver has just refused it.
@@ -163,7 +161,7 @@ impl Question {
 
     /// What the answer depends on besides the token: an appservice's token is good for some users and addresses only.
     fn circumstances(&self) -> Vec<u8> {
-        let address = self.request.headers().get("x-forwarded-for").map_or(&b""[..], HeaderValue::as_bytes);
+        let address = self.request.headers().get(FORWARDED_FOR).map_or(&b""[..], HeaderValue::as_bytes);
         let query = self.request.uri().query().unwrap_or_default();
         [query.as_bytes(), b"\n", address].concat()
     }

@@ -46,7 +46,7 @@ where
                 record.decision = Decision::Deny;
                 record.rule = Some("canonical");
             });
-            return Either::Left(ready(Ok(refusal.answer().response(Some("canonical")))));
+            return Either::Left(ready(Ok(refusal.answer().response(None))));
         }
         Either::Right((&self.0).call(arrival))
     }

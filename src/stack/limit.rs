@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::Response;
+use http::{Request, Response};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
@@ -57,17 +57,21 @@ where
     }
 
     fn call(&mut self, arrival: Arrival<Incoming>) -> Self::Future {
-        let Arrival { request, peer, facts } = arrival;
+        let Arrival { request, peer, named, facts } = arrival;
         let most = self.limits.body.get();
         // Synapse answers a body that is too large by resetting the connection, and a reset tells a client nothing.
         if request.body().size_hint().lower() > most {
-            return LimitFuture::TooLarge;
+            return LimitFuture::Refused { kind: Kind::TooLarge };
+        }
+        // The HTTP library bounds what it reads of a head, but more widely; Synapse drops the connection above 16 KiB.
+        if head_bytes(&request) > self.limits.head_bytes.get() || request.headers().len() > self.limits.fields {
+            return LimitFuture::Refused { kind: Kind::HeadTooLarge };
         }
         let flow = Rc::clone(facts.body());
         let request = request.map(|body| RequestBody::new(body, flow, most, self.limits.body_idle.duration()));
         let patience = self.limits.upstream_head.duration();
         let timer = tokio::time::sleep_until(Instant::now() + patience);
-        let inner = (&self.inner).call(Arrival { request, peer, facts: Rc::clone(&facts) });
+        let inner = (&self.inner).call(Arrival { request, peer, named, facts: Rc::clone(&facts) });
         LimitFuture::Waiting { inner, facts, timer, patience, bytes: 0 }
     }
 }
@@ -77,7 +81,7 @@ pin_project! {
     #[project = Waiting]
     pub enum LimitFuture<F> {
         /// Refused before anything was sent.
-        TooLarge,
+        Refused { kind: Kind },
         /// On its way.
         Waiting {
             #[pin]
@@ -96,7 +100,7 @@ impl<F: Future<Output = Result<Response<Body>, Error>>> Future for LimitFuture<F
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {
-            Waiting::TooLarge => Poll::Ready(Err(Error::new(Kind::TooLarge))),
+            Waiting::Refused { kind } => Poll::Ready(Err(Error::new(*kind))),
             Waiting::Waiting { inner, facts, mut timer, patience, bytes } => {
                 if let Poll::Ready(outcome) = inner.poll(cx) {
                     // What upstream did when the body broke off is an echo; the cause is on the client's side.
@@ -116,6 +120,13 @@ impl<F: Future<Output = Result<Response<Body>, Error>>> Future for LimitFuture<F
             }
         }
     }
+}
+
+/// The bytes of a head as HTTP/1 writes it, whatever it came as.
+fn head_bytes(request: &Request<Incoming>) -> u64 {
+    let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    (request.method().as_str().len() + target + " HTTP/1.1\r\n\r\n ".len() + fields.sum::<usize>()) as u64
 }
 
 /// Endpoints that wait for something to happen, or do work that takes minutes: they last as long as they last. A client that

@@ -2,6 +2,7 @@
 
 pub mod authenticate;
 mod canonical;
+pub mod client;
 mod classify;
 mod limit;
 pub mod pace;
@@ -10,15 +11,14 @@ pub mod record;
 mod rescue;
 pub mod tokens;
 
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::{HeaderValue, Request};
+use http::Request;
 use tower::ServiceBuilder;
 
 use crate::config::settings::Limits;
-use crate::observe::access::{Network, Protocol, Writer};
+use crate::observe::access::{Protocol, Writer};
 use crate::observe::metrics::{ListenerMetrics, Metrics};
 use crate::snapshot::Snapshot;
 use crate::upstream::Synapse;
@@ -31,6 +31,7 @@ use record::{Record, RecordLayer};
 use rescue::{Rescue, RescueLayer};
 use tokens::Tokens;
 
+pub use client::{Client, TrustedHops};
 pub use pace::Pace;
 pub use record::Facts;
 
@@ -71,28 +72,33 @@ pub struct Parts {
 pub struct Arrival<B> {
     /// The request.
     pub request: Request<B>,
-    /// Who sent it, and how.
+    /// The connection it came on.
     pub peer: Rc<Peer>,
+    /// Whom a trusted hop at the other end of the connection names; `None` where the other end is the client.
+    pub named: Option<Box<Client>>,
     /// What the record will say.
     pub facts: Rc<Facts>,
 }
 
 /// What all requests of one connection share.
 pub struct Peer {
-    /// The client's address.
-    pub client: IpAddr,
-    /// That address as a field value, made once.
-    pub forwarded_for: HeaderValue,
-    /// `https` or `http`.
-    pub forwarded_proto: HeaderValue,
+    /// The other end.
+    pub client: Client,
+    /// The hops that are believed, if the other end is one of them.
+    pub hops: Option<TrustedHops>,
     /// The HTTP version.
     pub protocol: Protocol,
     /// Whether the connection is encrypted.
     pub tls: bool,
-    /// The class of the address.
-    pub network: Network,
     /// What the listener counts.
     pub listener: ListenerMetrics,
     /// Where the connection stands.
     pub pace: Rc<Pace>,
+}
+
+impl<B> Arrival<B> {
+    /// Who asks.
+    pub fn client(&self) -> &Client {
+        self.named.as_deref().unwrap_or(&self.peer.client)
+    }
 }

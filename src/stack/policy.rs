@@ -11,7 +11,8 @@ use tower::{Layer, Service};
 
 use super::authenticate::{Authenticator, Credentials};
 use super::classify::Known;
-use super::{Arrival, Facts, Peer};
+use super::client::{Client, FORWARDED_FOR, FORWARDED_PROTO};
+use super::{Arrival, Facts};
 use crate::error::Error;
 use crate::matrix::endpoint::Endpoint;
 use crate::message::{Body, RequestBody};
@@ -101,7 +102,8 @@ where
     }
 
     async fn decide(&self, known: &Known, generation: &Generation) -> Verdict {
-        let Arrival { request, peer, facts } = &known.arrival;
+        let Arrival { request, facts, .. } = &known.arrival;
+        let client = known.arrival.client();
         let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
         let mut exchange = Exchange {
             flow: known.flow,
@@ -111,32 +113,33 @@ where
             query: request.uri().query(),
             headers: request.headers(),
             host: without_port(host),
-            client: peer.client,
+            client: client.address,
             token: None,
         };
         if generation.policy.need(&exchange) == Need::Nothing {
             return generation.policy.decide(&exchange);
         }
-        let token = self.authenticator.verdict(&exchange, &generation.policy, peer, facts.id()).await;
+        let token = self.authenticator.verdict(&exchange, &generation.policy, client, facts.id()).await;
         facts.note(|record| record.token = access::Token::from(&token));
         exchange.token = Some(&token);
         generation.policy.decide(&exchange)
     }
 
     async fn forward(&self, known: Known, permit: &Permit, generation: &Generation) -> Result<Response<Body>, Error> {
-        let Arrival { request, peer, facts } = known.arrival;
+        let client = known.arrival.client().clone();
+        let Arrival { request, facts, .. } = known.arrival;
         facts.note(|record| record.decision = access::Decision::Permit);
         for rule in permit.unmade_edits(request.headers()) {
             generation.counters(rule).edit.inc();
         }
-        // Kept for what the answer says of the token: two counts, no copy. Without a verdict to forget there is nothing to keep.
-        let credentials = self.authenticator.remembers_any().then(|| Credentials::of(&request));
+        // Kept for what the answer says of the token.
+        let credentials = Credentials::of(&request);
         let revokes = revokes(known.classified.raw, request.method());
-        if let (true, Some(credentials)) = (revokes, &credentials) {
-            self.authenticator.forget_user_of(credentials);
+        if revokes {
+            self.authenticator.forget_user_of(&credentials);
         }
         let id = facts.id();
-        let permitted = permit.permit(request, |headers| set_own_fields(headers, &peer, id));
+        let permitted = permit.permit(request, |headers| set_own_fields(headers, &client, id));
         let mut upstream = self.upstream.clone();
         let sent = upstream.call(permitted).await;
         let held = match sent {
@@ -148,12 +151,10 @@ where
         };
         let response = held.release(permit);
         facts.note(|record| record.upstream_us = Some(facts.elapsed_us()));
-        if let Some(credentials) = &credentials {
-            if response.status() == StatusCode::UNAUTHORIZED {
-                self.authenticator.forget(credentials);
-            } else if revokes && response.status().is_success() {
-                self.authenticator.forget_user_of_or_all(credentials);
-            }
+        if response.status() == StatusCode::UNAUTHORIZED {
+            self.authenticator.forget(&credentials);
+        } else if revokes && response.status().is_success() {
+            self.authenticator.forget_user_of_or_all(&credentials);
         }
         Ok(response.map(Body::stream))
     }
@@ -171,9 +172,9 @@ fn answer(denial: &Denial, decision: access::Decision, generation: &Generation, 
 
 /// The gateway's own fields: exactly one of each, whatever the client sent. Synapse believes the first `X-Forwarded-For` it
 /// finds, and reads `X-Forwarded-Proto` only beside it.
-pub(super) fn set_own_fields(headers: &mut HeaderMap, peer: &Peer, id: u64) {
-    headers.insert(FORWARDED_FOR, peer.forwarded_for.clone());
-    headers.insert(FORWARDED_PROTO, peer.forwarded_proto.clone());
+pub(super) fn set_own_fields(headers: &mut HeaderMap, client: &Client, id: u64) {
+    headers.insert(FORWARDED_FOR, client.forwarded_for.clone());
+    headers.insert(FORWARDED_PROTO, client.forwarded_proto.clone());
     if let Ok(id) = HeaderValue::try_from(format!("{id:016x}")) {
         headers.insert(REQUEST_ID, id);
     }
@@ -200,7 +201,5 @@ fn without_port(host: &str) -> &str {
     }
 }
 
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// Synapse writes it into its own log, if its listener says `request_id_header: X-Request-ID`.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

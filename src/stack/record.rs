@@ -15,12 +15,12 @@ use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
-use super::{Arrival, Peer};
+use super::{Arrival, Client, Peer};
 use crate::matrix::Flow;
 use crate::matrix::endpoint::Endpoint;
 use crate::message::Body;
 use crate::message::body::BodyFlow;
-use crate::observe::access::{AccessRecord, Decision, Mode, Token, Writer};
+use crate::observe::access::{AccessRecord, Decision, Mode, Network, Token, Writer};
 use crate::observe::metrics::{Counted, Metrics};
 
 /// Makes [`Record`].
@@ -84,8 +84,10 @@ where
     }
 
     fn call(&mut self, (request, peer): (Request<Incoming>, Rc<Peer>)) -> Self::Future {
-        let facts = Rc::new(Facts::begin(&request, Rc::clone(&peer), Rc::clone(&self.ledger)));
-        let arrival = Arrival { request, peer, facts: Rc::clone(&facts) };
+        let named = peer.hops.as_ref().map(|hops| Box::new(Client::named_by(&peer.client, hops, request.headers())));
+        let network = named.as_deref().unwrap_or(&peer.client).network;
+        let facts = Rc::new(Facts::begin(&request, network, Rc::clone(&peer), Rc::clone(&self.ledger)));
+        let arrival = Arrival { request, peer, named, facts: Rc::clone(&facts) };
         RecordFuture { inner: (&self.inner).call(arrival), facts: Some(facts) }
     }
 }
@@ -165,7 +167,7 @@ impl Drop for RecordedBody {
 }
 
 impl Facts {
-    fn begin(request: &Request<Incoming>, peer: Rc<Peer>, ledger: Rc<Ledger>) -> Self {
+    fn begin(request: &Request<Incoming>, network: Network, peer: Rc<Peer>, ledger: Rc<Ledger>) -> Self {
         let record = AccessRecord {
             time: SystemTime::now(),
             id: ledger.next_id(),
@@ -180,7 +182,7 @@ impl Facts {
             decision: Decision::Cancelled,
             mode: Mode::Enforce,
             token: Token::Unread,
-            network: peer.network,
+            network,
             error: None,
             bytes_in: 0,
             bytes_out: 0,

@@ -1,10 +1,12 @@
 //! 2 Turns accidents into answers: above this layer there is no error, and a panic below it ends one exchange only.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use http::{HeaderValue, Response, header};
 use hyper::body::Incoming;
@@ -20,13 +22,16 @@ use crate::observe::access::Decision;
 pub struct RescueLayer;
 
 /// Answers for what fails.
-pub struct Rescue<S>(S);
+pub struct Rescue<S> {
+    inner: S,
+    teller: Rc<Teller>,
+}
 
 impl<S> Layer<S> for RescueLayer {
     type Service = Rescue<S>;
 
     fn layer(&self, inner: S) -> Rescue<S> {
-        Rescue(inner)
+        Rescue { inner, teller: Rc::default() }
     }
 }
 
@@ -45,7 +50,7 @@ where
     fn call(&mut self, arrival: Arrival<Incoming>) -> Self::Future {
         let facts = Rc::clone(&arrival.facts);
         // What is below does its work when it is polled, not when it is called: a panic is caught there.
-        RescueFuture { inner: (&self.0).call(arrival), facts }
+        RescueFuture { inner: (&self.inner).call(arrival), facts, teller: Rc::clone(&self.teller) }
     }
 }
 
@@ -55,6 +60,7 @@ pin_project! {
         #[pin]
         inner: F,
         facts: Rc<Facts>,
+        teller: Rc<Teller>,
     }
 }
 
@@ -71,13 +77,13 @@ impl<F: Future<Output = Result<Response<Body>, Error>>> Future for RescueFuture<
             Ok(Poll::Ready(Err(error))) => error,
             Err(_panic) => Error::new(Kind::Panic),
         };
+        this.teller.tell(&error, this.facts);
         Poll::Ready(Ok(respond(&error, this.facts)))
     }
 }
 
 fn respond(error: &Error, facts: &Facts) -> Response<Body> {
     let kind = error.kind();
-    tell(error, facts);
     facts.note(|record| {
         record.decision = Decision::Error;
         record.error = Some(kind.as_str());
@@ -90,16 +96,35 @@ fn respond(error: &Error, facts: &Facts) -> Response<Body> {
     response
 }
 
-/// Says what happened in the log, with the whole chain of causes; none of them holds anything of the request.
-fn tell(error: &Error, facts: &Facts) {
-    let causes: Vec<String> = std::iter::successors(std::error::Error::source(error), |cause| cause.source())
-        .map(ToString::to_string)
-        .collect();
-    let (id, endpoint, kind) = (format!("{:016x}", facts.id()), facts.endpoint().id(), error.kind().as_str());
-    let cause = causes.join(": ");
-    match error.kind().side() {
-        Side::Upstream => tracing::warn!(id, endpoint, kind, cause, "the homeserver failed on a request"),
-        Side::Gateway => tracing::error!(id, endpoint, kind, cause, "the gateway failed on a request"),
-        Side::Downstream => tracing::debug!(id, endpoint, kind, cause, "a client failed on its request"),
+/// Says in the log what went wrong: at once, and then no more than once a second. Every single failure is in the access
+/// record and in the metrics; a homeserver that is down for an hour must not fill the disk.
+#[derive(Default)]
+struct Teller {
+    last: Cell<Option<Instant>>,
+    unsaid: Cell<u64>,
+}
+
+impl Teller {
+    /// Says what happened, with the whole chain of causes; none of them holds anything of the request.
+    fn tell(&self, error: &Error, facts: &Facts) {
+        if error.kind().side() == Side::Downstream {
+            return tracing::debug!(id = facts.id(), kind = error.kind().as_str(), "a client failed on its request");
+        }
+        if self.last.get().is_some_and(|last| last.elapsed() < PAUSE) {
+            return self.unsaid.set(self.unsaid.get() + 1);
+        }
+        self.last.set(Some(Instant::now()));
+        let unsaid = self.unsaid.take();
+        let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+        let cause = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+        let (id, endpoint, kind) = (format!("{:016x}", facts.id()), facts.endpoint().id(), error.kind().as_str());
+        match error.kind().side() {
+            Side::Upstream => tracing::warn!(id, endpoint, kind, cause, unsaid, "the homeserver failed on a request"),
+            Side::Gateway | Side::Downstream => {
+                tracing::error!(id, endpoint, kind, cause, unsaid, "the gateway failed on a request");
+            }
+        }
     }
 }
+
+const PAUSE: Duration = Duration::from_secs(1);

@@ -125,11 +125,6 @@ impl Tokens {
         }
     }
 
-    /// Whether nothing is remembered.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
     /// Forgets a token.
     pub fn forget(&self, token: &[u8]) {
         self.entries.remove(&self.hash(token));

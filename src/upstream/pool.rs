@@ -18,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
 use super::connector::{Connector, Stream};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Side};
 use crate::message::RequestBody;
 use crate::observe::metrics::{Counted, Metrics, PoolState};
 
@@ -57,8 +57,20 @@ impl Pool {
     /// A pooled connection that proves dead before anything of the request was written is replaced by a fresh one, once.
     ///
     /// # Errors
-    /// [`Kind::Connect`], [`Kind::Closed`] or [`Kind::Garbled`]; what went wrong with the request's own body is in its flow.
+    /// [`Kind::Connect`], [`Kind::Closed`] or [`Kind::Garbled`]; [`Kind::BrokenBody`] where the request's own body failed, whose
+    /// flow tells how.
     pub async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Error> {
+        let began = Instant::now();
+        let sent = self.send_once_or_twice(request).await;
+        match &sent {
+            Ok(_) => self.metrics.upstream_duration.observe(began.elapsed().as_secs_f64()),
+            Err(error) if error.kind().side() == Side::Upstream => self.metrics.upstream_error(error.kind().as_str()),
+            Err(_) => {}
+        }
+        sent
+    }
+
+    async fn send_once_or_twice(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Error> {
         let request = match self.shelf.take() {
             None => request,
             Some(line) => match line.send(request).await {
@@ -147,7 +159,12 @@ impl Line {
         response.await.map_err(|mut failure| {
             let unsent = failure.take_message().map(Box::new);
             let error = failure.into_error();
-            let kind = if error.is_parse() { Kind::Garbled } else { Kind::Closed };
+            let kind = match &error {
+                error if error.is_parse() => Kind::Garbled,
+                // Our side of the request broke: its body, which the client did not send as it should.
+                error if error.is_user() => Kind::BrokenBody,
+                _ => Kind::Closed,
+            };
             Failure { error: Error::caused_by(kind, error), unsent }
         })
     }

@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 
 use futures_util::future::LocalBoxFuture;
 use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use tower::Service;
 
@@ -43,14 +44,35 @@ impl Synapse {
     /// # Errors
     /// Why not.
     pub async fn health(&self) -> Result<(), Error> {
-        let permit = Permit::internal(Purpose::Health);
+        self.get(Purpose::Health, "/health").await.map(drop)
+    }
+
+    /// The name under which the homeserver signs.
+    ///
+    /// # Errors
+    /// Why it cannot be known.
+    pub async fn server_name(&self) -> Result<String, Error> {
+        #[derive(serde::Deserialize)]
+        struct ServerKeys {
+            server_name: String,
+        }
+        let response = self.get(Purpose::ServerName, "/_matrix/key/v2/server").await?;
+        let body = Limited::new(response.into_body(), MOST).collect().await;
+        let body = body.map_err(|error| Error::caused_by(Kind::Garbled, error))?.to_bytes();
+        let keys: ServerKeys = serde_json::from_slice(&body).map_err(|error| Error::caused_by(Kind::Garbled, error))?;
+        Ok(keys.server_name)
+    }
+
+    /// Asks something of our own; only a 200 is an answer.
+    async fn get(&self, purpose: Purpose, path: &'static str) -> Result<Response<Incoming>, Error> {
+        let permit = Permit::internal(purpose);
         let mut request = Request::new(RequestBody::empty());
-        *request.uri_mut() = http::Uri::from_static("/health");
+        *request.uri_mut() = http::Uri::from_static(path);
         let permitted = permit.permit(request, |headers| {
             headers.insert(header::HOST, HeaderValue::from_static("localhost"));
         });
         let response = self.send(permitted).await?.release(&permit);
-        if response.status() == StatusCode::OK { Ok(()) } else { Err(Error::new(Kind::Garbled)) }
+        if response.status() == StatusCode::OK { Ok(response) } else { Err(Error::new(Kind::Garbled)) }
     }
 }
 
@@ -68,3 +90,6 @@ impl Service<Permitted<Request<RequestBody>>> for Rc<Synapse> {
         Box::pin(async move { synapse.send(request).await })
     }
 }
+
+/// The largest answer to a question of our own that is read.
+const MOST: usize = 64 * 1024;
