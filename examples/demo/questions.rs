@@ -188,7 +188,7 @@ impl Asking<'_> {
             let answer = Request::new("GET", path).bearer(token).try_send(way.homeserver)?;
             Ok(read(&answer, "GET", &[DISPLAY_NAME], "shows it"))
         })?;
-        self.stays_open("L04", "another server reads a profile (closed by `strict`)", |way| {
+        self.stays_open("L04", "another server reads a profile (strict: closed)", |way| {
             let user = self.house.alice.user_id.replace('@', "%40").replace(':', "%3A");
             let uri = format!("/_matrix/federation/v1/query/profile?user_id={user}");
             let answer = self.house.peer.request(way.homeserver, "GET", &uri, None, self.house.server_name())?;
