@@ -70,6 +70,18 @@ pub(crate) fn upstream_fields(
     sorted(&upstream)
 }
 
+/// What reaches the homeserver of a request: the target, and the token in its header.
+pub(crate) fn arrival(policy: &Arc<Policy>, method: &str, target: &str, headers: &[(&str, &str)]) -> String {
+    let probe = probe(method, target, headers);
+    let Decision::Permit(permit) = probe.judge(policy).verdict.decision else { panic!("{target} is not permitted") };
+    let mut request = Request::new(());
+    *request.uri_mut() = probe.target.clone();
+    *request.headers_mut() = probe.headers.clone();
+    let (request, _hold) = permit.permit(request, |_| {}).open();
+    let token = request.headers().get("authorization").map(|value| format!(" {}", value.to_str().unwrap()));
+    format!("{}{}", request.uri(), token.unwrap_or_default())
+}
+
 /// The names of the fields that reach the client when the homeserver answers with these.
 pub(crate) fn downstream_fields(policy: &Arc<Policy>, headers: &[(&'static str, &str)]) -> Vec<String> {
     let finding = probe("GET", "/_matrix/client/versions", &[]).judge(policy);
