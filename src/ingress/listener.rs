@@ -19,8 +19,6 @@ use crate::stack::{Stack, TrustedHops};
 
 /// One listener as one worker serves it.
 pub struct Listener {
-    /// The socket.
-    pub socket: TcpListener,
     /// Its certificate; without one it speaks plain HTTP.
     pub tls: Option<Arc<ServerConfig>>,
     /// What its connections are served by, shared with the worker's other listeners.
@@ -81,11 +79,13 @@ pub enum Drain {
 
 impl Listener {
     /// Accepts until the process drains, and then what still waits in the socket's queue.
-    pub async fn run(self: Rc<Self>) {
+    ///
+    /// The socket is closed then, while connections live on: who comes later is refused at once, and can go elsewhere.
+    pub async fn run(self: Rc<Self>, socket: TcpListener) {
         let mut drain = self.shared.drain.clone();
         loop {
             let accepted = tokio::select! {
-                accepted = self.socket.accept() => accepted,
+                accepted = socket.accept() => accepted,
                 _ = drain.wait_for(|drain| *drain != Drain::Serving) => break,
             };
             match accepted {
@@ -94,7 +94,7 @@ impl Listener {
             }
         }
         // Whoever was let in by the system believes to be connected: a close here would be a lost request.
-        while let Some(Ok((stream, address))) = now_or_never(self.socket.accept()) {
+        while let Some(Ok((stream, address))) = now_or_never(socket.accept()) {
             self.admit(stream, address);
         }
     }

@@ -46,15 +46,19 @@ enum Fields {
 
 impl Rule for Config {
     fn compile(&self, to: &mut Compiler<'_>) {
+        let mut is_good = true;
         for written in self.remove.iter().chain(&self.keep) {
             if FieldSet::new([written.get_ref().as_str()]).is_err() {
+                is_good = false;
                 to.problem(
                     written.span(),
                     "this is no header name",
                     "write a name such as \"x-device\", or \"x-device-*\"",
                 );
-                return;
             }
+        }
+        if !is_good {
+            return;
         }
         let agent = self.user_agent.as_ref().map_or(Agent::Strip, |agent| *agent.get_ref());
         let fields = super::chosen(to, self.fields.as_ref());

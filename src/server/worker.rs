@@ -62,13 +62,13 @@ async fn serve(parts: Parts) {
         .doors
         .iter()
         .map(|door| {
+            let socket = door.bound.listener().expect("a worker needs its sockets: raise the limit of open files");
             let listener = Listener {
-                socket: door.bound.listener().expect("a worker needs its sockets: raise the limit of open files"),
                 tls: door.tls.as_ref().map(|tls| Arc::clone(tls.config())),
                 shared: Rc::clone(&shared),
                 metrics: door.metrics.clone(),
             };
-            tokio::task::spawn_local(Rc::new(listener).run())
+            tokio::task::spawn_local(Rc::new(listener).run(socket))
         })
         .collect();
     for listener in listeners {

@@ -31,6 +31,7 @@ pub struct Authenticator {
     tokens: Arc<Tokens>,
     upstream: Rc<Synapse>,
     metrics: Arc<Metrics>,
+    patience: Duration,
 }
 
 /// What a request showed of a token, kept while its answer is awaited: counts of what is shared, no copies.
@@ -58,9 +59,10 @@ impl Credentials {
 }
 
 impl Authenticator {
-    /// An authenticator over this memory and this homeserver.
-    pub fn new(tokens: Arc<Tokens>, upstream: Rc<Synapse>, metrics: Arc<Metrics>) -> Self {
-        Self { tokens, upstream, metrics }
+    /// An authenticator over this memory and this homeserver, which waits so long for an answer, and never longer than 20
+    /// seconds.
+    pub fn new(tokens: Arc<Tokens>, upstream: Rc<Synapse>, metrics: Arc<Metrics>, patience: Duration) -> Self {
+        Self { tokens, upstream, metrics, patience: patience.min(PATIENCE) }
     }
 
     /// What is known of the token of this exchange; the homeserver is asked if nothing is.
@@ -91,25 +93,23 @@ impl Authenticator {
         }
     }
 
-    /// Forgets all tokens of the token's user, if it is known who that is.
-    pub fn forget_user_of(&self, credentials: &Credentials) {
-        if let Some(token) = credentials.token() {
-            self.tokens.forget_user_of(&token.value);
-        }
+    /// Whose token it is, if that is known.
+    pub fn user_of(&self, credentials: &Credentials) -> Option<Arc<str>> {
+        self.tokens.user_of(&credentials.token()?.value)
     }
 
-    /// Forgets all tokens of the token's user; all of everybody, if it is not known who that is: a password that was reset
-    /// by e-mail ends tokens that the request did not show.
-    pub fn forget_user_of_or_all(&self, credentials: &Credentials) {
-        let is_known = credentials.token().is_some_and(|token| self.tokens.forget_user_of(&token.value));
-        if !is_known {
-            self.tokens.forget_all();
+    /// Forgets all tokens of this user; all of everybody, if it is not known who that is: a password that was reset by e-mail
+    /// ends tokens that the request did not show.
+    pub fn forget_user_or_all(&self, user: Option<&str>) {
+        match user {
+            Some(user) => self.tokens.forget_user(user),
+            None => self.tokens.forget_all(),
         }
     }
 
     async fn ask(&self, question: Question) -> Remembered {
         let started = std::time::Instant::now();
-        let answer = tokio::time::timeout(PATIENCE, self.whoami(question)).await;
+        let answer = tokio::time::timeout(self.patience, self.whoami(question)).await;
         self.metrics.whoami_duration.observe(started.elapsed().as_secs_f64());
         match answer {
             Ok(Ok(remembered)) => remembered,

@@ -41,7 +41,8 @@ pub type Stack = Record<Rescue<Limit<Canonical<Classify<Policy<Rc<Synapse>>>>>>>
 /// Builds the chain of one worker.
 #[rustfmt::skip]
 pub fn stack(parts: Parts) -> Stack {
-    let authenticator = Authenticator::new(parts.tokens, Rc::clone(&parts.upstream), Arc::clone(&parts.metrics));
+    let patience = parts.limits.upstream_head.duration();
+    let authenticator = Authenticator::new(parts.tokens, Rc::clone(&parts.upstream), Arc::clone(&parts.metrics), patience);
     ServiceBuilder::new()
         .layer(RecordLayer::new(parts.metrics, parts.access))   // 1 sees every outcome, once
         .layer(RescueLayer)                                     // 2 an Error may travel below here, none above

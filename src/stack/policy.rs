@@ -135,8 +135,10 @@ where
         // Kept for what the answer says of the token.
         let credentials = Credentials::of(&request);
         let revokes = revokes(known.classified.raw, request.method());
-        if revokes {
-            self.authenticator.forget_user_of(&credentials);
+        // Asked now: once its own token is forgotten, nobody knows whose it was.
+        let user = if revokes { self.authenticator.user_of(&credentials) } else { None };
+        if user.is_some() {
+            self.authenticator.forget_user_or_all(user.as_deref());
         }
         let id = facts.id();
         let permitted = permit.permit(request, |headers| set_own_fields(headers, &client, id));
@@ -154,7 +156,7 @@ where
         if response.status() == StatusCode::UNAUTHORIZED {
             self.authenticator.forget(&credentials);
         } else if revokes && response.status().is_success() {
-            self.authenticator.forget_user_of_or_all(&credentials);
+            self.authenticator.forget_user_or_all(user.as_deref());
         }
         Ok(response.map(Body::stream))
     }

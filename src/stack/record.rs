@@ -139,7 +139,7 @@ impl http_body::Body for RecordedBody {
                 None => {}
             }
         }
-        if frame.is_none() || self.body.is_end_stream() {
+        if !matches!(frame, Some(Ok(_))) || self.body.is_end_stream() {
             self.facts = None;
         }
         Poll::Ready(frame)
@@ -244,6 +244,10 @@ impl Facts {
 impl Drop for Facts {
     fn drop(&mut self) {
         let mut record = self.record.borrow().clone();
+        if record.status == 0 {
+            // Whatever was decided, nobody waited for it.
+            record.decision = Decision::Cancelled;
+        }
         record.duration_us = self.elapsed_us();
         record.bytes_in = self.body.bytes();
         let metrics = &self.ledger.metrics;

@@ -131,13 +131,16 @@ impl Tokens {
         self.count();
     }
 
-    /// Forgets all tokens of the user of this one; `false` if it is not known whose it is.
-    pub fn forget_user_of(&self, token: &[u8]) -> bool {
-        let Some(user) = self.entries.peek(&self.hash(token)).and_then(|entry| entry.user()) else { return false };
+    /// Whose token this is, if it is known.
+    pub fn user_of(&self, token: &[u8]) -> Option<Arc<str>> {
+        self.entries.peek(&self.hash(token)).and_then(|entry| entry.user())
+    }
+
+    /// Forgets all tokens of this user.
+    pub fn forget_user(&self, user: &str) {
         // What is asked at this moment may be answered from before: it is forgotten before it is known.
-        self.entries.retain(|_, entry| !entry.is_asked() && entry.user().as_ref() != Some(&user));
+        self.entries.retain(|_, entry| !entry.is_asked() && entry.user().as_deref() != Some(user));
         self.count();
-        true
     }
 
     /// Forgets everything.

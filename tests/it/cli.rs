@@ -1,0 +1,262 @@
+//! The verbs of the binary and their exit codes.
+
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+
+use mantlet_testkit::backend::Answer;
+use mantlet_testkit::certificate::Authority;
+use mantlet_testkit::http::{Connection, Request};
+use serde_json::Value;
+
+use crate::common::*;
+use crate::process::{Ran, Site, run};
+
+fn site() -> Site {
+    Site::new("http://127.0.0.1:8008", "extends = \"balanced\"", "")
+}
+
+/// The lines that begin a problem, without their help.
+fn told(ran: &Ran) -> Vec<&str> {
+    ran.err.lines().filter(|line| !line.starts_with(' ')).collect()
+}
+
+#[test]
+fn check_is_silent_on_what_is_good_and_has_two_spellings() {
+    let site = site();
+    for arguments in [&["check"][..], &["-t"], &["-c", "mantlet.toml", "check"], &["check", "--policy", "strict"]] {
+        let ran = site.run(arguments);
+        assert!(ran.code == Some(0) && ran.err.is_empty() && ran.out.contains(": good\n"), "{arguments:?}: {ran:?}");
+    }
+    let printed = site.run(&["check", "--print"]);
+    assert!(printed.code == Some(0) && printed.out.contains("[rules.public_rooms]"), "{printed:?}");
+    assert!(printed.out.contains("# built-in balanced:"), "each line tells its origin: {}", printed.out);
+    // What is printed is a policy that says the same.
+    site.write("printed.toml", &printed.out);
+    assert_eq!(site.run(&["check", "--policy", "printed.toml"]).code, Some(0));
+}
+
+#[test]
+fn explain_tells_decision_rule_and_line() {
+    let site = site();
+    for (arguments, code, words) in [
+        (&["explain", "GET", "/_matrix/client/versions"][..], 0, "permit"),
+        (&["explain", "GET", "/_matrix/client/v3/publicRooms"], 3, "deny with 401 M_MISSING_TOKEN, by public_rooms  [built-in balanced:"),
+        (&["explain", "GET", "/_matrix/client/v3/publicRooms", "-H", "Authorization: Bearer x"], 0, "permit"),
+        (&["explain", "GET", "/_matrix/client/v3/publicRooms", "-H", "Authorization: Bearer x", "--token", "invalid"], 3, "M_UNKNOWN_TOKEN"),
+        (&["explain", "GET", "/_matrix/client/v3/profile/@a:b", "-H", "Authorization: Bearer x", "--token", "guest"], 3, "M_GUEST_ACCESS_FORBIDDEN"),
+        (&["explain", "GET", "https://hs.example/_matrix/federation/v1/version"], 0, "answer with 200"),
+        (&["explain", "GET", "/_synapse/admin/v1/users"], 3, "by surface"),
+        (&["explain", "--policy", "transparent", "GET", "/_matrix/client/v3/publicRooms"], 0, "public_rooms would deny it, in report mode"),
+    ] {
+        let ran = site.run(arguments);
+        assert!(ran.code == Some(code) && ran.out.contains(words) && ran.err.is_empty(), "{arguments:?}: {ran:?}");
+    }
+    for arguments in [&["explain", "GET"][..], &["explain", "G T", "/"], &["explain", "GET", "/", "-H", "nothing"], &["explain", "GET", "x y"]] {
+        let ran = site.run(arguments);
+        assert!(ran.code == Some(2) && ran.out.is_empty() && !ran.err.is_empty(), "{arguments:?}: {ran:?}");
+    }
+}
+
+#[test]
+fn test_runs_the_policys_own_tests() {
+    let site = site();
+    let good = site.run(&["test", "--policy", "balanced"]);
+    assert!(good.code == Some(0) && good.out.contains(" passed, 0 failed") && !good.out.contains("FAILED"), "{good:?}");
+    site.write(
+        "policy.toml",
+        "extends = \"balanced\"\n[[test]]\nname = \"all is open\"\nrequest = \"GET /_matrix/client/v3/publicRooms\"\nexpect = { decision = \"permit\" }\n",
+    );
+    let bad = site.run(&["test"]);
+    assert!(bad.code == Some(1) && bad.out.contains("FAILED  all is open  [policy.toml:4:"), "{bad:?}");
+    let checked = site.run(&["check"]);
+    assert!(checked.code == Some(1) && checked.err.contains("the policy's own test \"all is open\" failed"), "{checked:?}");
+}
+
+#[test]
+fn rules_and_version_tell_what_there_is() {
+    let site = site();
+    let all = site.run(&["rules"]);
+    assert_eq!(all.code, Some(0));
+    for rule in ["closed_endpoint", "public_rooms", "profiles", "threepid_unbind", "request_headers", "server_banner"] {
+        assert!(all.out.contains(rule), "{}", all.out);
+        let one = site.run(&["rules", rule]);
+        assert!(one.code == Some(0) && one.out.contains("Leak: ") && one.out.contains("Cost: "), "{one:?}");
+    }
+    let endpoints = site.run(&["rules", "endpoints"]);
+    assert!(endpoints.code == Some(0) && endpoints.out.contains("get_public_rooms "), "{}", endpoints.out);
+    let unknown = site.run(&["rules", "public_room"]);
+    assert!(unknown.code == Some(2) && unknown.err.contains("did you mean `public_rooms`?"), "{unknown:?}");
+    let version = site.run(&["version"]);
+    assert_eq!((version.code, version.out), (Some(0), format!("mantlet {}\n", env!("CARGO_PKG_VERSION"))));
+    assert_eq!(site.run(&[]).code, Some(2));
+    assert_eq!(site.run(&["serve"]).code, Some(2));
+}
+
+#[test]
+fn every_verb_speaks_json() {
+    let site = site();
+    for (arguments, code) in [
+        (&["check"][..], 0),
+        (&["check", "--print"], 0),
+        (&["explain", "GET", "/_matrix/client/v3/publicRooms"], 3),
+        (&["test", "--policy", "balanced"], 0),
+        (&["rules"], 0),
+        (&["rules", "profiles"], 0),
+        (&["rules", "endpoints"], 0),
+        (&["version"], 0),
+        (&["check", "--policy", "none.toml"], 1),
+        (&["reload"], 1),
+    ] {
+        let ran = site.run(&[&["--format", "json"], arguments].concat());
+        assert_eq!(ran.code, Some(code), "{arguments:?}: {ran:?}");
+        let value: Result<Value, _> = serde_json::from_str(&ran.out);
+        assert!(value.is_ok() && ran.err.is_empty(), "{arguments:?}: {ran:?}");
+    }
+}
+
+#[test]
+fn all_that_is_wrong_is_told_at_once_with_its_place() {
+    let site = site();
+    site.write(
+        "mantlet.toml",
+        "[[listener]]\ndoor = \"ingress\"\nbnd = \"127.0.0.1:0\"\n[limts]\nbody = \"1MiB\"\n[tokens]\npositive = \"5m\"\n\
+         [policy]\nfile = \"policy.toml\"\n",
+    );
+    for arguments in [&["check"][..], &["run"]] {
+        let ran = site.run(arguments);
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        assert!(ran.err.contains("mantlet.toml:3:1: ") && ran.err.contains("did you mean `bind`?"), "{}", ran.err);
+        assert!(ran.err.contains("mantlet.toml:4:2: ") && ran.err.contains("did you mean `limits`?"), "{}", ran.err);
+        assert!(ran.err.contains("mantlet.toml:7:12: "), "{}", ran.err);
+        assert!(told(&ran).len() >= 3, "{}", ran.err);
+    }
+}
+
+#[test]
+fn a_certificate_that_is_missing_and_a_key_that_others_read_are_refused() {
+    let site = site();
+    let authority = Authority::new().unwrap();
+    let (certificate, key) = authority.issue(&["hs"]).unwrap().write(site.path()).unwrap();
+    let with = |certificate: &str, key: &str| {
+        site.write("mantlet.toml", &format!(
+            "[[listener]]\ndoor = \"ingress\"\nbind = \"127.0.0.1:0\"\ntls = {{ certificate = \"{certificate}\", key = \"{key}\" }}\n[policy]\nfile = \"policy.toml\"\n"
+        ));
+        [site.run(&["check"]), site.run(&["run"])]
+    };
+    for ran in with("gone.crt", "gone.key") {
+        assert!(ran.code == Some(1) && ran.err.contains("gone.crt") && ran.err.contains("gone.key"), "{ran:?}");
+    }
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    for ran in with(certificate.to_str().unwrap(), key.to_str().unwrap()) {
+        assert!(ran.code == Some(1) && ran.err.contains(key.to_str().unwrap()) && ran.err.contains("chmod 600"), "{ran:?}");
+    }
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(with_check(&site).code, Some(0));
+}
+
+fn with_check(site: &Site) -> Ran {
+    site.run(&["check"])
+}
+
+#[test]
+fn a_port_in_use_is_one_line() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap();
+    let site = site();
+    site.write("mantlet.toml", &site.gateway_file("http://127.0.0.1:8008", &addr.to_string(), ""));
+    let ran = site.run(&["run"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let problems: Vec<_> = ran.err.lines().filter(|line| line.contains(&addr.to_string())).collect();
+    assert!(problems.len() == 1 && problems[0].contains("in use"), "{}", ran.err);
+    assert!(!ran.err.contains("panicked") && !site.admin().exists(), "{}", ran.err);
+}
+
+#[test]
+fn two_gateways_never_share_a_port() {
+    let upstream = homeserver();
+    let first = Site::new(&url(&upstream), OPEN, "");
+    let process = first.start();
+    let second = site();
+    second.write("mantlet.toml", &second.gateway_file(&url(&upstream), &process.addr().to_string(), ""));
+    assert_eq!(second.run(&["run"]).code, Some(1));
+    assert_eq!(Request::new("GET", VERSIONS).send(process.addr()).status, 200);
+}
+
+#[test]
+fn with_a_broken_policy_nothing_listens() {
+    let site = site();
+    site.write("policy.toml", "[rules.nonsense]\n");
+    let ran = site.run(&["run"]);
+    assert!(ran.code == Some(1) && ran.err.contains("policy.toml:1:8: there is no rule `nonsense`"), "{ran:?}");
+    assert!(!ran.err.contains("listening") && !site.admin().exists(), "{}", ran.err);
+}
+
+#[test]
+fn a_homeserver_that_is_down_at_the_start_may_come_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("synapse.sock");
+    let site = Site::new(&format!("unix:{}", path.display()), "extends = \"balanced\"", "");
+    let process = site.start();
+    let ready = process.admin("/readyz");
+    assert_eq!((ready.status, &ready.json()["ready"]), (503, &Value::Bool(false)));
+    assert_eq!(process.admin("/livez").status, 200);
+    assert_matrix_error(&Request::new("GET", VERSIONS).send(process.addr()), 502, "M_UNKNOWN");
+    let upstream = mantlet_testkit::backend::Backend::start_at(&path, |_| ok()).unwrap();
+    assert_eq!(process.admin("/readyz").status, 200);
+    assert_eq!(Request::new("GET", VERSIONS).send(process.addr()).status, 200);
+    assert_eq!(upstream.requests()[0].target_text(), "/health");
+}
+
+#[test]
+fn sigterm_lets_exchanges_end_and_the_process_with_them() {
+    for signal in ["TERM", "INT"] {
+        let (pieces, answer) = Answer::stream();
+        let mut answer = Some(answer);
+        let upstream = backend(move |request| {
+            if request.target_text() == VERSIONS { ok() } else { answer.take().unwrap_or(Answer::Close) }
+        });
+        let site = Site::new(&url(&upstream), OPEN, "[limits]\ndrain = \"60s\"");
+        let mut process = site.start();
+        let addr = process.addr();
+        // One that idles, one that has not said anything, one in the middle of an answer.
+        let mut idle = Connection::open(addr).unwrap();
+        idle.send(&Request::new("GET", VERSIONS)).unwrap();
+        let mut silent = Connection::open(addr).unwrap();
+        let mut busy = Connection::open(addr).unwrap();
+        busy.write(b"GET /_matrix/client/v3/sync HTTP/1.1\r\nHost: hs\r\n\r\n").unwrap();
+        pieces.send(b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\nfirst".to_vec()).unwrap();
+        let begun = busy.read_some().unwrap();
+        process.signal(signal);
+        process.wait_log("it drains", |line| line["message"] == "draining");
+        assert_eq!(idle.read_to_end().unwrap(), b"", "an idle connection is closed at once");
+        eventually("nobody new is let in", || Connection::open(addr).is_err());
+        assert_eq!(silent.send(&Request::new("GET", VERSIONS)).unwrap().status, 200, "it was let in before");
+        assert_eq!(silent.read_to_end().unwrap(), b"");
+        pieces.send(b"second".to_vec()).unwrap();
+        let rest = busy.read_to_end().unwrap();
+        assert!([begun, rest].concat().ends_with(b"firstsecond"), "the exchange ends whole");
+        assert_eq!(process.wait().code(), Some(0));
+        assert!(process.records().contains("\"sync\""), "its record is written: {}", process.records());
+        assert!(!site.admin().exists());
+    }
+}
+
+#[test]
+fn the_drain_has_an_end() {
+    let upstream = backend(|_| Answer::Hang);
+    let site = Site::new(&url(&upstream), OPEN, "[limits]\ndrain = \"200ms\"");
+    let mut process = site.start();
+    let mut client = Connection::open(process.addr()).unwrap();
+    client.write(b"GET /_matrix/client/v3/sync HTTP/1.1\r\nHost: hs\r\n\r\n").unwrap();
+    upstream.wait_requests(1, SOON).unwrap();
+    process.signal("TERM");
+    assert_eq!(process.wait().code(), Some(0));
+    assert_eq!(client.read_to_end().unwrap(), b"");
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let ran = run(dir.path(), &["-c", "gone.toml", "check"]);
+    assert!(ran.code == Some(1) && ran.err.contains("gone.toml"), "{ran:?}");
+}
