@@ -6,6 +6,7 @@ use mantlet_testkit::backend::{Answer, Backend};
 use mantlet_testkit::http::{Connection, Request, response};
 
 use crate::common::*;
+use crate::process::Site;
 use crate::support::Gateway;
 
 const ONE_WORKER: &str = "[workers]\ncount = 1";
@@ -81,16 +82,40 @@ fn the_connection_used_last_is_used_next() {
 fn a_connection_that_was_closed_while_idle_is_replaced_unnoticed() {
     let upstream = homeserver();
     let gateway = Gateway::with(&url(&upstream), OPEN, ONE_WORKER);
-    for n in 0..100_u32 {
-        Request::new("GET", VERSIONS).send(gateway.addr());
+    let mut client = Connection::open(gateway.addr()).unwrap();
+    for n in 0..300_u32 {
+        client.send(&Request::new("GET", VERSIONS)).unwrap();
         upstream.take();
-        upstream.close_connections();
         let body = format!("body {n}").repeat(1 + n as usize % 7 * 1000);
-        let answer = Request::new("POST", "/_matrix/client/v3/login").body(body.clone()).send(gateway.addr());
+        let request = Request::new("POST", "/_matrix/client/v3/login").body(body.clone());
+        upstream.close_connections();
+        let answer = client.send(&request).unwrap();
         assert_eq!(answer.status, 200, "round {n}: {}", answer.text());
         let seen = upstream.take();
         assert_eq!(seen.len(), 1, "round {n}");
         assert!(seen[0].body == body.as_bytes(), "round {n}");
+    }
+}
+
+#[test]
+fn a_request_that_was_picked_up_before_the_news_of_the_closing_is_sent_once_on_a_fresh_connection() {
+    let upstream = homeserver();
+    let site = Site::new(&url(&upstream), OPEN, ONE_WORKER);
+    let process = site.start();
+    let mut client = Connection::open(process.addr()).unwrap();
+    for n in 1..=10 {
+        client.send(&Request::new("GET", VERSIONS)).unwrap();
+        upstream.take();
+        // The worker wakes up to both: the request first, the closing behind it.
+        process.pause();
+        client.write(b"POST /_matrix/client/v3/login HTTP/1.1\r\nHost: hs\r\nContent-Length: 4\r\n\r\nonce").unwrap();
+        upstream.close_connections();
+        process.resume();
+        let answer = client.response("POST").unwrap();
+        assert_eq!(answer.status, 200, "round {n}: {}", answer.text());
+        let seen = upstream.take();
+        assert_eq!(seen.iter().map(|request| &request.body[..]).collect::<Vec<_>>(), [b"once"], "round {n}");
+        assert_eq!(process.metric("mantlet_upstream_retries_total"), Some(f64::from(n)));
     }
 }
 

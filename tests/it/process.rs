@@ -153,6 +153,21 @@ impl Process {
         assert!(sent.success(), "{name} reaches {pid}");
     }
 
+    /// Stops it in its tracks; what comes in waits for [`Process::resume`].
+    pub fn pause(&self) {
+        self.signal("STOP");
+        crate::common::eventually("all threads stand still", || {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs");
+            let stat = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            tasks.filter_map(Result::ok).map(stat).all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")))
+        });
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.signal("CONT");
+    }
+
     /// Waits for its end.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {

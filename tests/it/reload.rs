@@ -33,7 +33,7 @@ fn a_signal_reloads() {
     process.signal("HUP");
     eventually("the new policy is in force", || is_closed(&process));
     eventually("and counted", || process.generation() == 2);
-    process.wait_log("it is told", |line| line["message"] == "policy reloaded" && line["generation"] == 2);
+    process.wait_log("it is told who asked", |line| line["generation"] == 2 && line["trigger"] == "Signal");
     process.wait_record("records name the generation", |record| record["generation"] == 2 && record["status"] == 403);
 }
 

@@ -126,6 +126,24 @@ fn http2_arrives_as_http1_with_the_authority_as_host_and_one_cookie() {
 }
 
 #[test]
+fn trailers_of_the_homeserver_do_not_reach_an_http2_client() {
+    let upstream = backend(|_| {
+        let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: server\r\n\r\n4\r\ndown\r\n0\r\nServer: x\r\n\r\n";
+        Answer::Bytes(answer.into())
+    });
+    let (gateway, ca) = gateway(&url(&upstream), "[rules.server_banner]");
+    run(async {
+        let mut sender = h2(gateway.addr(), &ca).await;
+        let request = http::Request::get(format!("https://hs{VERSIONS}")).body(Full::default()).unwrap();
+        let (head, body) = sender.send_request(request).await.unwrap().into_parts();
+        assert_eq!(head.headers.get("trailer"), None);
+        let body = body.collect().await.unwrap();
+        assert_eq!(body.trailers(), None);
+        assert_eq!(body.to_bytes(), "down");
+    });
+}
+
+#[test]
 fn streams_of_one_connection_do_not_wait_for_each_other() {
     let upstream = backend(|request| match request.target_text().as_str() {
         "/_matrix/client/v3/sync" => Answer::Hang,
