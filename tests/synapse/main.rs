@@ -10,6 +10,7 @@ mod support;
 mod addresses;
 mod arrives;
 mod cors;
+mod differential;
 mod restart;
 mod routes;
 mod rows;
