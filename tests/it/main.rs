@@ -6,6 +6,7 @@ mod support;
 mod canary;
 mod cli;
 mod common;
+mod corpus;
 mod exchanges;
 mod layers;
 mod policies;
