@@ -91,8 +91,9 @@ fn canonicalize(request: &mut Request<RequestBody>) -> Result<(), Refusal> {
     let is_h2 = request.version() == Version::HTTP_2;
     // The next hop is a connection of its own: one that a client of HTTP/1.0 asks for must not end with its request.
     *request.version_mut() = Version::HTTP_11;
+    let has_content = ![Method::GET, Method::HEAD].contains(request.method());
     let headers = request.headers_mut();
-    one_framing(headers)?;
+    one_framing(headers, has_content)?;
     if let Some(host) = host {
         headers.insert(header::HOST, host);
     }
@@ -187,10 +188,11 @@ fn is_port(port: &str) -> bool {
 /// One length that is a number, or chunks and no other coding (RFC 9112, section 6).
 ///
 /// The HTTP library reads the same, but passes on what it read: Synapse would read it again, by its own lights.
-fn one_framing(headers: &mut HeaderMap) -> Result<(), Refusal> {
+fn one_framing(headers: &mut HeaderMap, has_content: bool) -> Result<(), Refusal> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
-    if codings.next().is_some_and(|coding| !is_chunked(coding)) || codings.next().is_some() {
+    // Towards Synapse the library would leave the chunks of a GET away, and their end with them.
+    if codings.next().is_some_and(|coding| !has_content || !is_chunked(coding)) || codings.next().is_some() {
         return Err(Refusal::Framing);
     }
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();

@@ -28,11 +28,35 @@ impl Seen {
     }
 }
 
-/// Reads one request at the start of these bytes: it and its length, or nothing yet.
+/// Reads one request at the start of these bytes, as a gateway may send it: it and its length, or nothing yet.
 ///
 /// # Errors
 /// What no request of ours may look like.
 pub fn parse(bytes: &[u8]) -> Result<Option<(Seen, usize)>, String> {
+    let Some((seen, length)) = read(bytes)? else { return Ok(None) };
+    if !seen.target.starts_with('/') || seen.target.contains('#') {
+        return Err(format!("the target {:?}", seen.target));
+    }
+    for name in
+        ["connection", "keep-alive", "proxy-connection", "proxy-authorization", "te", "trailer", "upgrade", "expect"]
+    {
+        if !seen.all(name).is_empty() {
+            return Err(format!("the field {name}: {:?}", seen.all(name)));
+        }
+    }
+    for name in ["x-forwarded-for", "x-forwarded-proto", "x-request-id"] {
+        if seen.all(name).len() != 1 {
+            return Err(format!("{name} {} times", seen.all(name).len()));
+        }
+    }
+    Ok(Some((seen, length)))
+}
+
+/// Reads one request at the start of these bytes: it and its length, or nothing yet.
+///
+/// # Errors
+/// What is not of the grammar, or could be read in two ways.
+pub fn read(bytes: &[u8]) -> Result<Option<(Seen, usize)>, String> {
     let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
         return if bytes.len() > 64 * 1024 { Err("a head without an end".into()) } else { Ok(None) };
     };
@@ -51,7 +75,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Seen, usize)>, String> {
     if method.is_empty() || !method.iter().all(|byte| is_token(*byte)) {
         return Err(format!("the method {:?}", text(method)));
     }
-    if !target.starts_with(b"/") || !target.iter().all(|byte| (0x21..0x7f).contains(byte) && *byte != b'#') {
+    if target.is_empty() || !target.iter().all(|byte| (0x21..0x7f).contains(byte)) {
         return Err(format!("the target {:?}", text(target)));
     }
     let mut fields = Vec::new();
@@ -66,18 +90,6 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Seen, usize)>, String> {
     let mut seen = Seen { method: text(method), target: text(target), fields, body: Vec::new() };
     if seen.all("host").len() != 1 {
         return Err(format!("the hosts {:?}", seen.all("host")));
-    }
-    for name in
-        ["connection", "keep-alive", "proxy-connection", "proxy-authorization", "te", "trailer", "upgrade", "expect"]
-    {
-        if !seen.all(name).is_empty() {
-            return Err(format!("the field {name}: {:?}", seen.all(name)));
-        }
-    }
-    for name in ["x-forwarded-for", "x-forwarded-proto", "x-request-id"] {
-        if seen.all(name).len() != 1 {
-            return Err(format!("{name} {} times", seen.all(name).len()));
-        }
     }
     let rest = &bytes[end + 4..];
     let length = match (&seen.all("content-length")[..], &seen.all("transfer-encoding")[..]) {
