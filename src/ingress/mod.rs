@@ -3,4 +3,5 @@
 mod acceptor;
 pub mod admission;
 mod connection;
+mod frames;
 pub mod listener;

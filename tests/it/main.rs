@@ -8,6 +8,7 @@ mod cli;
 mod common;
 mod corpus;
 mod exchanges;
+mod floods;
 mod layers;
 mod policies;
 mod pool;
