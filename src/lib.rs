@@ -1,4 +1,4 @@
-//! Mantlet, a privacy gateway for Matrix homeservers.
+#![doc = include_str!("../README.md")]
 
 // Each module uses what stands above it and nothing below; `tests/it/layers.rs` reads the imports and holds this true.
 pub mod matrix;

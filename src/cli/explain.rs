@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::output::Output;
@@ -107,6 +108,14 @@ fn text(probe: &Probe, finding: &Finding, policy: &Arc<Policy>) -> String {
     }
     page.section("plan", gates(finding, policy).map(|(pattern, gate)| described(gate, pattern, policy)));
     page.section("request edits", policy.request_edits(finding.flow).iter().map(|edit| edited(edit, policy)));
+    if let Some(opened) = policy.opened(endpoint) {
+        page.line("open to", format!("{}{}", networks(&opened.networks), place(opened.location.as_ref())));
+    }
+    if let Some(edit) = policy.move_token(endpoint) {
+        let rule = policy.rule(edit.rule).name;
+        let place = place(edit.location.as_ref());
+        page.line("target edit", format!("{rule} ({}): move access_token to the header{place}", edit.mode.as_str()));
+    }
     page.section("response edits", policy.response_edits(finding.flow).iter().map(|edit| edited(edit, policy)));
     if let Some(token) = &finding.token {
         page.line("token", token_words(token));
@@ -117,6 +126,13 @@ fn text(probe: &Probe, finding: &Finding, policy: &Arc<Policy>) -> String {
     }
     page.line("decision", decision_words(finding, policy));
     page.0
+}
+
+fn networks(networks: &[IpNet]) -> String {
+    if networks.is_empty() {
+        return "nobody".into();
+    }
+    networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn decision_words(finding: &Finding, policy: &Policy) -> String {
@@ -172,6 +188,10 @@ fn structure(probe: &Probe, finding: &Finding, policy: &Arc<Policy>) -> Value {
             "path": pattern, "location": gate.location,
         })).collect::<Vec<_>>(),
         "request_edits": edits(policy.request_edits(finding.flow)),
+        "open_to": policy.opened(finding.classified.raw).map(|opened| &opened.networks),
+        "target_edit": policy.move_token(finding.classified.raw).map(|edit| json!({
+            "rule": policy.rule(edit.rule).name, "mode": edit.mode.as_str(), "location": edit.location,
+        })),
         "response_edits": edits(policy.response_edits(finding.flow)),
         "token": finding.token.as_ref().map(TokenVerdict::class),
         "decision": seen.outcome,

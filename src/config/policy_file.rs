@@ -231,7 +231,8 @@ const DEEPEST: usize = 8;
 
 /// `[[…]]` tables that a child adds to and does not replace. `peer` and `egress.destination` are merged, then refused as
 /// unknown, until this version can enforce them.
-const APPENDED: [&[&str]; 3] = [&["rules", "closed_endpoint"], &["peer"], &["egress", "destination"]];
+const APPENDED: [&[&str]; 4] =
+    [&["rules", "closed_endpoint"], &["rules", "rate_limit"], &["peer"], &["egress", "destination"]];
 
 /// The files read so far, and what they say together.
 #[derive(Default)]

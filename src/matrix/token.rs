@@ -90,10 +90,15 @@ pub fn read_from<'a>(
 /// The first value of an argument, as Twisted reads a query (`twisted/web/http.py::parse_qs`): split on `&` and `;`, items
 /// without `=` skipped, names and values percent- and plus-decoded.
 pub fn argument<'a>(query: &'a str, name: &str) -> Option<Cow<'a, [u8]>> {
+    arguments(query, name).next()
+}
+
+/// All values of an argument, read in the same way.
+pub fn arguments<'a>(query: &'a str, name: &str) -> impl Iterator<Item = Cow<'a, [u8]>> {
     query
         .split(['&', ';'])
         .filter_map(|item| item.split_once('='))
-        .find(|(key, _)| *decode(key) == *name.as_bytes())
+        .filter(move |(key, _)| *decode(key) == *name.as_bytes())
         .map(|(_, value)| decode(value))
 }
 

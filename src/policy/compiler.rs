@@ -1,13 +1,16 @@
 //! Where rules put their instructions, and a policy comes out.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use http::StatusCode;
+use ipnet::IpNet;
 
 use super::Mode;
 use super::edit::HeadEdit;
+use super::limiter::Limiter;
 use super::matcher::{PathGates, PathPattern, When};
-use super::plan::{Action, Edit, Edits, Gate, Guests, Plan, Policy, RuleIndex, RuleInfo};
+use super::plan::{Action, Edit, Edits, Gate, Guests, Opened, Plan, Policy, RuleIndex, RuleInfo, TargetEdit};
 use crate::document::Sources;
 use crate::matrix::Flow;
 use crate::matrix::endpoint::Endpoint;
@@ -126,6 +129,23 @@ impl<'a> Compiler<'a> {
         At { compiler: self, place: Place::Endpoint(endpoint), when: When::default() }
     }
 
+    /// Opens an internal endpoint to these networks, and to no one else.
+    pub fn open(&mut self, endpoint: Endpoint, networks: Vec<IpNet>) {
+        let Origin { rule, location, .. } = self.origin.clone();
+        self.plans[endpoint.index()].opened = Some(Opened { rule, location, networks });
+    }
+
+    /// Moves the token of requests to this endpoint out of the query.
+    pub fn move_token(&mut self, endpoint: Endpoint) {
+        let Origin { rule, mode, location, .. } = self.origin.clone();
+        self.plans[endpoint.index()].move_token = Some(TargetEdit { rule, mode, location });
+    }
+
+    /// The mode of the rule that compiles.
+    pub fn mode(&self) -> Mode {
+        self.origin.mode
+    }
+
     /// Instructions for all paths that match, raw or decoded, whatever their endpoint.
     pub fn path<'c>(&'c mut self, pattern: PathPattern) -> At<'c, 'a> {
         At { compiler: self, place: Place::Path(pattern), when: When::default() }
@@ -208,6 +228,16 @@ impl At<'_, '_> {
         self.gate(Action::Answer(answer));
     }
 
+    /// Lets pass only with a user's token that the homeserver says is valid; all others get this answer.
+    pub fn require_token_or(self, answer: Answer) {
+        self.gate(Action::RequireTokenOr(answer));
+    }
+
+    /// Lets pass only so often.
+    pub fn limit(self, limiter: Arc<Limiter>) {
+        self.gate(Action::Limit(limiter));
+    }
+
     /// Lets pass only with a token that the homeserver says is valid.
     pub fn require_token(self, guests: Guests) {
         self.gate(Action::RequireToken(guests));
@@ -227,7 +257,11 @@ impl At<'_, '_> {
 fn contradiction(plan: &Plan, endpoint: Endpoint, rules: &[RuleInfo]) -> Option<Problem> {
     let mut answers = plan.gates.iter().filter_map(|gate| match &gate.action {
         Action::Answer(answer) if gate.mode == Mode::Enforce && gate.when.is_always() => Some((gate, answer)),
-        Action::Answer(_) | Action::Deny(_) | Action::RequireToken(_) => None,
+        Action::Answer(_)
+        | Action::Deny(_)
+        | Action::RequireToken(_)
+        | Action::RequireTokenOr(_)
+        | Action::Limit(_) => None,
     });
     let (first, said) = answers.next()?;
     let (second, _) = answers.find(|(_, answer)| answer.body() != said.body() || answer.status() != said.status())?;

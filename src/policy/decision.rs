@@ -1,11 +1,15 @@
 //! How a policy judges one exchange. A refusal is an answer, not an error.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::StatusCode;
+use http::header::{HeaderValue, RETRY_AFTER};
+use serde_json::json;
 
 use super::Mode;
 use super::exchange::{Exchange, TokenVerdict};
+use super::matcher::contains;
 use super::permit::Permit;
 use super::plan::{Action, Gate, Guests, Policy, RuleIndex};
 use crate::error::Kind;
@@ -69,7 +73,11 @@ impl Policy {
     pub fn need(&self, exchange: &Exchange<'_>) -> Need {
         for step in self.steps(exchange) {
             match step {
-                Step::Gate(Gate { action: Action::RequireToken(_), .. }) => return Need::Token,
+                Step::Gate(Gate { action: Action::RequireToken(_) | Action::RequireTokenOr(_), .. }) => {
+                    return Need::Token;
+                }
+                // How often it came is found out when it is judged.
+                Step::Gate(Gate { action: Action::Limit(_), .. }) => {}
                 Step::Gate(Gate { mode: Mode::Report | Mode::Off, .. }) => {}
                 Step::Gate(_) | Step::Refuse(_) => return Need::Nothing,
             }
@@ -95,7 +103,10 @@ impl Policy {
             let action = if matches!(decision, Decision::Answer(_)) { "answer" } else { "deny" };
             reported = reported.or(Some(Reported { rule: gate.rule, action }));
         }
-        Verdict { decision: Decision::Permit(Permit::new(Arc::clone(self), exchange.flow)), reported }
+        Verdict {
+            decision: Decision::Permit(Permit::new(Arc::clone(self), exchange.flow, exchange.classified.raw)),
+            reported,
+        }
     }
 
     /// What a request has to pass, in order: the operator's closed paths, its own shape, the gates of its endpoint.
@@ -114,7 +125,14 @@ impl Policy {
     /// What no rule needs to look at: endpoints that are not served, and spellings that two readers would read differently.
     fn refuse_shape(&self, exchange: &Exchange<'_>) -> Option<RuleIndex> {
         let classified = exchange.classified;
-        if classified.raw == Endpoint::Unserved || classified.raw.is_internal() || classified.decoded.is_internal() {
+        if classified.raw.is_internal() || classified.decoded.is_internal() {
+            // Opened in its one spelling only: the homeserver reads these paths more kindly than anyone else.
+            let opened = self.opened(classified.raw).or(self.opened(classified.decoded));
+            let is_open = classified.raw == classified.decoded
+                && opened.is_some_and(|opened| contains(&opened.networks, exchange.client));
+            return if is_open { None } else { Some(opened.map_or(RuleIndex::SURFACE, |opened| opened.rule)) };
+        }
+        if classified.raw == Endpoint::Unserved {
             return Some(RuleIndex::SURFACE);
         }
         if classified.raw != classified.decoded && (self.protects(classified.raw) || self.protects(classified.decoded))
@@ -151,7 +169,29 @@ fn bite(gate: &Gate, exchange: &Exchange<'_>) -> Option<Decision> {
             // Nobody asked about the token: a defect of ours, which must not open the door.
             None => Some(Decision::Fail(Kind::TokenCheck)),
         },
+        Action::RequireTokenOr(answer) => match exchange.token {
+            Some(TokenVerdict::Valid { guest: false }) => None,
+            Some(TokenVerdict::Valid { guest: true } | TokenVerdict::Refused(_) | TokenVerdict::Unreadable(_)) => {
+                Some(Decision::Deny(denial(answer.clone())))
+            }
+            Some(TokenVerdict::Unavailable(kind)) => Some(Decision::Fail(*kind)),
+            None => Some(Decision::Fail(Kind::TokenCheck)),
+        },
+        Action::Limit(limiter) => {
+            let wait = limiter.check(exchange).err()?;
+            Some(Decision::Deny(denial(too_soon(wait))))
+        }
     }
+}
+
+/// Synapse's own form of it (`synapse/api/errors.py::LimitExceededError`).
+fn too_soon(wait: Duration) -> Answer {
+    let body = json!({
+        "errcode": "M_LIMIT_EXCEEDED", "error": "Too Many Requests",
+        "retry_after_ms": u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+    });
+    let seconds = HeaderValue::from(wait.as_secs() + u64::from(wait.subsec_nanos() > 0));
+    Answer::json(StatusCode::TOO_MANY_REQUESTS, &body).with_header(RETRY_AFTER, seconds)
 }
 
 fn guest_refused() -> Answer {

@@ -14,6 +14,8 @@ pub enum HeadEdit {
     KeepOnly(Arc<FieldSet>),
     /// Changes `User-Agent`.
     Agent(Agent),
+    /// Sets a field to this one value, whatever it was.
+    Set(HeaderName, HeaderValue),
 }
 
 /// What becomes of `User-Agent`.
@@ -82,6 +84,9 @@ impl HeadEdit {
             HeadEdit::Strip(set) => remove_where(headers, |name| set.contains(name)),
             HeadEdit::KeepOnly(set) => remove_where(headers, |name| !set.contains(name)),
             HeadEdit::Agent(agent) => agent.apply(headers),
+            HeadEdit::Set(name, value) => {
+                headers.insert(name, value.clone());
+            }
         }
     }
 
@@ -92,6 +97,7 @@ impl HeadEdit {
             HeadEdit::KeepOnly(set) => headers.keys().any(|name| !set.contains(name)),
             HeadEdit::Agent(Agent::Keep) => false,
             HeadEdit::Agent(Agent::Strip | Agent::Class) => headers.contains_key(USER_AGENT),
+            HeadEdit::Set(name, value) => headers.get(name) != Some(value),
         }
     }
 
@@ -103,6 +109,7 @@ impl HeadEdit {
             HeadEdit::Agent(Agent::Strip) => "remove user-agent".into(),
             HeadEdit::Agent(Agent::Class) => "reduce user-agent to its class".into(),
             HeadEdit::Agent(Agent::Keep) => "keep user-agent".into(),
+            HeadEdit::Set(name, value) => format!("set {name}: {}", String::from_utf8_lossy(value.as_bytes())),
         }
     }
 }

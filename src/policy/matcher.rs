@@ -9,6 +9,7 @@ use regex::{Regex, RegexSet};
 
 use super::exchange::Exchange;
 use super::plan::Gate;
+use crate::matrix::token;
 
 /// The conditions of one instruction; all must hold, an absent one always does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +22,10 @@ pub struct When {
     pub networks: Option<Vec<IpNet>>,
     /// From none of these networks.
     pub except_networks: Option<Vec<IpNet>>,
+    /// Some argument of the query has this name and value.
+    pub argument: Option<(&'static str, &'static str)>,
+    /// The first argument of this name, the one that Synapse reads, has another value or is not there.
+    pub first_argument_is_not: Option<(&'static str, &'static str)>,
 }
 
 impl When {
@@ -30,6 +35,8 @@ impl When {
             && self.hosts.as_ref().is_none_or(|hosts| hosts.iter().any(|host| host.eq_ignore_ascii_case(exchange.host)))
             && self.networks.as_ref().is_none_or(|networks| contains(networks, exchange.client))
             && self.except_networks.as_ref().is_none_or(|networks| !contains(networks, exchange.client))
+            && self.argument.is_none_or(|argument| has_argument(exchange, argument))
+            && self.first_argument_is_not.is_none_or(|argument| !has_first_argument(exchange, argument))
     }
 
     /// Whether there is no condition.
@@ -38,12 +45,21 @@ impl When {
     }
 }
 
+fn has_argument(exchange: &Exchange<'_>, (name, value): (&str, &str)) -> bool {
+    exchange.query.is_some_and(|query| token::arguments(query, name).any(|found| *found == *value.as_bytes()))
+}
+
+fn has_first_argument(exchange: &Exchange<'_>, (name, value): (&str, &str)) -> bool {
+    let first = exchange.query.and_then(|query| token::argument(query, name));
+    first.is_some_and(|found| *found == *value.as_bytes())
+}
+
 fn as_run(method: &Method) -> &Method {
     if method == Method::HEAD { &Method::GET } else { method }
 }
 
 /// Whether a network holds the address; an IPv4 address in IPv6 clothes is taken as the IPv4 address it is.
-fn contains(networks: &[IpNet], address: IpAddr) -> bool {
+pub(super) fn contains(networks: &[IpNet], address: IpAddr) -> bool {
     let address = address.to_canonical();
     networks.iter().any(|network| network.contains(&address))
 }

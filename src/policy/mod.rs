@@ -8,10 +8,12 @@ pub mod compiler;
 pub mod decision;
 pub mod edit;
 pub mod exchange;
+pub mod limiter;
 pub mod matcher;
 pub mod permit;
 pub mod plan;
 pub mod selftest;
+mod target;
 
 pub use compiler::Compiler;
 pub use decision::{Decision, Denial, Reported, Verdict};

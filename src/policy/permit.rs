@@ -17,7 +17,8 @@ use http::{HeaderMap, Request, Response};
 
 use super::Mode;
 use super::plan::{Edit, Policy, RuleIndex};
-use crate::matrix::Flow;
+use super::target;
+use crate::matrix::{Endpoint, Flow};
 
 /// The right to send one request upstream, and what must be done to it and to its answer.
 #[derive(Debug)]
@@ -25,7 +26,7 @@ pub struct Permit(Grant);
 
 #[derive(Debug)]
 enum Grant {
-    Policy { policy: Arc<Policy>, flow: Flow },
+    Policy { policy: Arc<Policy>, flow: Flow, endpoint: Endpoint },
     Internal(Purpose),
 }
 
@@ -53,8 +54,8 @@ pub struct Hold(());
 pub struct Held<T>(T);
 
 impl Permit {
-    pub(super) fn new(policy: Arc<Policy>, flow: Flow) -> Self {
-        Self(Grant::Policy { policy, flow })
+    pub(super) fn new(policy: Arc<Policy>, flow: Flow, endpoint: Endpoint) -> Self {
+        Self(Grant::Policy { policy, flow, endpoint })
     }
 
     /// The right to ask something of our own.
@@ -72,7 +73,12 @@ impl Permit {
 
     /// Makes the policy's edits to the request, then adds the gateway's own fields, which no rule may touch.
     pub fn permit<B>(&self, mut request: Request<B>, own: impl FnOnce(&mut HeaderMap)) -> Permitted<Request<B>> {
-        if let Grant::Policy { policy, flow } = &self.0 {
+        if let Grant::Policy { policy, flow, endpoint } = &self.0 {
+            if policy.move_token(*endpoint).is_some_and(|edit| edit.mode == Mode::Enforce) {
+                let (mut head, body) = request.into_parts();
+                target::move_token(&mut head.uri, &mut head.headers);
+                request = Request::from_parts(head, body);
+            }
             apply(policy.request_edits(*flow), request.headers_mut());
         }
         own(request.headers_mut());
@@ -80,12 +86,16 @@ impl Permit {
     }
 
     /// The rules in report mode that would have changed this request.
-    pub fn unmade_edits<'a>(&'a self, headers: &'a HeaderMap) -> impl Iterator<Item = RuleIndex> + 'a {
-        let edits = match &self.0 {
-            Grant::Policy { policy, flow } => policy.request_edits(*flow),
-            Grant::Internal(_) => &[],
+    pub fn unmade_edits<'a, B>(&'a self, request: &'a Request<B>) -> impl Iterator<Item = RuleIndex> + 'a {
+        let (edits, token) = match &self.0 {
+            Grant::Policy { policy, flow, endpoint } => (policy.request_edits(*flow), policy.move_token(*endpoint)),
+            Grant::Internal(_) => (&[][..], None),
         };
-        edits.iter().filter(|edit| edit.mode == Mode::Report && edit.edit.bites(headers)).map(|edit| edit.rule)
+        let headers = request.headers();
+        let unmade = |edit: &&Edit| edit.mode == Mode::Report && edit.edit.bites(headers);
+        let token = token.filter(|edit| edit.mode == Mode::Report);
+        let token = token.filter(|_| target::has_movable_token(request.uri(), headers));
+        edits.iter().filter(unmade).map(|edit| edit.rule).chain(token.map(|edit| edit.rule))
     }
 }
 
@@ -107,7 +117,7 @@ impl<B> Held<Response<B>> {
     /// Makes the policy's edits to the response and lets it go.
     pub fn release(self, permit: &Permit) -> Response<B> {
         let mut response = self.0;
-        if let Grant::Policy { policy, flow } = &permit.0 {
+        if let Grant::Policy { policy, flow, .. } = &permit.0 {
             apply(policy.response_edits(*flow), response.headers_mut());
         }
         response
@@ -115,6 +125,11 @@ impl<B> Held<Response<B>> {
 }
 
 impl Policy {
+    /// Makes the edits to the fields of an answer of our own, which has to look like any other.
+    pub fn edit_response(&self, flow: Flow, headers: &mut HeaderMap) {
+        apply(self.response_edits(flow), headers);
+    }
+
     /// Makes the edits to the fields of a request that is not sent as it came: the gateway's own question about it.
     pub fn edit_request(&self, flow: Flow, headers: &mut HeaderMap) {
         apply(self.request_edits(flow), headers);

@@ -1,7 +1,12 @@
 //! What a policy compiles to: for each endpoint, the gates that a request must pass and the edits that are made on its way.
 
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
 use super::Mode;
 use super::edit::HeadEdit;
+use super::limiter::Limiter;
 use super::matcher::{PathGates, When};
 use crate::matrix::Flow;
 use crate::matrix::endpoint::Endpoint;
@@ -53,6 +58,32 @@ pub struct RuleInfo {
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     pub(super) gates: Vec<Gate>,
+    /// Who may reach it, where nobody may by default.
+    pub(super) opened: Option<Opened>,
+    /// The rule that moves a token out of the query, if one does.
+    pub(super) move_token: Option<TargetEdit>,
+}
+
+/// An internal endpoint that a rule opens to some networks.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// The rule that opens it, and refuses everybody else.
+    pub rule: RuleIndex,
+    /// The line it comes from.
+    pub location: Option<Location>,
+    /// The networks.
+    pub networks: Vec<IpNet>,
+}
+
+/// A change to the target of a request, and where it comes from. There is only one: a token leaves the query.
+#[derive(Clone, Debug)]
+pub struct TargetEdit {
+    /// The rule it comes from.
+    pub rule: RuleIndex,
+    /// Whether it acts or only tells.
+    pub mode: Mode,
+    /// The line it comes from.
+    pub location: Option<Location>,
 }
 
 /// An instruction that may stop a request.
@@ -79,6 +110,10 @@ pub enum Action {
     Answer(Answer),
     /// Lets it pass only with a token that the homeserver says is valid.
     RequireToken(Guests),
+    /// The same; whoever has none gets this answer and not the homeserver's.
+    RequireTokenOr(Answer),
+    /// Lets it pass only so often.
+    Limit(Arc<Limiter>),
 }
 
 /// Whether a guest's token counts.
@@ -147,6 +182,16 @@ impl Policy {
         self.paths.iter()
     }
 
+    /// Who may reach an internal endpoint, if a rule opens it to anybody.
+    pub fn opened(&self, endpoint: Endpoint) -> Option<&Opened> {
+        self.plans[endpoint.index()].opened.as_ref()
+    }
+
+    /// The rule that moves a token out of the query of requests to this endpoint.
+    pub fn move_token(&self, endpoint: Endpoint) -> Option<&TargetEdit> {
+        self.plans[endpoint.index()].move_token.as_ref()
+    }
+
     /// The edits to requests of a flow.
     pub fn request_edits(&self, flow: Flow) -> &[Edit] {
         &self.flows[flow as usize].request
@@ -175,6 +220,8 @@ impl Action {
             Action::Answer(answer) => format!("answer {}", told(answer)),
             Action::RequireToken(Guests::Allowed) => "require a validated token".into(),
             Action::RequireToken(Guests::Refused) => "require a validated token, not a guest's".into(),
+            Action::RequireTokenOr(answer) => format!("require a validated token, else deny with {}", told(answer)),
+            Action::Limit(limiter) => format!("let pass {limiter}, else deny with 429 M_LIMIT_EXCEEDED"),
         }
     }
 }

@@ -58,8 +58,8 @@ pub struct Finding {
     pub token: Option<TokenVerdict>,
     /// The decision.
     pub verdict: Verdict,
-    /// The fields that would go upstream, if the request passes.
-    pub upstream: Option<HeaderMap>,
+    /// The head that would go upstream, if the request passes; without the gateway's own fields.
+    pub upstream: Option<Request<()>>,
 }
 
 /// One `[[test]]` of a policy.
@@ -180,9 +180,11 @@ impl Probe {
         let upstream = match &verdict.decision {
             Decision::Permit(permit) => {
                 let mut request = Request::new(());
+                *request.method_mut() = self.method.clone();
+                *request.uri_mut() = self.target.path_and_query().map_or_else(Uri::default, |it| Uri::from(it.clone()));
                 *request.headers_mut() = headers.clone();
                 let (request, _hold) = permit.permit(request, |_| {}).open();
-                Some(request.headers().clone())
+                Some(request)
             }
             Decision::Answer(_) | Decision::Deny(_) | Decision::Fail(_) => None,
         };
@@ -253,7 +255,7 @@ impl PolicyTest {
         for (names, is_kept) in [(&expect.removed, false), (&expect.kept, true)] {
             for name in names {
                 match &finding.upstream {
-                    Some(upstream) if upstream.contains_key(name.as_str()) == is_kept => {}
+                    Some(upstream) if upstream.headers().contains_key(name.as_str()) == is_kept => {}
                     Some(_) if is_kept => wrong.push(format!("{name} does not reach the homeserver")),
                     Some(_) => wrong.push(format!("{name} reaches the homeserver")),
                     None => wrong.push(format!("nothing reaches the homeserver, so nothing is said of {name}")),

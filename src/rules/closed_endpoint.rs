@@ -20,10 +20,7 @@
 //!     endpoint = ["get_capabilities"]
 //!     answer = { status = 200, json = { capabilities = {} } }
 
-use std::ops::Range;
-
 use http::{Method, StatusCode};
-use ipnet::IpNet;
 use serde::Deserialize;
 use serde_spanned::Spanned;
 
@@ -32,7 +29,6 @@ use crate::matrix::endpoint::Endpoint;
 use crate::message::Answer;
 use crate::policy::Compiler;
 use crate::policy::matcher::{PathPattern, When};
-use crate::problem::did_you_mean;
 
 /// What one `[[rules.closed_endpoint]]` may say.
 #[derive(Debug, Deserialize)]
@@ -140,31 +136,10 @@ impl Config {
             }
         }
         let hosts = self.hosts.clone();
-        let only = networks(self.networks.as_deref(), to)?;
-        let except_networks = networks(self.except_networks.as_deref(), to)?;
-        Some(When { methods, hosts, networks: only, except_networks })
+        let only = super::networks(self.networks.as_deref(), to)?;
+        let except_networks = super::networks(self.except_networks.as_deref(), to)?;
+        Some(When { methods, hosts, networks: only, except_networks, ..When::default() })
     }
-}
-
-fn networks(written: Option<&[Spanned<String>]>, to: &mut Compiler<'_>) -> Option<Option<Vec<IpNet>>> {
-    let Some(written) = written else { return Some(None) };
-    let mut networks = Vec::new();
-    for network in written {
-        let text = network.get_ref();
-        // A single address is the network of that address.
-        match text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from)) {
-            Ok(parsed) => networks.push(parsed),
-            Err(_) => {
-                to.problem(
-                    network.span(),
-                    format!("`{text}` is no network"),
-                    "write it as \"10.0.0.0/8\" or \"2001:db8::/32\"",
-                );
-                return None;
-            }
-        }
-    }
-    Some(Some(networks))
 }
 
 fn endpoints(ids: &Spanned<OneOrMore>, to: &mut Compiler<'_>) -> Vec<Endpoint> {
@@ -172,22 +147,7 @@ fn endpoints(ids: &Spanned<OneOrMore>, to: &mut Compiler<'_>) -> Vec<Endpoint> {
         OneOrMore::One(name) => std::slice::from_ref(name),
         OneOrMore::More(names) => names,
     };
-    let mut endpoints = Vec::new();
-    for name in names {
-        match Endpoint::from_id(name) {
-            Some(endpoint) => endpoints.push(endpoint),
-            None => unknown_endpoint(name, ids.span(), to),
-        }
-    }
-    endpoints
-}
-
-fn unknown_endpoint(name: &str, span: Range<usize>, to: &mut Compiler<'_>) {
-    let help = match did_you_mean(name, Endpoint::ALL.iter().map(|endpoint| endpoint.id())) {
-        Some(near) => format!("did you mean `{near}`? `mantlet rules endpoints` lists all ids"),
-        None => "`mantlet rules endpoints` lists all ids".into(),
-    };
-    to.problem(span, format!("there is no endpoint `{name}`"), help);
+    names.iter().filter_map(|name| super::endpoint(name, ids.span(), to)).collect()
 }
 
 impl Written {

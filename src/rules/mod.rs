@@ -1,20 +1,27 @@
 //! The registry: one privacy rule a file, in the order in which their gates are tried.
 
 mod closed_endpoint;
+mod internal_endpoints;
 mod profiles;
 mod public_rooms;
+mod query_tokens;
+mod rate_limit;
+mod registration;
 mod request_headers;
+mod response_headers;
+mod room_directory;
 mod server_banner;
 mod threepid_unbind;
 
 use std::ops::Range;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use serde::Deserialize;
 use serde_spanned::Spanned;
 
 use crate::document::{Sources, Table, Value, read};
-use crate::matrix::Flow;
+use crate::matrix::{Endpoint, Flow};
 use crate::policy::compiler::Title;
 use crate::policy::selftest::PolicyTest;
 use crate::policy::{Compiler, Mode, Policy};
@@ -70,11 +77,17 @@ macro_rules! registry {
 
 registry! {
     closed_endpoint [],
+    internal_endpoints ["L25"],
+    rate_limit [],
+    registration ["L24"],
     public_rooms ["L01", "L02"],
     profiles ["L03", "L04"],
+    room_directory ["L27"],
     threepid_unbind ["L05", "L06"],
     request_headers ["L09"],
+    query_tokens ["L28"],
     server_banner ["L11"],
+    response_headers [],
 }
 
 /// The rule of that name.
@@ -212,6 +225,40 @@ fn refuse_listed(to: &mut Compiler<'_>, span: Range<usize>) {
         "`listed` needs verified signatures of other servers, which this version does not check",
         "write `deny`, or `open`",
     );
+}
+
+/// Networks as they are written; a single address is the network of that address. `None` where one is none, which is told.
+fn networks(written: Option<&[Spanned<String>]>, to: &mut Compiler<'_>) -> Option<Option<Vec<IpNet>>> {
+    let Some(written) = written else { return Some(None) };
+    let mut networks = Vec::new();
+    for network in written {
+        let text = network.get_ref();
+        match text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from)) {
+            Ok(parsed) => networks.push(parsed),
+            Err(_) => {
+                to.problem(
+                    network.span(),
+                    format!("`{text}` is no network"),
+                    "write it as \"10.0.0.0/8\" or \"2001:db8::/32\"",
+                );
+                return None;
+            }
+        }
+    }
+    Some(Some(networks))
+}
+
+/// The endpoint of that id; `None` where there is none, which is told.
+fn endpoint(name: &str, span: Range<usize>, to: &mut Compiler<'_>) -> Option<Endpoint> {
+    let endpoint = Endpoint::from_id(name);
+    if endpoint.is_none() {
+        let help = match did_you_mean(name, Endpoint::ALL.iter().map(|endpoint| endpoint.id())) {
+            Some(near) => format!("did you mean `{near}`? `mantlet rules endpoints` lists all ids"),
+            None => "`mantlet rules endpoints` lists all ids".into(),
+        };
+        to.problem(span, format!("there is no endpoint `{name}`"), help);
+    }
+    endpoint
 }
 
 fn unknown_rule(name: &str, span: Range<usize>, sources: &Sources) -> Problem {

@@ -67,7 +67,16 @@ pub(crate) fn upstream_fields(
     headers: &[(&str, &str)],
 ) -> Vec<String> {
     let upstream = probe(method, target, headers).judge(policy).upstream.unwrap_or_default();
-    sorted(&upstream)
+    sorted(upstream.headers())
+}
+
+/// What reaches the homeserver of a request: the target, and the token in its header.
+pub(crate) fn arrival(policy: &Arc<Policy>, method: &str, target: &str, headers: &[(&str, &str)]) -> String {
+    let Some(request) = probe(method, target, headers).judge(policy).upstream else {
+        panic!("{target} is not permitted")
+    };
+    let token = request.headers().get("authorization").map(|value| format!(" {}", value.to_str().unwrap()));
+    format!("{}{}", request.uri(), token.unwrap_or_default())
 }
 
 /// The names of the fields that reach the client when the homeserver answers with these.

@@ -25,7 +25,7 @@ fn every_example_is_a_policy() {
 
 #[test]
 fn every_rule_without_keys_is_that_rule_with_its_defaults() {
-    for rule in RULES.iter().filter(|rule| rule.name != "closed_endpoint") {
+    for rule in RULES.iter().filter(|rule| !rule.example().contains("[[rules.")) {
         let compiled = policy(&format!("[rules.{}]", rule.name));
         assert!(compiled.rules().iter().any(|info| info.name == rule.name && info.mode == Mode::Enforce));
     }

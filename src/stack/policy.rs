@@ -14,7 +14,7 @@ use super::classify::Known;
 use super::client::{Client, FORWARDED_FOR, FORWARDED_PROTO};
 use super::{Arrival, Facts};
 use crate::error::Error;
-use crate::matrix::endpoint::Endpoint;
+use crate::matrix::{Endpoint, Flow};
 use crate::message::{Body, RequestBody};
 use crate::observe::access::{self, Mode};
 use crate::policy::decision::Need;
@@ -74,7 +74,7 @@ where
         let generation = self.current.load();
         known.arrival.facts.note(|record| record.generation = generation.number);
         let Verdict { decision, reported } = self.decide(&known, &generation).await;
-        let facts = Rc::clone(&known.arrival.facts);
+        let (facts, flow) = (Rc::clone(&known.arrival.facts), known.flow);
         if let Some(reported) = reported {
             let counters = generation.counters(reported.rule);
             if reported.action == "answer" {
@@ -91,11 +91,11 @@ where
             Decision::Permit(permit) => self.forward(known, &permit, &generation).await,
             Decision::Answer(denial) => {
                 generation.counters(denial.rule).answer.inc();
-                Ok(answer(&denial, access::Decision::Answer, &generation, &facts))
+                Ok(answer(&denial, access::Decision::Answer, flow, &generation, &facts))
             }
             Decision::Deny(denial) => {
                 generation.counters(denial.rule).deny.inc();
-                Ok(answer(&denial, access::Decision::Deny, &generation, &facts))
+                Ok(answer(&denial, access::Decision::Deny, flow, &generation, &facts))
             }
             Decision::Fail(kind) => Err(Error::new(kind)),
         }
@@ -129,7 +129,7 @@ where
         let client = known.arrival.client().clone();
         let Arrival { request, facts, .. } = known.arrival;
         facts.note(|record| record.decision = access::Decision::Permit);
-        for rule in permit.unmade_edits(request.headers()) {
+        for rule in permit.unmade_edits(&request) {
             generation.counters(rule).edit.inc();
         }
         // Kept for what the answer says of the token.
@@ -162,14 +162,22 @@ where
     }
 }
 
-fn answer(denial: &Denial, decision: access::Decision, generation: &Generation, facts: &Facts) -> Response<Body> {
+fn answer(
+    denial: &Denial,
+    decision: access::Decision,
+    flow: Flow,
+    generation: &Generation,
+    facts: &Facts,
+) -> Response<Body> {
     let rule = generation.policy.rule(denial.rule).name;
     facts.note(|record| {
         record.decision = decision;
         record.rule = Some(rule);
         record.mode = Mode::Enforce;
     });
-    denial.answer.response(generation.policy.announces_rules().then_some(rule))
+    let mut response = denial.answer.response(generation.policy.announces_rules().then_some(rule));
+    generation.policy.edit_response(flow, response.headers_mut());
+    response
 }
 
 /// The gateway's own fields: exactly one of each, whatever the client sent. Synapse believes the first `X-Forwarded-For` it

@@ -2,8 +2,9 @@
 
     lease.py [--remove DIRECTORY] -- COMMAND [ARGUMENT ...]
 
-The parent holds the other end of our standard input. When it closes, in whatever way the parent died, the command is
-ended, and the directory removed. Lines on standard input: stop (end it, keep the directory), kill, pause, resume.
+Our standard input is a socket whose other end the parent holds. When it closes, in whatever way the parent died, the
+command is ended, and the directory removed. Lines on it: stop (end it, keep the directory), kill, pause (answered with a
+line once the command stands still), resume.
 """
 
 import ctypes
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 GRACE = 5  # seconds from SIGTERM to SIGKILL
 
@@ -45,6 +47,9 @@ def obey(child, gone, abandoned, remove):
                 tell(child, signal.SIGKILL)
             elif line == b"pause":
                 tell(child, signal.SIGSTOP)
+                while is_running(child):
+                    time.sleep(0.001)
+                os.write(0, b"paused\n")
             elif line == b"resume":
                 tell(child, signal.SIGCONT)
     abandoned.set()
@@ -66,6 +71,15 @@ def tell(child, number):
         os.killpg(child.pid, number)
     except ProcessLookupError:
         pass
+
+
+def is_running(child):
+    """A signal is only queued when kill() returns; the state is the third field, after a name that may hold anything."""
+    try:
+        with open(f"/proc/{child.pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] not in "TtZXx"
+    except OSError:
+        return False
 
 
 def die_with_parent():

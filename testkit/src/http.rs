@@ -4,7 +4,8 @@
 
 mod connection;
 
-use std::net::SocketAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -19,7 +20,7 @@ pub use connection::Connection;
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A request, written as it is told: only a missing `Host`, `Connection: close` and `Content-Length` are added.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Request {
     method: String,
     target: Vec<u8>,
@@ -73,6 +74,13 @@ impl Request {
         self.send_on(Connection::open(to)?)
     }
 
+    /// Sends this from this address of this machine; panics with a sentence when there is no answer.
+    #[track_caller]
+    pub fn send_from(&self, source: IpAddr, to: SocketAddr) -> Response {
+        let answer = Connection::open_from(source, to).and_then(|connection| self.send_on(connection));
+        answer.unwrap_or_else(|e| panic!("{e:?}"))
+    }
+
     /// Sends this over TLS to a server that has to prove this name under this authority; panics when it fails.
     #[track_caller]
     pub fn send_tls(&self, to: SocketAddr, server_name: &str, ca_pem: &str) -> Response {
@@ -117,6 +125,14 @@ impl Request {
         let target = String::from_utf8_lossy(&self.target);
         let answer = connection.write_then_read(bytes, &self.method);
         answer.context(|| format!("{} {target} to {} got no answer", self.method, connection.host))
+    }
+}
+
+/// As it would be sent, without its body.
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method, String::from_utf8_lossy(&self.target))?;
+        self.headers.iter().try_for_each(|(name, value)| write!(f, " [{name}: {}]", String::from_utf8_lossy(value)))
     }
 }
 

@@ -1,21 +1,23 @@
 //! Child processes that cannot outlive us, whatever way we end.
 
 use std::ffi::OsStr;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Result};
 
 /// A process that ends when this value is dropped or when our own process ends, be it by SIGKILL.
 ///
-/// It runs below `python/lease.py`, whose standard input we hold: the kernel closes that pipe for us.
+/// It runs below `python/lease.py`, whose standard input is a socket that we hold: the kernel closes it for us.
 pub(crate) struct Leased {
     child: Child,
     /// None once the lease was given back.
-    pipe: Option<ChildStdin>,
+    socket: Option<UnixStream>,
 }
 
 /// What may be said to a leased process.
@@ -67,10 +69,10 @@ impl Leased {
             }
         }
         // A group of its own: Ctrl-C in a terminal is ours to handle, and the lease hears of it by our end.
-        lease.process_group(0).stdin(Stdio::piped()).stdout(output.stdout).stderr(output.stderr);
-        let mut child = lease.spawn().context(|| format!("start {}", python.display()))?;
-        let pipe = child.stdin.take();
-        Ok(Leased { child, pipe })
+        let (ours, theirs) = UnixStream::pair().context(|| "make a pair of sockets".into())?;
+        lease.process_group(0).stdin(OwnedFd::from(theirs)).stdout(output.stdout).stderr(output.stderr);
+        let child = lease.spawn().context(|| format!("start {}", python.display()))?;
+        Ok(Leased { child, socket: Some(ours) })
     }
 
     pub(crate) fn stdout(&mut self) -> Option<ChildStdout> {
@@ -81,6 +83,7 @@ impl Leased {
         self.child.stderr.take()
     }
 
+    /// Says a word; a pause has begun when this returns.
     pub(crate) fn tell(&mut self, word: Word) -> Result<()> {
         let line: &[u8] = match word {
             Word::Stop => b"stop\n",
@@ -88,8 +91,12 @@ impl Leased {
             Word::Pause => b"pause\n",
             Word::Resume => b"resume\n",
         };
-        let Some(pipe) = &mut self.pipe else { return Err(Error::new("the process has ended")) };
-        pipe.write_all(line).context(|| format!("tell a process to {word:?}"))
+        let Some(socket) = &mut self.socket else { return Err(Error::new("the process has ended")) };
+        let told = socket.write_all(line).and_then(|()| match word {
+            Word::Pause => socket.read_exact(&mut [0; b"paused\n".len()]),
+            Word::Stop | Word::Kill | Word::Resume => Ok(()),
+        });
+        told.context(|| format!("tell a process to {word:?}"))
     }
 
     /// How it ended, if it has.
@@ -114,7 +121,7 @@ impl Leased {
 
 impl Drop for Leased {
     fn drop(&mut self) {
-        drop(self.pipe.take());
+        drop(self.socket.take());
         let _ = self.child.wait();
     }
 }

@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use socket2::{Domain, Type};
 
 /// Where a server listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +81,16 @@ impl Socket {
             }
             Address::Unix(path) => UnixStream::connect(path).map(Socket::Unix),
         }
+    }
+
+    /// Connects from this address of this machine, as another client would.
+    pub(crate) fn connect_from(source: IpAddr, to: SocketAddr, within: Duration) -> io::Result<Socket> {
+        let socket = socket2::Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+        socket.connect_timeout(&to.into(), within)?;
+        let stream = TcpStream::from(socket);
+        stream.set_nodelay(true)?;
+        Ok(Socket::Tcp(stream))
     }
 
     pub(crate) fn try_clone(&self) -> io::Result<Socket> {

@@ -33,9 +33,9 @@ fn no_marker_is_written_at_the_finest_level() {
         target if target.contains("whoami") => {
             Answer::Bytes(json_response(401, &json!({ "errcode": "M_UNKNOWN_TOKEN", "error": "canaryrefusal" })))
         }
-        target if target.contains("cut") => {
-            Answer::BytesThenClose(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\nX-Canary: canaryfield\r\n\r\ncanarycut".to_vec())
-        }
+        target if target.contains("cut") => Answer::BytesThenClose(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\nX-Canary: canaryfield\r\n\r\ncanarycut".to_vec(),
+        ),
         target if target.contains("garbled") => Answer::BytesThenClose(b"canarygarbage: \x01\r\n\r\n".to_vec()),
         target if target.contains("closed") => Answer::Close,
         target if target.contains("silent") => Answer::Hang,
@@ -72,7 +72,10 @@ fn no_marker_is_written_at_the_finest_level() {
     statuses.push(unknown.send(addr).status);
     statuses.push(marked("POST", "/_matrix/media/v3/upload").body(vec![b'x'; 100_000]).send(addr).status);
     let mut slow = Connection::open(addr).unwrap();
-    slow.write(b"POST /_matrix/client/v3/login?canaryslow HTTP/1.1\r\nHost: canaryhost\r\nContent-Length: 20\r\n\r\ncanary").unwrap();
+    slow.write(
+        b"POST /_matrix/client/v3/login?canaryslow HTTP/1.1\r\nHost: canaryhost\r\nContent-Length: 20\r\n\r\ncanary",
+    )
+    .unwrap();
     statuses.push(slow.response("POST").unwrap().status);
     // What the parser refuses, and what the canonical layer does.
     for wire in [

@@ -40,18 +40,47 @@ fn explain_tells_decision_rule_and_line() {
     let site = site();
     for (arguments, code, words) in [
         (&["explain", "GET", "/_matrix/client/versions"][..], 0, "permit"),
-        (&["explain", "GET", "/_matrix/client/v3/publicRooms"], 3, "deny with 401 M_MISSING_TOKEN, by public_rooms  [built-in balanced:"),
+        (
+            &["explain", "GET", "/_matrix/client/v3/publicRooms"],
+            3,
+            "deny with 401 M_MISSING_TOKEN, by public_rooms  [built-in balanced:",
+        ),
         (&["explain", "GET", "/_matrix/client/v3/publicRooms", "-H", "Authorization: Bearer x"], 0, "permit"),
-        (&["explain", "GET", "/_matrix/client/v3/publicRooms", "-H", "Authorization: Bearer x", "--token", "invalid"], 3, "M_UNKNOWN_TOKEN"),
-        (&["explain", "GET", "/_matrix/client/v3/profile/@a:b", "-H", "Authorization: Bearer x", "--token", "guest"], 3, "M_GUEST_ACCESS_FORBIDDEN"),
+        (
+            &[
+                "explain",
+                "GET",
+                "/_matrix/client/v3/publicRooms",
+                "-H",
+                "Authorization: Bearer x",
+                "--token",
+                "invalid",
+            ],
+            3,
+            "M_UNKNOWN_TOKEN",
+        ),
+        (
+            &["explain", "GET", "/_matrix/client/v3/profile/@a:b", "-H", "Authorization: Bearer x", "--token", "guest"],
+            3,
+            "M_GUEST_ACCESS_FORBIDDEN",
+        ),
         (&["explain", "GET", "https://hs.example/_matrix/federation/v1/version"], 0, "answer with 200"),
-        (&["explain", "GET", "/_synapse/admin/v1/users"], 3, "by surface"),
-        (&["explain", "--policy", "transparent", "GET", "/_matrix/client/v3/publicRooms"], 0, "public_rooms would deny it, in report mode"),
+        (&["explain", "GET", "/_synapse/admin/v1/users"], 3, "by internal_endpoints"),
+        (
+            &["explain", "--policy", "transparent", "GET", "/_matrix/client/v3/publicRooms"],
+            0,
+            "public_rooms would deny it, in report mode",
+        ),
     ] {
         let ran = site.run(arguments);
         assert!(ran.code == Some(code) && ran.out.contains(words) && ran.err.is_empty(), "{arguments:?}: {ran:?}");
     }
-    for arguments in [&["explain", "GET"][..], &["explain", "G T", "/"], &["explain", "GET", "/", "-H", "nothing"], &["explain", "GET", "x y"]] {
+    for arguments in [
+        &["explain", "GET"][..],
+        &["explain", "G T", "/"],
+        &["explain", "GET", "/", "-H", "nothing"],
+        &["explain", "GET", "x y"],
+    ] {
         let ran = site.run(arguments);
         assert!(ran.code == Some(2) && ran.out.is_empty() && !ran.err.is_empty(), "{arguments:?}: {ran:?}");
     }
@@ -69,7 +98,10 @@ fn test_runs_the_policys_own_tests() {
     let bad = site.run(&["test"]);
     assert!(bad.code == Some(1) && bad.out.contains("FAILED  all is open  [policy.toml:4:"), "{bad:?}");
     let checked = site.run(&["check"]);
-    assert!(checked.code == Some(1) && checked.err.contains("the policy's own test \"all is open\" failed"), "{checked:?}");
+    assert!(
+        checked.code == Some(1) && checked.err.contains("the policy's own test \"all is open\" failed"),
+        "{checked:?}"
+    );
 }
 
 #[test]
@@ -148,7 +180,10 @@ fn a_certificate_that_is_missing_and_a_key_that_others_read_are_refused() {
     }
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
     for ran in with(certificate.to_str().unwrap(), key.to_str().unwrap()) {
-        assert!(ran.code == Some(1) && ran.err.contains(key.to_str().unwrap()) && ran.err.contains("chmod 600"), "{ran:?}");
+        assert!(
+            ran.code == Some(1) && ran.err.contains(key.to_str().unwrap()) && ran.err.contains("chmod 600"),
+            "{ran:?}"
+        );
     }
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
     assert_eq!(with_check(&site).code, Some(0));
@@ -212,9 +247,12 @@ fn sigterm_lets_exchanges_end_and_the_process_with_them() {
     for signal in ["TERM", "INT"] {
         let (pieces, answer) = Answer::stream();
         let mut answer = Some(answer);
-        let upstream = backend(move |request| {
-            if request.target_text() == VERSIONS { ok() } else { answer.take().unwrap_or(Answer::Close) }
-        });
+        let upstream =
+            backend(
+                move |request| {
+                    if request.target_text() == VERSIONS { ok() } else { answer.take().unwrap_or(Answer::Close) }
+                },
+            );
         let site = Site::new(&url(&upstream), OPEN, "[limits]\ndrain = \"60s\"");
         let mut process = site.start();
         let addr = process.addr();

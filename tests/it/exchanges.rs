@@ -23,7 +23,8 @@ const NOTHING: &str = "(nothing)\n";
 fn exchanges_are_as_written() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/exchanges");
     let entries = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path());
-    let mut paths: Vec<_> = entries.filter(|path| path.extension().is_some_and(|extension| extension == "txt")).collect();
+    let mut paths: Vec<_> =
+        entries.filter(|path| path.extension().is_some_and(|extension| extension == "txt")).collect();
     paths.sort();
     assert!(paths.len() >= 15, "{} files", paths.len());
     let wrong: Vec<_> = paths.iter().filter_map(|path| check(path).err()).collect();
@@ -41,7 +42,8 @@ fn check(path: &Path) -> Result<(), String> {
     let upstream = backend(move |_| left.pop().map_or(Answer::Close, Answer::Bytes));
     let gateway = Gateway::start(&url(&upstream), policy);
     let back = raw(gateway.addr(), &wire(request));
-    let seen: Vec<_> = upstream.requests().iter().map(|request| shown(&[&request.head[..], &request.body].concat())).collect();
+    let seen: Vec<_> =
+        upstream.requests().iter().map(|request| shown(&[&request.head[..], &request.body].concat())).collect();
     let seen = if seen.is_empty() { NOTHING.to_owned() } else { seen.join(MESSAGE) };
     let found = [policy, request, &seen, answers, &shown(&back)].join(PART);
     if std::env::var_os("MANTLET_BLESS").is_some() {

@@ -99,8 +99,14 @@ fn a_use_of_what_stands_below_is_found() {
     assert_eq!(order, ["first", "second", "third"]);
     let found = |file: &str, text: &str| violations(&order, [(file, text)]);
     assert!(found("second/a.rs", "use crate::first::A;\nuse crate::second::b;\nuse super::x;").is_empty());
-    assert_eq!(found("second/a.rs", "\npub(crate) use crate::third::A;"), ["second/a.rs:2: second uses third, which stands below it"]);
-    assert_eq!(found("first.rs", "fn f() -> crate::second::A {}"), ["first.rs:1: first uses second, which stands below it"]);
+    assert_eq!(
+        found("second/a.rs", "\npub(crate) use crate::third::A;"),
+        ["second/a.rs:2: second uses third, which stands below it"]
+    );
+    assert_eq!(
+        found("first.rs", "fn f() -> crate::second::A {}"),
+        ["first.rs:1: first uses second, which stands below it"]
+    );
     assert_eq!(found("first.rs", "use crate::{first, second::{a, b}, third};").len(), 2);
     assert_eq!(found("first.rs", "use crate::other;"), ["first.rs:1: `crate::other` is no module of lib.rs"]);
     assert_eq!(found("new/mod.rs", ""), ["new/mod.rs: `new` is not in lib.rs"]);

@@ -16,7 +16,11 @@ fn requests_in_turn_share_one_connection() {
     let upstream = homeserver();
     let gateway = Gateway::with(&url(&upstream), OPEN, ONE_WORKER);
     for n in 0..20 {
-        let request = if n % 2 == 0 { Request::new("GET", VERSIONS) } else { Request::new("POST", "/_matrix/client/v3/login").body("{}") };
+        let request = if n % 2 == 0 {
+            Request::new("GET", VERSIONS)
+        } else {
+            Request::new("POST", "/_matrix/client/v3/login").body("{}")
+        };
         assert_eq!(request.send(gateway.addr()).status, 200);
     }
     assert_eq!((upstream.requests().len(), upstream.connections()), (20, 1));
@@ -125,7 +129,9 @@ fn a_request_that_was_sent_is_never_sent_again() {
     let gateway = Gateway::with(&url(&upstream), OPEN, ONE_WORKER);
     assert_eq!(Request::new("GET", VERSIONS).send(gateway.addr()).status, 200);
     for (n, method) in ["PUT", "GET"].into_iter().enumerate() {
-        let answer = Request::new(method, "/_matrix/client/v3/rooms/!a:hs/send/m.room.message/1").body("{}").send(gateway.addr());
+        let answer = Request::new(method, "/_matrix/client/v3/rooms/!a:hs/send/m.room.message/1")
+            .body("{}")
+            .send(gateway.addr());
         assert_matrix_error(&answer, 502, "M_UNKNOWN");
         assert_eq!(upstream.requests().len(), n + 2, "{method}");
     }

@@ -50,7 +50,9 @@ fn the_homeserver_sees_exactly_one_address_and_scheme_whatever_the_client_claims
         .clone()
         .header("Connection", "close, x-forwarded-for, X-Forwarded-Proto, x-request-id, host, authorization")
         .bearer("T");
-    for (request, authorization) in [(Request::new("GET", VERSIONS), None), (claims, None), (nominated, Some("Bearer T"))] {
+    for (request, authorization) in
+        [(Request::new("GET", VERSIONS), None), (claims, None), (nominated, Some("Bearer T"))]
+    {
         request.send(gateway.addr());
         let seen = upstream.last().unwrap();
         assert_eq!(seen.header_all("x-forwarded-for"), ["127.0.0.1"]);
@@ -68,7 +70,8 @@ fn the_request_id_is_that_of_the_access_record() {
     for _ in 0..3 {
         Request::new("GET", VERSIONS).header("X-Request-ID", "0123456789abcdef").send(gateway.addr());
     }
-    let seen: Vec<_> = upstream.requests().iter().map(|request| request.header("x-request-id").unwrap().to_owned()).collect();
+    let seen: Vec<_> =
+        upstream.requests().iter().map(|request| request.header("x-request-id").unwrap().to_owned()).collect();
     let written: Vec<_> = gateway.records(3).iter().map(|record| record["id"].as_str().unwrap().to_owned()).collect();
     assert_eq!(seen, written);
     assert!(!seen.contains(&"0123456789abcdef".to_owned()) && seen[0] != seen[1] && seen[1] != seen[2], "{seen:?}");
@@ -153,7 +156,9 @@ fn listed_fields_do_not_arrive_not_even_in_our_own_question() {
 #[test]
 fn bodies_of_both_framings_arrive_whole_in_both_directions() {
     let body = noise(3 * 1024 * 1024 + 17);
-    for (size, framing) in [(0, "Content-Length"), (1, "one byte chunks"), (7 * 1024 + 1, "chunks"), (1 << 20, "big chunks")] {
+    for (size, framing) in
+        [(0, "Content-Length"), (1, "one byte chunks"), (7 * 1024 + 1, "chunks"), (1 << 20, "big chunks")]
+    {
         let sent = if size == 1 { body[..5000].to_vec() } else { body.clone() };
         let answered = sent.clone();
         let upstream = backend(move |_| {
@@ -183,7 +188,8 @@ fn bodies_of_both_framings_arrive_whole_in_both_directions() {
 fn an_answer_that_ends_with_its_connection_arrives_whole() {
     let body = noise(300_000);
     let sent = body.clone();
-    let upstream = backend(move |_| Answer::BytesThenClose([b"HTTP/1.0 200 OK\r\n\r\n".to_vec(), sent.clone()].concat()));
+    let upstream =
+        backend(move |_| Answer::BytesThenClose([b"HTTP/1.0 200 OK\r\n\r\n".to_vec(), sent.clone()].concat()));
     let gateway = Gateway::start(&url(&upstream), OPEN);
     assert!(Request::new("GET", VERSIONS).send(gateway.addr()).body == body);
 }
@@ -195,12 +201,16 @@ fn trailers_end_here_in_both_directions() {
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-down\r\n\r\n4\r\ndown\r\n0\r\nX-Down: 1\r\nServer: 2\r\n\r\n",
     );
     let gateway = Gateway::start(&format!("http://{addr}"), OPEN);
-    let request = b"POST /_matrix/client/v3/login HTTP/1.1\r\nHost: hs\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n\
+    let request =
+        b"POST /_matrix/client/v3/login HTTP/1.1\r\nHost: hs\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n\
                     Trailer: x-up\r\n\r\n2\r\nup\r\n0\r\nX-Up: 1\r\nAuthorization: Bearer x\r\n\r\n";
     let answer = String::from_utf8(raw(gateway.addr(), request)).unwrap();
     let seen = String::from_utf8(seen.join().unwrap()).unwrap();
     assert!(seen.ends_with("\r\n\r\n2\r\nup\r\n0\r\n\r\n") && !seen.to_ascii_lowercase().contains("x-up"), "{seen}");
-    assert!(answer.ends_with("\r\n\r\n4\r\ndown\r\n0\r\n\r\n") && !answer.to_ascii_lowercase().contains("x-down"), "{answer}");
+    assert!(
+        answer.ends_with("\r\n\r\n4\r\ndown\r\n0\r\n\r\n") && !answer.to_ascii_lowercase().contains("x-down"),
+        "{answer}"
+    );
 }
 
 /// Takes one connection, reads until these bytes and an empty line, answers, and gives all that was read.
@@ -252,7 +262,9 @@ fn a_client_that_asks_before_it_sends_is_told_to_go_on() {
     let gateway = Gateway::start(&url(&upstream), OPEN);
     let mut client = Connection::open(gateway.addr()).unwrap();
     client
-        .write(b"POST /_matrix/client/v3/login HTTP/1.1\r\nHost: hs\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+        .write(
+            b"POST /_matrix/client/v3/login HTTP/1.1\r\nHost: hs\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n",
+        )
         .unwrap();
     assert_eq!(client.read_some().unwrap(), b"HTTP/1.1 100 Continue\r\n\r\n");
     client.write(b"abc").unwrap();
@@ -275,7 +287,8 @@ fn interim_answers_of_the_homeserver_are_not_the_answer() {
 
 #[test]
 fn the_homeserver_is_not_named_where_the_policy_hides_it() {
-    let upstream = backend(|_| Answer::Bytes(response(200, &[("Server", "Synapse/1.163.2"), ("X-Powered-By", "Twisted")], "")));
+    let upstream =
+        backend(|_| Answer::Bytes(response(200, &[("Server", "Synapse/1.163.2"), ("X-Powered-By", "Twisted")], "")));
     let hidden = Gateway::start(&url(&upstream), "[rules.server_banner]");
     let answer = Request::new("GET", VERSIONS).send(hidden.addr());
     assert_eq!((answer.header("server"), answer.header("x-powered-by")), (None, None));
@@ -310,7 +323,10 @@ fn an_upgrade_that_nobody_asked_for_is_no_answer() {
         Answer::Bytes(head.to_vec())
     });
     let gateway = Gateway::start(&url(&upstream), OPEN);
-    let answer = Request::new("GET", VERSIONS).header("Connection", "upgrade").header("Upgrade", "websocket").send(gateway.addr());
+    let answer = Request::new("GET", VERSIONS)
+        .header("Connection", "upgrade")
+        .header("Upgrade", "websocket")
+        .send(gateway.addr());
     assert_matrix_error(&answer, 502, "M_UNKNOWN");
 }
 

@@ -48,7 +48,10 @@ fn the_command_reloads_and_says_what_came_of_it() {
 
     site.write("policy.toml", CLOSED);
     let ran = site.run(&["reload"]);
-    assert!(ran.code == Some(0) && ran.out.starts_with("generation 2: ") && ran.out.ends_with("is in force\n"), "{ran:?}");
+    assert!(
+        ran.code == Some(0) && ran.out.starts_with("generation 2: ") && ran.out.ends_with("is in force\n"),
+        "{ran:?}"
+    );
     assert!(is_closed(&process));
 
     // A comment changes the text, not what is in force; it is a generation all the same, for its digest is another.
@@ -151,7 +154,10 @@ fn what_changed_in_the_gateway_file_is_named_and_waits_for_a_restart() {
     let upstream = homeserver();
     let site = Site::new(&url(&upstream), OPEN, "[limits]\nbody = \"1MiB\"");
     let process = site.start();
-    site.write("mantlet.toml", &site.gateway_file("http://127.0.0.1:1", "127.0.0.1:0", "[limits]\nbody = \"2MiB\"\n[log]\nlevel = \"debug\""));
+    site.write(
+        "mantlet.toml",
+        &site.gateway_file("http://127.0.0.1:1", "127.0.0.1:0", "[limits]\nbody = \"2MiB\"\n[log]\nlevel = \"debug\""),
+    );
     site.write("policy.toml", CLOSED);
     let ran = site.run(&["reload"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
@@ -189,7 +195,8 @@ fn a_thousand_reloads_under_load_drop_nothing_mix_nothing_and_open_nothing() {
     })
     .unwrap();
     let gateway = Gateway::with(&url(&upstream), A, "[workers]\ncount = 2\n[log]\naccess = \"off\"");
-    let (is_over, by_a, by_b, refused) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+    let (is_over, by_a, by_b, refused) =
+        (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
     thread::scope(|scope| {
         let clients: Vec<_> = (0..4)
             .map(|n| {

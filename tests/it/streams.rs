@@ -55,9 +55,10 @@ fn the_first_piece_of_an_answer_arrives_while_the_second_is_held_back() {
 
 #[test]
 fn the_homeserver_sees_the_first_bytes_of_an_upload_before_the_client_sends_the_last() {
-    for (framing, first, second) in
-        [("Content-Length: 11", "first", "second"), ("Transfer-Encoding: chunked", "5\r\nfirst\r\n", "6\r\nsecond\r\n0\r\n\r\n")]
-    {
+    for (framing, first, second) in [
+        ("Content-Length: 11", "first", "second"),
+        ("Transfer-Encoding: chunked", "5\r\nfirst\r\n", "6\r\nsecond\r\n0\r\n\r\n"),
+    ] {
         let upstream = homeserver();
         let gateway = Gateway::start(&url(&upstream), OPEN);
         let mut client = Connection::open(gateway.addr()).unwrap();
@@ -73,10 +74,14 @@ fn the_homeserver_sees_the_first_bytes_of_an_upload_before_the_client_sends_the_
 
 #[test]
 fn an_answer_before_the_end_of_an_upload_reaches_the_client() {
-    let upstream = Backend::start_early(|_| Answer::BytesThenClose(json_response(413, &json!({ "errcode": "M_TOO_LARGE" })))).unwrap();
+    let upstream =
+        Backend::start_early(|_| Answer::BytesThenClose(json_response(413, &json!({ "errcode": "M_TOO_LARGE" }))))
+            .unwrap();
     let gateway = Gateway::start(&url(&upstream), OPEN);
     let mut client = Connection::open(gateway.addr()).unwrap();
-    client.write(format!("POST {UPLOAD} HTTP/1.1\r\nHost: hs\r\nContent-Length: 1000000\r\n\r\nabc").as_bytes()).unwrap();
+    client
+        .write(format!("POST {UPLOAD} HTTP/1.1\r\nHost: hs\r\nContent-Length: 1000000\r\n\r\nabc").as_bytes())
+        .unwrap();
     let answer = client.response("POST").unwrap();
     assert_eq!((answer.status, answer.errcode().as_deref()), (413, Some("M_TOO_LARGE")));
 }
@@ -117,7 +122,9 @@ fn a_homeserver_that_does_not_read_stops_the_client_from_writing() {
     let upstream = homeserver();
     let gateway = Gateway::with(&url(&upstream), OPEN, "[limits]\nbody = \"10GiB\"");
     let mut client = Connection::open(gateway.addr()).unwrap();
-    client.write(format!("POST {UPLOAD} HTTP/1.1\r\nHost: hs\r\nContent-Length: 1000000000\r\n\r\n").as_bytes()).unwrap();
+    client
+        .write(format!("POST {UPLOAD} HTTP/1.1\r\nHost: hs\r\nContent-Length: 1000000000\r\n\r\n").as_bytes())
+        .unwrap();
     upstream.wait_requests(1, SOON).unwrap();
     upstream.pause_reading();
     client.set_timeout(STALL);
@@ -206,7 +213,8 @@ fn a_body_beyond_the_limit_is_refused_with_an_answer_that_a_browser_can_read() {
     let gateway = Gateway::with(&url(&upstream), OPEN, "[limits]\nbody = \"64KiB\"");
     let exact = vec![b'x'; 64 * 1024];
     let beyond = vec![b'x'; 64 * 1024 + 1];
-    let chunks = |body: &[u8]| Request::new("POST", UPLOAD).header("Transfer-Encoding", "chunked").body(chunked(body, 1000));
+    let chunks =
+        |body: &[u8]| Request::new("POST", UPLOAD).header("Transfer-Encoding", "chunked").body(chunked(body, 1000));
     assert_eq!(Request::new("POST", UPLOAD).body(exact.clone()).send(gateway.addr()).status, 200);
     assert_eq!(chunks(&exact).send(gateway.addr()).status, 200);
     upstream.take();

@@ -52,9 +52,11 @@ async fn h2(addr: SocketAddr, ca: &str) -> SendRequest<Full<Bytes>> {
 }
 
 fn run<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
-        tokio::time::timeout(SOON, future).await.expect("it ends in time")
-    })
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(async { tokio::time::timeout(SOON, future).await.expect("it ends in time") })
 }
 
 #[test]
@@ -62,7 +64,8 @@ fn http1_over_tls_says_https_to_the_homeserver() {
     let upstream = backend(|request| Answer::Bytes(response(200, &[], &request.body)));
     let (gateway, ca) = gateway(&url(&upstream), OPEN);
     let body = noise(1_000_000);
-    let request = Request::new("POST", "/_matrix/media/v3/upload?a=%2F").header("X-Forwarded-Proto", "http").body(body.clone());
+    let request =
+        Request::new("POST", "/_matrix/media/v3/upload?a=%2F").header("X-Forwarded-Proto", "http").body(body.clone());
     let answer = request.send_tls(gateway.addr(), NAME, &ca);
     assert!(answer.status == 200 && answer.body == body);
     let seen = upstream.last().unwrap();
@@ -153,7 +156,8 @@ fn streams_of_one_connection_do_not_wait_for_each_other() {
             let request = http::Request::get(format!("https://hs{target}")).body(Full::default()).unwrap();
             let mut sender = sender.clone();
             async move {
-                let answer = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+                let answer =
+                    sender.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
                 String::from_utf8(answer.to_vec()).unwrap()
             }
         };

@@ -52,14 +52,15 @@ fn the_question_carries_what_the_client_would_have_sent_and_no_more() {
         let upstream = knowing_all();
         let policy = format!("[rules.public_rooms]\n[rules.request_headers]\nuser_agent = \"{agent}\"");
         let gateway = Gateway::start(&url(&upstream), &policy);
-        let request = Request::new("POST", format!("{ROOMS}?server=other&user_id=%40bot%3Ahs;device%5Fid=A+B%26&limit=3"))
-            .bearer("a-1")
-            .header("Host", "matrix.example:8448")
-            .header("User-Agent", "Mozilla/5.0 (X11)")
-            .header("X-Forwarded-For", "203.0.113.9")
-            .header("Cookie", "c=1")
-            .header("X-Anything", "1")
-            .json(&json!({ "filter": {} }));
+        let request =
+            Request::new("POST", format!("{ROOMS}?server=other&user_id=%40bot%3Ahs;device%5Fid=A+B%26&limit=3"))
+                .bearer("a-1")
+                .header("Host", "matrix.example:8448")
+                .header("User-Agent", "Mozilla/5.0 (X11)")
+                .header("X-Forwarded-For", "203.0.113.9")
+                .header("Cookie", "c=1")
+                .header("X-Anything", "1")
+                .json(&json!({ "filter": {} }));
         assert_eq!(request.send(gateway.addr()).status, 200);
         let asked = whoamis(&upstream);
         assert_eq!(asked.len(), 1);
@@ -110,7 +111,9 @@ fn fifty_first_uses_at_once_are_one_question() {
     let mut clients: Vec<_> = (0..50)
         .map(|_| {
             let mut client = Connection::open(gateway.addr()).unwrap();
-            client.write(format!("GET {ROOMS} HTTP/1.1\r\nHost: hs\r\nAuthorization: Bearer a-1\r\n\r\n").as_bytes()).unwrap();
+            client
+                .write(format!("GET {ROOMS} HTTP/1.1\r\nHost: hs\r\nAuthorization: Bearer a-1\r\n\r\n").as_bytes())
+                .unwrap();
             client
         })
         .collect();
@@ -147,7 +150,9 @@ fn whoever_asked_first_may_go_away() {
 
 #[test]
 fn a_refusal_is_believed_shortly() {
-    let refuse = |_: &RecordedRequest| Answer::Bytes(json_response(401, &json!({ "errcode": "M_UNKNOWN_TOKEN", "error": "no" })));
+    let refuse = |_: &RecordedRequest| {
+        Answer::Bytes(json_response(401, &json!({ "errcode": "M_UNKNOWN_TOKEN", "error": "no" })))
+    };
     let upstream = knowing(refuse);
     let gateway = Gateway::with(&url(&upstream), POLICY, "[tokens]\nnegative = \"2s\"");
     for _ in 0..3 {
@@ -168,11 +173,23 @@ fn a_refusal_is_believed_shortly() {
 fn the_homeservers_own_refusals_pass_in_its_own_words() {
     for (status, fields, body) in [
         (401, &[][..], r#"{"errcode":"M_UNKNOWN_TOKEN","error":"Access token has expired","soft_logout":true}"#),
-        (401, &[], "{ \"soft_logout\" : false,\n \"errcode\":\"M_UNKNOWN_TOKEN\", \"error\":\"\u{e9}\", \"x\": {\"b\":1,\"a\":2} }"),
-        (401, &[], r#"{"errcode":"M_USER_LOCKED","error":"locked","soft_logout":true,"org.matrix.msc3939.errcode":"M_USER_LOCKED"}"#),
+        (
+            401,
+            &[],
+            "{ \"soft_logout\" : false,\n \"errcode\":\"M_UNKNOWN_TOKEN\", \"error\":\"\u{e9}\", \"x\": {\"b\":1,\"a\":2} }",
+        ),
+        (
+            401,
+            &[],
+            r#"{"errcode":"M_USER_LOCKED","error":"locked","soft_logout":true,"org.matrix.msc3939.errcode":"M_USER_LOCKED"}"#,
+        ),
         (403, &[], r#"{"errcode":"ORG_MATRIX_EXPIRED_ACCOUNT","error":"User account has expired"}"#),
         (400, &[], r#"{"errcode":"M_EXCLUSIVE","error":"Application service cannot masquerade as this device"}"#),
-        (429, &[("Retry-After", "17")], r#"{"errcode":"M_LIMIT_EXCEEDED","error":"Too Many Requests","retry_after_ms":16001}"#),
+        (
+            429,
+            &[("Retry-After", "17")],
+            r#"{"errcode":"M_LIMIT_EXCEEDED","error":"Too Many Requests","retry_after_ms":16001}"#,
+        ),
     ] {
         let upstream = knowing(move |_| Answer::Bytes(response(status, fields, body)));
         let gateway = Gateway::start(&url(&upstream), POLICY);
@@ -192,8 +209,12 @@ fn the_homeservers_own_refusals_pass_in_its_own_words() {
 fn what_is_no_verdict_is_a_502_and_is_not_remembered() {
     type Play = fn() -> Answer;
     let plays: [(&str, Play); 9] = [
-        ("500", || Answer::Bytes(json_response(500, &json!({ "errcode": "M_UNKNOWN", "error": "Internal server error" })))),
-        ("503 that claims to know", || Answer::Bytes(json_response(503, &json!({ "errcode": "M_UNKNOWN_TOKEN", "error": "x" })))),
+        ("500", || {
+            Answer::Bytes(json_response(500, &json!({ "errcode": "M_UNKNOWN", "error": "Internal server error" })))
+        }),
+        ("503 that claims to know", || {
+            Answer::Bytes(json_response(503, &json!({ "errcode": "M_UNKNOWN_TOKEN", "error": "x" })))
+        }),
         ("404", || Answer::Bytes(json_response(404, &json!({ "errcode": "M_UNRECOGNIZED", "error": "x" })))),
         ("200 without a user", || Answer::Bytes(json_response(200, &json!({ "device_id": "D" })))),
         ("200 with nobody's name", || Answer::Bytes(json_response(200, &json!({ "user_id": "alice" })))),
@@ -340,7 +361,10 @@ fn a_token_is_read_exactly_as_the_homeserver_reads_it() {
         upstream.take();
         assert_eq!(ask(&[], query).status, 200, "{query}");
         let asked = whoamis(&upstream);
-        assert_eq!((asked.len(), asked[0].header("authorization"), asked[0].target_text().as_str()), (1, authorization, whoami));
+        assert_eq!(
+            (asked.len(), asked[0].header("authorization"), asked[0].target_text().as_str()),
+            (1, authorization, whoami)
+        );
         // The request itself keeps its own spelling.
         assert_eq!(others(&upstream)[0].target_text(), format!("{ROOMS}{query}"));
         assert_eq!(others(&upstream)[0].header("authorization"), None);

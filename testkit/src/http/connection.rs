@@ -1,7 +1,7 @@
 //! A connection that a test holds in its hand.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,8 +34,18 @@ impl Connection {
     pub fn open(to: impl Into<Address>) -> Result<Connection> {
         let to = to.into();
         let socket = Socket::connect(&to, TIMEOUT).context(|| format!("connect to {to}"))?;
+        Connection::over(socket, &to)
+    }
+
+    /// Connects over TCP from this address of this machine: 127.0.0.0/8 has many clients.
+    pub fn open_from(source: IpAddr, to: SocketAddr) -> Result<Connection> {
+        let socket = Socket::connect_from(source, to, TIMEOUT);
+        Connection::over(socket.context(|| format!("connect to {to} from {source}"))?, &to.into())
+    }
+
+    fn over(socket: Socket, to: &Address) -> Result<Connection> {
         let control = socket.try_clone().context(|| "clone a socket".into())?;
-        let host = match &to {
+        let host = match to {
             Address::Tcp(addr) => addr.to_string(),
             Address::Unix(_) => "localhost".into(),
         };
