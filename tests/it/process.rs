@@ -22,7 +22,8 @@ pub fn mantlet(directory: &Path) -> Command {
 /// Runs a verb to its end; one that does not end is killed, and has no code.
 pub fn run(directory: &Path, arguments: &[&str]) -> Ran {
     let mut command = mantlet(directory);
-    let mut child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    let mut child =
+        command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
     let (out, err) = (Lines::default(), Lines::default());
     out.follow(child.stdout.take().expect("it is piped"));
     err.follow(child.stderr.take().expect("it is piped"));
@@ -167,7 +168,10 @@ impl Process {
         crate::common::eventually("all threads stand still", || {
             let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs");
             let stat = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-            tasks.filter_map(Result::ok).map(stat).all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")))
+            tasks
+                .filter_map(Result::ok)
+                .map(stat)
+                .all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")))
         });
     }
 
