@@ -69,7 +69,7 @@ async fn watch_files(reloader: Arc<Reloader>) {
         }
         let now = reloader.files();
         if now != files {
-            watch = Watch::new(now.clone());
+            watch.follow(now.clone());
             files = now;
         }
     }
