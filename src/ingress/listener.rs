@@ -69,6 +69,8 @@ impl Shared {
 /// Where the process stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drain {
+    /// It begins: nobody is let in before every thread has what it needs, or the first clients could take it away.
+    Starting,
     /// It serves.
     Serving,
     /// It takes nothing new; exchanges that run may end.
@@ -83,6 +85,8 @@ impl Listener {
     /// The socket is closed then, while connections live on: who comes later is refused at once, and can go elsewhere.
     pub async fn run(self: Rc<Self>, socket: TcpListener) {
         let mut drain = self.shared.drain.clone();
+        // A process that is gone before it served has nobody to serve.
+        let _ = drain.wait_for(|drain| *drain != Drain::Starting).await;
         loop {
             let accepted = tokio::select! {
                 accepted = socket.accept() => accepted,

@@ -29,6 +29,8 @@ pub(super) struct Control {
     pub upstream: UpstreamAddress,
     pub server_name: Option<String>,
     pub ending: mpsc::Sender<End>,
+    /// Told once the thread has its runtime, its signals and its socket.
+    pub ready: mpsc::Sender<()>,
 }
 
 impl Control {
@@ -53,6 +55,10 @@ impl Control {
                 let api = Api { reloader: self.reloader, metrics: self.metrics, health };
                 tokio::task::spawn_local(admin::serve(listener, Arc::new(api)));
             }
+            // The tasks above take what they need when they are first polled.
+            tokio::task::yield_now().await;
+            let _ = self.ready.send(());
+            drop(self.ready);
             let _ = drain.wait_for(|drain| *drain == Drain::Over).await;
         });
     }

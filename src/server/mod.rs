@@ -97,11 +97,12 @@ pub fn start(start: Start) -> Result<Running, Problems> {
     let tokens = Tokens::new(&gateway.tokens, Arc::clone(&metrics))
         .map_err(|error| Problem::new(format!("the system gives no randomness: {error}")))?;
     let tokens = Arc::new(tokens);
-    let (drain, draining) = latest::channel(Drain::Serving);
+    let (drain, draining) = latest::channel(Drain::Starting);
     let doors = bind(&gateway, reloader.certificates(), &metrics)?;
     let admin = gateway.admin.as_ref().map(AdminListener::bind).transpose()?;
 
     let (ending, ended) = mpsc::channel();
+    let (ready, readied) = mpsc::channel();
     let mut running = Running {
         listeners: doors.iter().map(|door| (door.metrics.name().to_string(), door.bound.address())).collect(),
         admin: admin.as_ref().map(AdminListener::address),
@@ -127,6 +128,7 @@ pub fn start(start: Start) -> Result<Running, Problems> {
             hops: TrustedHops::new(&gateway.forwarded.trusted_hops),
             drain: draining.clone(),
             doors: Arc::clone(&doors),
+            ready: ready.clone(),
         };
         running.spawn(&format!("worker-{number}"), ending.clone(), move || worker::run(parts))?;
     }
@@ -138,8 +140,17 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         upstream: gateway.synapse.clone(),
         server_name: gateway.homeserver.server_name.clone(),
         ending: ending.clone(),
+        ready,
     };
     running.spawn("control", ending, move || control.run(draining))?;
+    for _ in &running.threads {
+        readied.recv().map_err(|_| {
+            Problem::new("a thread could not be given what it needs")
+                .help("raise the limit of open files (LimitNOFILE=)")
+        })?;
+    }
+    // Nobody listens only if all threads are gone already, which `wait` tells.
+    let _ = running.drain.send(Drain::Serving);
     for (name, address) in &running.listeners {
         tracing::info!(listener = %name, %address, "listening");
     }
