@@ -1,4 +1,4 @@
-//! Notices that the policy's files changed.
+//! Notices that files changed: the policy's, or the certificates'.
 //!
 //! It looks at them twice a second, through links: so it sees an editor's rename, a Kubernetes ConfigMap that swaps its `..data`
 //! link, and a file on a network disk, which no notification tells of. A file that is still being written is left alone until it

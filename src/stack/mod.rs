@@ -9,6 +9,7 @@ pub mod pace;
 mod policy;
 pub mod record;
 mod rescue;
+mod revoke;
 pub mod tokens;
 
 use std::rc::Rc;

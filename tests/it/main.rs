@@ -10,6 +10,7 @@ mod cli;
 mod common;
 mod exchanges;
 mod layers;
+mod listeners;
 mod policies;
 mod pool;
 mod process;
