@@ -61,7 +61,8 @@ impl Control {
 async fn watch_files(reloader: Arc<Reloader>) {
     let mut files = reloader.policy_files();
     let mut policy = Watch::new(files.clone());
-    let mut certificates = Watch::new(reloader.certificate_files());
+    let mut certificates = Watch::new(Vec::new());
+    certificates.follow(reloader.certificate_files());
     loop {
         tokio::time::sleep(EVERY).await;
         // What is wrong with a change has been told; the next change is the next try.
@@ -73,7 +74,7 @@ async fn watch_files(reloader: Arc<Reloader>) {
         }
         let now = reloader.policy_files();
         if now != files {
-            policy = Watch::new(now.clone());
+            policy.follow(now.clone());
             files = now;
         }
     }

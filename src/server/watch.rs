@@ -26,6 +26,15 @@ impl Watch {
         Self { known, last }
     }
 
+    /// Watches these files instead. One that is new here counts as changed: it was read before anybody looked at it, and may have
+    /// changed in between.
+    pub(super) fn follow(&mut self, files: Vec<PathBuf>) {
+        let before = std::mem::take(&mut self.known);
+        let known = |file: &PathBuf| before.iter().find(|(old, _)| old == file).and_then(|(_, look)| *look);
+        self.known = files.into_iter().map(|file| (file.clone(), known(&file))).collect();
+        self.last = vec![None; self.known.len()];
+    }
+
     /// Whether they changed since they were last known, and rest now. Once told, the change is known.
     pub(super) fn changed(&mut self) -> bool {
         let now: Vec<Look> = self.known.iter().map(|(file, _)| look(file)).collect();
@@ -72,6 +81,23 @@ mod tests {
         assert!(!watch.changed(), "it was written to");
         assert!(watch.changed());
         assert!(!twice(&mut watch));
+    }
+
+    #[test]
+    fn a_file_that_joins_counts_as_changed_and_one_that_stays_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+        std::fs::write(&one, "1").unwrap();
+        std::fs::write(&two, "2").unwrap();
+        let mut watch = Watch::new(vec![one.clone()]);
+        watch.follow(vec![one.clone(), two.clone()]);
+        assert!(twice(&mut watch) && !twice(&mut watch));
+        watch.follow(vec![two.clone()]);
+        assert!(!twice(&mut watch));
+        // What changes between the reading and the following is not lost.
+        std::fs::write(&two, "changed").unwrap();
+        watch.follow(vec![two.clone(), one]);
+        assert!(twice(&mut watch));
     }
 
     #[test]
