@@ -64,7 +64,7 @@ async fn serve(parts: Parts) {
         .doors
         .iter()
         .map(|door| {
-            let socket = door.bound.listener().expect("a worker needs its sockets: raise the limit of open files");
+            let socket = door.socket.socket().expect("a worker needs its sockets: raise the limit of open files");
             let listener =
                 Listener { tls: door.tls.clone(), shared: Rc::clone(&shared), metrics: door.metrics.clone() };
             tokio::task::spawn_local(Rc::new(listener).run(socket))

@@ -58,7 +58,7 @@ impl Gateway {
 
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
-        self.running().listeners()[0].1
+        self.running().addr().expect("it listens on TCP")
     }
 
     /// Its URL.
