@@ -28,6 +28,7 @@ use crate::problem::{Problem, Problems};
 use crate::stack::TrustedHops;
 use crate::stack::tokens::Tokens;
 use crate::tls::server::{Identity, Server as Tls};
+use crate::upstream::Directory;
 use admin::AdminListener;
 use control::Control;
 use reload::Reloader;
@@ -120,6 +121,7 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         threads: Vec::new(),
     };
     let doors = Arc::new(doors);
+    let directory = Directory::new(&gateway.upstreams, &metrics);
     let admission = Admission::new(gateway.limits.connections, gateway.limits.per_address);
     for number in 0..worker_count(&gateway) {
         let parts = worker::Parts {
@@ -128,7 +130,8 @@ pub fn start(start: Start) -> Result<Running, Problems> {
             limits: gateway.limits.clone(),
             metrics: Arc::clone(&metrics),
             access: Arc::clone(&access),
-            upstream: gateway.synapse.clone(),
+            directory: directory.clone(),
+            routes: gateway.routes.clone(),
             admission: Arc::clone(&admission),
             hops: TrustedHops::new(&gateway.forwarded.trusted_hops),
             drain: draining.clone(),
@@ -141,7 +144,7 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         signals,
         reloader,
         metrics,
-        upstream: gateway.synapse.clone(),
+        directory,
         server_name: gateway.homeserver.server_name.clone(),
         ending: ending.clone(),
     };

@@ -9,6 +9,7 @@ pub mod pace;
 mod policy;
 pub mod record;
 mod rescue;
+mod route;
 pub mod tokens;
 
 use std::rc::Rc;
@@ -17,11 +18,12 @@ use std::sync::Arc;
 use http::Request;
 use tower::ServiceBuilder;
 
+use crate::config::route::Routes;
 use crate::config::settings::Limits;
 use crate::observe::access::{Protocol, Writer};
 use crate::observe::metrics::{ListenerMetrics, Metrics};
 use crate::snapshot::Snapshot;
-use crate::upstream::Synapse;
+use crate::upstream::Upstreams;
 use authenticate::Authenticator;
 use canonical::{Canonical, CanonicalLayer};
 use classify::{Classify, ClassifyLayer};
@@ -29,6 +31,7 @@ use limit::{Limit, LimitLayer};
 use policy::{Policy, PolicyLayer};
 use record::{Record, RecordLayer};
 use rescue::{Rescue, RescueLayer};
+use route::{Route, RouteLayer};
 use tokens::Tokens;
 
 pub use client::{Client, TrustedHops};
@@ -36,13 +39,13 @@ pub use pace::Pace;
 pub use record::Facts;
 
 /// The whole chain. A worker has one; an exchange borrows it, so that nothing is cloned for a request.
-pub type Stack = Record<Rescue<Limit<Canonical<Classify<Policy<Rc<Synapse>>>>>>>;
+pub type Stack = Record<Rescue<Limit<Canonical<Classify<Policy<Route>>>>>>;
 
 /// Builds the chain of one worker.
 #[rustfmt::skip]
 pub fn stack(parts: Parts) -> Stack {
     let patience = parts.limits.upstream_head.duration();
-    let authenticator = Authenticator::new(parts.tokens, Rc::clone(&parts.upstream), Arc::clone(&parts.metrics), patience);
+    let authenticator = Authenticator::new(parts.tokens, Rc::clone(parts.upstreams.synapse()), Arc::clone(&parts.metrics), patience);
     ServiceBuilder::new()
         .layer(RecordLayer::new(parts.metrics, parts.access))   // 1 sees every outcome, once
         .layer(RescueLayer)                                     // 2 an Error may travel below here, none above
@@ -50,7 +53,8 @@ pub fn stack(parts: Parts) -> Stack {
         .layer(CanonicalLayer)                                  // 4 one spelling, or a refusal
         .layer(ClassifyLayer)                                   // 5 which endpoint is this?
         .layer(PolicyLayer::new(parts.snapshot, authenticator)) // 6 permit, answer or deny
-        .service(parts.upstream)                                //   takes only what is permitted
+        .layer(RouteLayer::new(parts.routes))                   // 7 which upstream?
+        .service(parts.upstreams)                               //   takes only what is permitted
 }
 
 /// What the chain is made of.
@@ -65,8 +69,10 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Where records go.
     pub access: Arc<Writer>,
-    /// The homeserver, as this worker reaches it.
-    pub upstream: Rc<Synapse>,
+    /// Which upstream answers what.
+    pub routes: Routes,
+    /// The upstreams, as this worker reaches them.
+    pub upstreams: Upstreams,
 }
 
 /// A request with the connection it came on, and what is noted of it on its way.

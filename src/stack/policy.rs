@@ -5,20 +5,21 @@ use std::task::{Context, Poll};
 
 use futures_util::future::LocalBoxFuture;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Response, StatusCode};
 use hyper::body::Incoming;
 use tower::{Layer, Service};
 
 use super::authenticate::{Authenticator, Credentials};
 use super::classify::Known;
 use super::client::{Client, FORWARDED_FOR, FORWARDED_PROTO};
+use super::route::Cleared;
 use super::{Arrival, Facts};
 use crate::error::Error;
 use crate::matrix::{Endpoint, Flow};
-use crate::message::{Body, RequestBody};
+use crate::message::Body;
 use crate::observe::access::{self, Mode};
 use crate::policy::decision::Need;
-use crate::policy::{Decision, Denial, Exchange, Held, Permit, Permitted, Verdict};
+use crate::policy::{Decision, Denial, Exchange, Held, Permit, Verdict};
 use crate::snapshot::{Current, Generation, Snapshot};
 
 /// Makes [`Policy`].
@@ -51,7 +52,7 @@ impl<S> Layer<S> for PolicyLayer {
 
 impl<'a, S> Service<Known> for &'a Policy<S>
 where
-    S: Clone + Service<Permitted<Request<RequestBody>>, Response = Held<Response<Incoming>>, Error = Error>,
+    S: Clone + Service<Cleared, Response = Held<Response<Incoming>>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Error;
@@ -68,7 +69,7 @@ where
 
 impl<S> Policy<S>
 where
-    S: Clone + Service<Permitted<Request<RequestBody>>, Response = Held<Response<Incoming>>, Error = Error>,
+    S: Clone + Service<Cleared, Response = Held<Response<Incoming>>, Error = Error>,
 {
     async fn judge(&self, known: Known) -> Result<Response<Body>, Error> {
         let generation = self.current.load();
@@ -141,9 +142,9 @@ where
             self.authenticator.forget_user_or_all(user.as_deref());
         }
         let id = facts.id();
-        let permitted = permit.permit(request, |headers| set_own_fields(headers, &client, id));
+        let request = permit.permit(request, |headers| set_own_fields(headers, &client, id));
         let mut upstream = self.upstream.clone();
-        let sent = upstream.call(permitted).await;
+        let sent = upstream.call(Cleared { request, classified: known.classified, facts: Rc::clone(&facts) }).await;
         let held = match sent {
             Ok(held) => held,
             Err(error) => {

@@ -13,6 +13,7 @@ mod pool;
 mod process;
 mod proxy;
 mod reload;
+mod routes;
 mod streams;
 mod tls;
 mod tokens;

@@ -159,7 +159,10 @@ impl Process {
         crate::common::eventually("all threads stand still", || {
             let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs");
             let stat = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-            tasks.filter_map(Result::ok).map(stat).all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")))
+            tasks
+                .filter_map(Result::ok)
+                .map(stat)
+                .all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")))
         });
     }
 
