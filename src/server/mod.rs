@@ -121,7 +121,7 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         threads: Vec::new(),
     };
     let doors = Arc::new(doors);
-    let directory = Directory::new(&gateway.upstreams, &metrics);
+    let directory = Directory::new(&gateway.upstreams, gateway.limits.patience.duration(), &metrics);
     let admission = Admission::new(gateway.limits.connections, gateway.limits.per_address);
     for number in 0..worker_count(&gateway) {
         let parts = worker::Parts {

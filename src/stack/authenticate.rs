@@ -120,7 +120,7 @@ impl Authenticator {
 
     async fn whoami(&self, question: Question) -> Result<Remembered, Error> {
         let Question { permit, request } = question;
-        let response = self.upstream.send(permit.permit(request, |_| {})).await?.release(&permit);
+        let response = self.upstream.send(permit.permit(request, |_| {}), false).await?.release(&permit);
         read_answer(response).await
     }
 }

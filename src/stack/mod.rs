@@ -4,6 +4,7 @@ pub mod authenticate;
 mod canonical;
 pub mod client;
 mod classify;
+mod collect;
 mod limit;
 pub mod pace;
 mod policy;
@@ -27,6 +28,7 @@ use crate::upstream::Upstreams;
 use authenticate::Authenticator;
 use canonical::{Canonical, CanonicalLayer};
 use classify::{Classify, ClassifyLayer};
+use collect::Collector;
 use limit::{Limit, LimitLayer};
 use policy::{Policy, PolicyLayer};
 use record::{Record, RecordLayer};
@@ -46,15 +48,16 @@ pub type Stack = Record<Rescue<Limit<Canonical<Classify<Policy<Route>>>>>>;
 pub fn stack(parts: Parts) -> Stack {
     let patience = parts.limits.upstream_head.duration();
     let authenticator = Authenticator::new(parts.tokens, Rc::clone(parts.upstreams.synapse()), Arc::clone(&parts.metrics), patience);
+    let collector = Collector::new(parts.limits.collect.get());
     ServiceBuilder::new()
-        .layer(RecordLayer::new(parts.metrics, parts.access))   // 1 sees every outcome, once
-        .layer(RescueLayer)                                     // 2 an Error may travel below here, none above
-        .layer(LimitLayer::new(parts.limits))                   // 3 size and time
-        .layer(CanonicalLayer)                                  // 4 one spelling, or a refusal
-        .layer(ClassifyLayer)                                   // 5 which endpoint is this?
-        .layer(PolicyLayer::new(parts.snapshot, authenticator)) // 6 permit, answer or deny
-        .layer(RouteLayer::new(parts.routes))                   // 7 which upstream?
-        .service(parts.upstreams)                               //   takes only what is permitted
+        .layer(RecordLayer::new(parts.metrics, parts.access))              // 1 sees every outcome, once
+        .layer(RescueLayer)                                                // 2 an Error may travel below here, none above
+        .layer(LimitLayer::new(parts.limits))                              // 3 size and time
+        .layer(CanonicalLayer)                                             // 4 one spelling, or a refusal
+        .layer(ClassifyLayer)                                              // 5 which endpoint is this?
+        .layer(PolicyLayer::new(parts.snapshot, authenticator, collector)) // 6 permit, answer or deny
+        .layer(RouteLayer::new(parts.routes))                              // 7 which upstream?
+        .service(parts.upstreams)                                          //   takes only what is permitted
 }
 
 /// What the chain is made of.

@@ -12,6 +12,7 @@ use tower::{Layer, Service};
 use super::authenticate::{Authenticator, Credentials};
 use super::classify::Known;
 use super::client::{Client, FORWARDED_FOR, FORWARDED_PROTO};
+use super::collect::Collector;
 use super::route::Cleared;
 use super::{Arrival, Facts};
 use crate::error::Error;
@@ -26,6 +27,7 @@ use crate::snapshot::{Current, Generation, Snapshot};
 pub struct PolicyLayer {
     snapshot: Snapshot,
     authenticator: Authenticator,
+    collector: Collector,
 }
 
 /// Lets upstream only what the policy permits.
@@ -33,12 +35,13 @@ pub struct Policy<S> {
     upstream: S,
     current: Current,
     authenticator: Authenticator,
+    collector: Collector,
 }
 
 impl PolicyLayer {
-    /// A layer that judges by what is in force, and asks this authenticator about tokens.
-    pub fn new(snapshot: Snapshot, authenticator: Authenticator) -> Self {
-        Self { snapshot, authenticator }
+    /// A layer that judges by what is in force, asks this authenticator about tokens, and lets this one collect what it permits.
+    pub fn new(snapshot: Snapshot, authenticator: Authenticator, collector: Collector) -> Self {
+        Self { snapshot, authenticator, collector }
     }
 }
 
@@ -46,7 +49,8 @@ impl<S> Layer<S> for PolicyLayer {
     type Service = Policy<S>;
 
     fn layer(&self, upstream: S) -> Policy<S> {
-        Policy { upstream, current: self.snapshot.current(), authenticator: self.authenticator.clone() }
+        let (authenticator, collector) = (self.authenticator.clone(), self.collector.clone());
+        Policy { upstream, current: self.snapshot.current(), authenticator, collector }
     }
 }
 
@@ -128,23 +132,25 @@ where
 
     async fn forward(&self, known: Known, permit: &Permit, generation: &Generation) -> Result<Response<Body>, Error> {
         let client = known.arrival.client().clone();
-        let Arrival { request, facts, .. } = known.arrival;
+        let Known { arrival: Arrival { request, facts, .. }, classified, flow } = known;
         facts.note(|record| record.decision = access::Decision::Permit);
         for rule in permit.unmade_edits(&request) {
             generation.counters(rule).edit.inc();
         }
         // Kept for what the answer says of the token.
         let credentials = Credentials::of(&request);
-        let revokes = revokes(known.classified.raw, request.method());
+        let revokes = revokes(classified.raw, request.method());
         // Asked now: once its own token is forgotten, nobody knows whose it was.
         let user = if revokes { self.authenticator.user_of(&credentials) } else { None };
         if user.is_some() {
             self.authenticator.forget_user_or_all(user.as_deref());
         }
         let id = facts.id();
+        // Only what is permitted is worth the memory.
+        let (request, _place) = self.collector.with_length(request, classified).await?;
         let request = permit.permit(request, |headers| set_own_fields(headers, &client, id));
         let mut upstream = self.upstream.clone();
-        let sent = upstream.call(Cleared { request, classified: known.classified, facts: Rc::clone(&facts) }).await;
+        let sent = upstream.call(Cleared { request, classified, flow, facts: Rc::clone(&facts) }).await;
         let held = match sent {
             Ok(held) => held,
             Err(error) => {

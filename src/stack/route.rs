@@ -10,7 +10,7 @@ use tower::{Layer, Service};
 use super::Facts;
 use crate::config::route::Routes;
 use crate::error::Error;
-use crate::matrix::Classified;
+use crate::matrix::{Classified, Flow};
 use crate::message::RequestBody;
 use crate::policy::{Held, Permitted};
 use crate::upstream::{Outgoing, Upstreams};
@@ -33,6 +33,8 @@ pub struct Cleared {
     pub request: Permitted<Request<RequestBody>>,
     /// What it asks for.
     pub classified: Classified,
+    /// The direction.
+    pub flow: Flow,
     /// What the record will say.
     pub facts: Rc<Facts>,
 }
@@ -61,10 +63,13 @@ impl Service<Cleared> for Route {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, Cleared { request, classified, facts }: Cleared) -> Self::Future {
+    fn call(&mut self, Cleared { request, classified, flow, facts }: Cleared) -> Self::Future {
         let head = request.get();
         let upstream = self.routes.choose(head.method(), head.uri().path(), classified);
         facts.note(|record| record.upstream = Some(self.upstreams.get(upstream).name().clone()));
-        self.upstreams.call(Outgoing { request, upstream })
+        // An error puts us on another server's list of those to leave alone for a while, the longer the more there are. A person
+        // wants to know at once.
+        let waits = flow == Flow::Federation;
+        self.upstreams.call(Outgoing { request, upstream, waits })
     }
 }

@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::select_ok;
 use http::{Request, Response};
@@ -13,7 +14,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::connector::Connector;
-use super::directory::Entry;
+use super::directory::{Entry, Waiting};
 use super::health::{Attempt, Health};
 use super::pool::{Failure, Pool};
 use crate::error::{Error, Kind, Side};
@@ -25,6 +26,7 @@ pub(super) struct Replicas {
     servers: Vec<Server>,
     turn: Cell<usize>,
     metrics: UpstreamMetrics,
+    waiting: Waiting,
 }
 
 struct Server {
@@ -38,16 +40,25 @@ impl Replicas {
             pool: Pool::new(Connector::new(Clone::clone(address)), entry.metrics.clone()),
             health: Arc::clone(health),
         };
-        Self { servers: entry.servers.iter().map(server).collect(), turn: Cell::new(0), metrics: entry.metrics.clone() }
+        Self {
+            servers: entry.servers.iter().map(server).collect(),
+            turn: Cell::new(0),
+            metrics: entry.metrics.clone(),
+            waiting: entry.waiting.clone(),
+        }
     }
 
-    /// Sends a request to one of the servers, and to a second one if nothing of it could be sent to the first.
+    /// Sends a request to one of the servers, and to a second one if nothing of it could be sent to the first. If it is one that
+    /// waits, that goes on until one of them can be reached, or the time is over.
     ///
     /// # Errors
     /// As [`Pool::send`].
-    pub async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Error> {
+    pub async fn send(&self, request: Request<RequestBody>, waits: bool) -> Result<Response<Incoming>, Error> {
         let began = Instant::now();
-        let sent = self.send_once_or_twice(request).await;
+        let sent = match self.send_once_or_twice(request).await {
+            Err(failure) if waits => self.try_again(failure, began + self.waiting.patience).await,
+            sent => sent,
+        };
         match &sent {
             Ok(_) => self.metrics.duration.observe(began.elapsed().as_secs_f64()),
             Err(failure) if failure.error.kind().side() == Side::Upstream => {
@@ -78,6 +89,22 @@ impl Replicas {
     pub async fn reach(&self) -> Result<(), Error> {
         let each = self.servers.iter().map(|server| Box::pin(server.pool.reach()));
         select_ok(each).await.map(|((), _)| ())
+    }
+
+    /// Goes on trying while nothing of the request could be sent to anybody.
+    async fn try_again(&self, failure: Failure, deadline: Instant) -> Result<Response<Incoming>, Failure> {
+        let Ok(_place) = self.waiting.places.try_acquire() else { return Err(failure) };
+        let _counted = self.metrics.waiting();
+        let mut failure = failure;
+        while failure.error.kind() == Kind::Connect && Instant::now() < deadline {
+            let Some(request) = failure.unsent.take() else { break };
+            tokio::time::sleep_until(deadline.min(Instant::now() + EVERY)).await;
+            match self.send_once_or_twice(*request).await {
+                Ok(response) => return Ok(response),
+                Err(again) => failure = again,
+            }
+        }
+        Err(failure)
     }
 
     async fn send_once_or_twice(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Failure> {
@@ -143,5 +170,58 @@ impl Replicas {
             }
         }
         found.map(|place| (place, Attempt::Usual))
+    }
+}
+
+/// Between two attempts of one request that waits. A thousand of them cost a core some percent, and when the server is back
+/// they come spread over that time.
+const EVERY: Duration = Duration::from_millis(250);
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::config::address::UpstreamAddress;
+    use crate::observe::metrics::Metrics;
+
+    /// One server that is not there, and this many places to wait for it.
+    async fn nobody(patience: Duration, places: usize) -> Replicas {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let address = UpstreamAddress::Tcp { host: "127.0.0.1".into(), port };
+        Replicas::new(&Entry {
+            name: "synapse".into(),
+            servers: vec![(address, Arc::default())],
+            metrics: Metrics::new(&[]).upstream("synapse"),
+            waiting: Waiting { patience, places: Arc::new(Semaphore::new(places)) },
+        })
+    }
+
+    async fn took(replicas: &Replicas, waits: bool) -> Duration {
+        let began = Instant::now();
+        let failed = replicas.send(Request::new(RequestBody::empty()), waits).await;
+        assert_eq!(failed.unwrap_err().kind(), Kind::Connect);
+        began.elapsed()
+    }
+
+    #[tokio::test]
+    async fn a_request_that_waits_waits_no_longer_than_patience() {
+        let patience = Duration::from_millis(400);
+        let replicas = nobody(patience, 1).await;
+        assert!(took(&replicas, true).await >= patience);
+        assert!(took(&replicas, false).await < patience);
+        assert!(took(&nobody(Duration::ZERO, 1).await, true).await < patience);
+    }
+
+    #[tokio::test]
+    async fn whoever_finds_no_place_to_wait_is_answered_at_once() {
+        let patience = Duration::from_millis(600);
+        let replicas = nobody(patience, 2).await;
+        let mut all = [Duration::ZERO; 3];
+        (all[0], all[1], all[2]) = tokio::join!(took(&replicas, true), took(&replicas, true), took(&replicas, true));
+        assert_eq!(all.iter().filter(|took| **took >= patience).count(), 2, "{all:?}");
+        assert!(took(&replicas, true).await >= patience, "places are given back");
     }
 }

@@ -32,6 +32,8 @@ pub struct Outgoing {
     pub request: Permitted<Request<RequestBody>>,
     /// The upstream's position.
     pub upstream: usize,
+    /// Whether it waits for an upstream that cannot be reached.
+    pub waits: bool,
 }
 
 impl Upstreams {
@@ -66,15 +68,20 @@ impl Upstream {
         &self.name
     }
 
-    /// Sends a permitted request and waits for the head of the response. Dropping the future, or the response's body before its
+    /// Sends a permitted request and waits for the head of the response; where nobody can be reached, one that `waits` is sent
+    /// once somebody can, within `[limits] patience`. Dropping the future, or the response's body before its
     /// end, closes the connection, so that nobody works for nobody.
     ///
     /// # Errors
     /// [`Kind::Connect`], [`Kind::Closed`] or [`Kind::Garbled`], also for a 101: nobody asked for an upgrade, so what follows is
     /// no HTTP. [`Kind::BrokenBody`] where the request's own body failed, whose flow tells how.
-    pub async fn send(&self, request: Permitted<Request<RequestBody>>) -> Result<Held<Response<Incoming>>, Error> {
+    pub async fn send(
+        &self,
+        request: Permitted<Request<RequestBody>>,
+        waits: bool,
+    ) -> Result<Held<Response<Incoming>>, Error> {
         let (request, hold) = request.open();
-        let mut response = self.replicas.send(request).await?;
+        let mut response = self.replicas.send(request, waits).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Error::new(Kind::Garbled));
         }
@@ -142,9 +149,9 @@ impl Service<Outgoing> for Upstreams {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, Outgoing { request, upstream }: Outgoing) -> Self::Future {
+    fn call(&mut self, Outgoing { request, upstream, waits }: Outgoing) -> Self::Future {
         let upstream = Rc::clone(self.get(upstream));
-        Box::pin(async move { upstream.send(request).await })
+        Box::pin(async move { upstream.send(request, waits).await })
     }
 }
 

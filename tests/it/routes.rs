@@ -247,3 +247,104 @@ fn explain_names_the_upstream_and_check_what_is_wrong() {
         assert!(ran.err.contains(told), "{ran:?}");
     }
 }
+
+#[test]
+fn another_servers_request_waits_for_a_restart_and_a_clients_does_not() {
+    let addr = nobody();
+    let gateway = Gateway::with(&format!("http://{addr}"), OPEN, "[limits]\npatience = \"30s\"");
+    let waiting = || gateway.metric("mantlet_upstream_waiting{upstream=\"synapse\"}");
+    let mut peer = Connection::open(gateway.addr()).unwrap();
+    peer.set_timeout(3 * SOON);
+    let head = "PUT /_matrix/federation/v1/send/1 HTTP/1.1\r\nHost: hs\r\nContent-Length: 4\r\n\r\nonce";
+    peer.write(head.as_bytes()).unwrap();
+    eventually("it waits", || waiting() == 1.0);
+    for target in [VERSIONS, "/_matrix/client/v3/sync", "/_matrix/media/v3/config"] {
+        assert_matrix_error(&Request::new("GET", target).send(gateway.addr()), 502, "M_UNKNOWN");
+    }
+    assert_eq!(waiting(), 1.0);
+    let synapse = Backend::start_at(addr, |_| ok()).unwrap();
+    assert_eq!(peer.response("PUT").unwrap().status, 200);
+    assert_eq!(synapse.requests().iter().map(|request| &request.body[..]).collect::<Vec<_>>(), [b"once"]);
+    assert_eq!(waiting(), 0.0);
+    // Up and down again: what the pool still holds is no reason to fail.
+    drop(synapse);
+    peer.write(b"GET /_matrix/key/v2/server HTTP/1.1\r\nHost: hs\r\n\r\n").unwrap();
+    eventually("it waits again", || waiting() == 1.0);
+    let _synapse = Backend::start_at(addr, |_| ok()).unwrap();
+    assert_eq!(peer.response("GET").unwrap().status, 200);
+}
+
+#[test]
+fn patience_ends_and_so_does_a_wait_that_nobody_waits_for() {
+    let addr = nobody();
+    let key = "GET /_matrix/key/v2/server HTTP/1.1\r\nHost: hs\r\n\r\n";
+    let gateway = Gateway::with(&format!("http://{addr}"), OPEN, "[limits]\npatience = \"300ms\"");
+    let mut peer = Connection::open(gateway.addr()).unwrap();
+    peer.write(key.as_bytes()).unwrap();
+    assert_matrix_error(&peer.response("GET").unwrap(), 502, "M_UNKNOWN");
+    assert!(gateway.records(1)[0]["duration_us"].as_u64().unwrap() >= 300_000);
+
+    let gateway = Gateway::with(&format!("http://{addr}"), OPEN, "[limits]\npatience = \"60s\"");
+    let waiting = || gateway.metric("mantlet_upstream_waiting{upstream=\"synapse\"}");
+    let mut peer = Connection::open(gateway.addr()).unwrap();
+    peer.write(key.as_bytes()).unwrap();
+    eventually("it waits", || waiting() == 1.0);
+    drop(peer);
+    eventually("it waits no more", || waiting() == 0.0);
+}
+
+#[test]
+fn a_request_that_was_sent_is_not_sent_again_however_patient() {
+    let synapse = backend(|_| Answer::Close);
+    let gateway = Gateway::with(&url(&synapse), OPEN, "[limits]\npatience = \"60s\"");
+    let request = Request::new("PUT", "/_matrix/federation/v1/send/1").body("{}");
+    assert_matrix_error(&request.send(gateway.addr()), 502, "M_UNKNOWN");
+    assert_eq!(synapse.requests().len(), 1);
+}
+
+#[test]
+fn an_upload_without_a_length_is_collected_and_gets_one() {
+    let synapse = homeserver();
+    let gateway = Gateway::with(&url(&synapse), OPEN, "[limits]\ncollect = \"8KiB\"");
+    let chunks = |method: &str, target: &str, body: &[u8]| {
+        let request = Request::new(method, target).header("Transfer-Encoding", "chunked");
+        request.body(chunked(body, 1000)).send(gateway.addr())
+    };
+    for (method, target) in [
+        ("POST", "/_matrix/media/v3/upload?filename=a"),
+        ("POST", "/_matrix/media/r0/upload"),
+        ("PUT", "/_matrix/media/v3/upload/hs/x"),
+    ] {
+        for size in [1, 999, 8 * 1024] {
+            let body = noise(size);
+            assert_eq!(chunks(method, target, &body).status, 200, "{method} {target} {size}");
+            let seen = synapse.last().unwrap();
+            assert_eq!(seen.header_all("content-length"), [size.to_string()]);
+            assert_eq!(seen.header("transfer-encoding"), None);
+            assert!(seen.body == body && seen.target_text() == target, "{method} {target} {size}");
+        }
+        synapse.take();
+        assert_matrix_error(&chunks(method, target, &noise(8 * 1024 + 1)), 411, "M_MISSING_PARAM");
+        assert!(synapse.requests().is_empty(), "{method} {target}");
+    }
+    let large = noise(100_000);
+    let declared = Request::new("POST", "/_matrix/media/v3/upload").body(large.clone()).send(gateway.addr());
+    assert!(declared.status == 200 && synapse.last().unwrap().body == large, "what declares its length just flows");
+    assert_eq!(chunks("PUT", "/_matrix/client/v3/rooms/!a:hs/send/m.room.message/1", &large).status, 200);
+    let seen = synapse.last().unwrap();
+    assert!(seen.header("content-length").is_none() && seen.body == large, "what needs no length just flows");
+    let records = gateway.records(14);
+    let refused: Vec<_> = records.iter().filter(|record| record["status"] == 411).collect();
+    assert!(refused.len() == 3 && refused.iter().all(|record| record["error"] == "length_required"), "{refused:?}");
+}
+
+#[test]
+fn what_is_refused_is_not_collected() {
+    let synapse = homeserver();
+    let policy = "[[rules.closed_endpoint]]\nendpoint = \"media_create_content\"\n";
+    let gateway = Gateway::start(&url(&synapse), policy);
+    let mut client = Connection::open(gateway.addr()).unwrap();
+    let head = "POST /_matrix/media/v3/upload HTTP/1.1\r\nHost: hs\r\nTransfer-Encoding: chunked\r\n\r\n";
+    client.write(format!("{head}5\r\nbegun").as_bytes()).unwrap();
+    assert_matrix_error(&client.response("POST").unwrap(), 403, "M_FORBIDDEN");
+}
