@@ -121,7 +121,6 @@ fn text(probe: &Probe, finding: &Finding, policy: &Arc<Policy>, upstream: Option
         page.line("decoded", format!("{}: the spelling reads two ways", finding.classified.decoded.id()));
     }
     page.section("plan", gates(finding, policy).map(|(pattern, gate)| described(gate, pattern, policy)));
-    page.section("request edits", policy.request_edits(finding.flow).iter().map(|edit| edited(edit, policy)));
     if let Some(opened) = policy.opened(endpoint) {
         page.line("open to", format!("{}{}", networks(&opened.networks), place(opened.location.as_ref())));
     }
@@ -130,6 +129,7 @@ fn text(probe: &Probe, finding: &Finding, policy: &Arc<Policy>, upstream: Option
         let place = place(edit.location.as_ref());
         page.line("target edit", format!("{rule} ({}): move access_token to the header{place}", edit.mode.as_str()));
     }
+    page.section("request edits", policy.request_edits(finding.flow).iter().map(|edit| edited(edit, policy)));
     page.section("response edits", policy.response_edits(finding.flow).iter().map(|edit| edited(edit, policy)));
     if let Some(token) = &finding.token {
         page.line("token", token_words(token));

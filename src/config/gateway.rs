@@ -8,6 +8,8 @@ use crate::document::read::recover;
 use crate::document::source::{Sources, read_file};
 use crate::document::value::Value;
 use crate::problem::{Problem, Problems};
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_spanned::Spanned;
 use std::collections::BTreeMap;
@@ -50,8 +52,15 @@ impl Gateway {
     /// # Errors
     /// Every problem in the file, or the one that keeps it from being read.
     pub fn load(path: &Path) -> Result<Gateway, Problems> {
-        let text = read_file(path)?;
-        Gateway::parse(&path.display().to_string(), text, path.parent().unwrap_or(Path::new("")))
+        Self::read(path, Files::MustBeThere)
+    }
+
+    /// The same without a look at the certificates it names: whether they are good is another question than what it says.
+    ///
+    /// # Errors
+    /// As of [`Gateway::load`].
+    pub fn load_alone(path: &Path) -> Result<Gateway, Problems> {
+        Self::read(path, Files::AreNotLookedAt)
     }
 
     /// Reads the text of a gateway file.
@@ -59,6 +68,15 @@ impl Gateway {
     /// # Errors
     /// Every problem in it.
     pub fn parse(name: &str, text: impl Into<String>, base_dir: &Path) -> Result<Gateway, Problems> {
+        Self::parse_with(name, text.into(), base_dir, Files::MustBeThere)
+    }
+
+    fn read(path: &Path, files: Files) -> Result<Gateway, Problems> {
+        let text = read_file(path)?;
+        Self::parse_with(&path.display().to_string(), text, path.parent().unwrap_or(Path::new("")), files)
+    }
+
+    fn parse_with(name: &str, text: String, base_dir: &Path, files: Files) -> Result<Gateway, Problems> {
         let mut problems = Problems::default();
         let mut sources = Sources::default();
         let tree = sources.parse(name, text, &mut problems);
@@ -71,7 +89,8 @@ impl Gateway {
             return problems.or(Gateway::default());
         };
         let upstreams = keys_of(&tree, "upstream");
-        let gateway = file.check(&mut Check { sources: &sources, problems: &mut problems, base_dir, upstreams });
+        let mut check = Check { sources: &sources, problems: &mut problems, base_dir, files, upstreams };
+        let gateway = file.check(&mut check);
         problems.or(gateway)
     }
 
@@ -172,14 +191,17 @@ pub struct Listener {
     pub name: String,
     /// Where it listens.
     pub bind: SocketAddr,
-    /// Its certificate; without one it speaks plain HTTP.
-    pub tls: Option<TlsFiles>,
+    /// Its certificates, the first for names that none of them has; without any it speaks plain HTTP.
+    pub tls: Vec<TlsFiles>,
+    /// Whose certificate its clients must show; without it none is asked for.
+    #[serde(serialize_with = "lossy_option")]
+    pub client_ca: Option<PathBuf>,
 }
 
 impl Listener {
     /// A plain listener with the default name.
     pub fn new(door: Door, bind: SocketAddr) -> Self {
-        Self { door, name: bind.to_string(), bind, tls: None }
+        Self { door, name: bind.to_string(), bind, tls: Vec::new(), client_ca: None }
     }
 }
 
@@ -271,7 +293,37 @@ struct ListenerTable {
     door: Door,
     name: Option<Spanned<ListenerName>>,
     bind: Spanned<ListenerAddress>,
-    tls: Option<TlsTable>,
+    tls: Option<TlsTables>,
+    client_ca: Option<Spanned<PathBuf>>,
+}
+
+/// One certificate or several.
+struct TlsTables(Vec<TlsTable>);
+
+impl<'de> Deserialize<'de> for TlsTables {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct OneOrMore;
+        impl<'de> Visitor<'de> for OneOrMore {
+            type Value = TlsTables;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table or a list of tables")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<TlsTables, A::Error> {
+                Ok(TlsTables(vec![TlsTable::deserialize(MapAccessDeserializer::new(map))?]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<TlsTables, A::Error> {
+                let tables = Vec::deserialize(SeqAccessDeserializer::new(list))?;
+                if tables.is_empty() {
+                    return Err(A::Error::custom("no certificate\nleave `tls` out for plain HTTP"));
+                }
+                Ok(TlsTables(tables))
+            }
+        }
+        from.deserialize_any(OneOrMore)
+    }
 }
 
 #[derive(Deserialize)]
@@ -313,8 +365,16 @@ pub(super) struct Check<'a> {
     sources: &'a Sources,
     problems: &'a mut Problems,
     base_dir: &'a Path,
+    files: Files,
     /// The names under `[upstream]`, those of wrong tables too, and where they stand.
     pub(super) upstreams: BTreeMap<String, Range<usize>>,
+}
+
+/// What is asked of the certificates and keys that a gateway file names.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Files {
+    MustBeThere,
+    AreNotLookedAt,
 }
 
 impl Check<'_> {
@@ -346,6 +406,9 @@ impl Check<'_> {
     fn file(&mut self, role: &str, path: Spanned<PathBuf>) -> (PathBuf, Option<std::fs::Metadata>) {
         let span = path.span();
         let path = self.base_dir.join(path.into_inner());
+        if self.files == Files::AreNotLookedAt {
+            return (path, None);
+        }
         let name = path.display();
         let what = match std::fs::metadata(&path) {
             Ok(metadata) if metadata.is_file() => return (path, Some(metadata)),
@@ -374,10 +437,18 @@ impl File {
             if bind.port() != 0 && listeners.iter().any(|earlier| earlier.name == name && earlier.bind != bind) {
                 check.problem(Problem::new(format!("two listeners are named {name:?}")), name_span);
             }
-            let tls = table
-                .tls
-                .map(|tls| TlsFiles { certificate: check.certificate(tls.certificate), key: check.key(tls.key) });
-            listeners.push(Listener { door: table.door, name, bind, tls });
+            let tls = table.tls.map_or_else(Vec::new, |tables| tables.0).into_iter();
+            let tls: Vec<_> = tls
+                .map(|tls| TlsFiles { certificate: check.certificate(tls.certificate), key: check.key(tls.key) })
+                .collect();
+            let client_ca = table.client_ca.map(|path| {
+                if tls.is_empty() {
+                    let what = "client certificates are shown in TLS, and this listener has no `tls`";
+                    check.problem(Problem::new(what), path.span());
+                }
+                check.file("client_ca", path).0
+            });
+            listeners.push(Listener { door: table.door, name, bind, tls, client_ca });
         }
         if listeners.is_empty() {
             listeners = default.listeners;
@@ -429,6 +500,13 @@ fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&path.display())
 }
 
+fn lossy_option<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    match path {
+        Some(path) => lossy(path, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -450,6 +528,7 @@ door = "ingress"
 bind = "0.0.0.0:8448"
 name = "federation"
 tls = { certificate = "cert.pem", key = "key.pem" }
+client_ca = "cert.pem"
 [[listener]]
 door = "ingress"
 bind = "127.0.0.1:8480"
@@ -524,7 +603,7 @@ server_name = "example.org:8448"
         let path = dir.path().join("mantlet.toml");
         fs::write(&path, WHOLE).unwrap();
         let gateway = Gateway::load(&path).unwrap_or_else(|problems| panic!("{problems}"));
-        let tls = gateway.listeners[0].tls.as_ref().unwrap();
+        let [tls] = &gateway.listeners[0].tls[..] else { panic!("{:?}", gateway.listeners[0].tls) };
         assert_eq!((&tls.certificate, &tls.key), (&dir.path().join("cert.pem"), &dir.path().join("key.pem")));
         assert_eq!(gateway.listeners[0].name, "federation");
         assert_eq!(gateway.listeners[1].name, "127.0.0.1:8480");
@@ -621,7 +700,40 @@ server_name = "example.org:8448"
         let path = dir.path().display();
         assert_eq!(problems.0[0].what, format!("the certificate {path}/cert.pem does not exist"));
         assert_eq!(problems.0[1].what, format!("the private key {path}/key.pem is not a file"));
-        assert_eq!(problems.0.len(), 2);
+        assert_eq!(problems.0[2].what, format!("the client_ca {path}/cert.pem does not exist"));
+        assert_eq!(problems.0.len(), 3);
+        let file = dir.path().join("mantlet.toml");
+        fs::write(&file, WHOLE).unwrap();
+        assert!(Gateway::load(&file).is_err() && Gateway::load_alone(&file).is_ok());
+    }
+
+    #[test]
+    fn several_certificates_are_a_list_or_tables() {
+        let dir = dir();
+        let listener = "[[listener]]\ndoor='ingress'\nbind='127.0.0.1:1'\n";
+        let read = |tls: &str| Gateway::parse("mantlet.toml", format!("{listener}{tls}"), dir.path());
+        let list = read("tls = [{ certificate='cert.pem', key='key.pem' }, { certificate='cert.pem', key='key.pem' }]");
+        let pair = "[[listener.tls]]\ncertificate='cert.pem'\nkey='key.pem'\n";
+        let tables = read(&format!("{pair}{pair}"));
+        assert_eq!(list, tables);
+        assert_eq!(list.unwrap().listeners[0].tls.len(), 2);
+        let told = |tls: &str| read(tls).unwrap_err().to_string();
+        assert_eq!(
+            told("tls = []"),
+            "mantlet.toml:4:7: `tls` in [[listener]]: no certificate\n    help: leave `tls` out for plain HTTP"
+        );
+        assert_eq!(
+            told("tls = 'cert.pem'"),
+            "mantlet.toml:4:7: `tls` in [[listener]]: expected a table or a list of tables, found \"cert.pem\""
+        );
+        assert_eq!(
+            told("tls = [{ certificate='cert.pem', key='key.pem' }, { certificate='cert.pem', kee='key.pem' }]"),
+            "mantlet.toml:4:77: unknown key `kee` in [[listener.tls]]\n    help: did you mean `key`?"
+        );
+        assert_eq!(
+            told("client_ca = 'cert.pem'"),
+            "mantlet.toml:4:13: client certificates are shown in TLS, and this listener has no `tls`"
+        );
     }
 
     #[test]

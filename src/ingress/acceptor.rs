@@ -23,7 +23,7 @@ pub async fn accept(listener: &Listener, stream: TcpStream, client: IpAddr) {
     let Some(tls) = &listener.tls else {
         return connection::serve_h1(listener, stream, peer(Protocol::H1, false)).await;
     };
-    let handshake = TlsAcceptor::from(std::sync::Arc::clone(tls)).accept(stream);
+    let handshake = TlsAcceptor::from(tls.config()).accept(stream);
     let stream = match tokio::time::timeout(listener.shared.limits.handshake.duration(), handshake).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {

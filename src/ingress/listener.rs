@@ -7,7 +7,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 
@@ -16,11 +15,12 @@ use super::admission::Admission;
 use crate::config::settings::Limits;
 use crate::observe::metrics::{ListenerMetrics, Metrics};
 use crate::stack::{Stack, TrustedHops};
+use crate::tls::server::Server as Tls;
 
 /// One listener as one worker serves it.
 pub struct Listener {
-    /// Its certificate; without one it speaks plain HTTP.
-    pub tls: Option<Arc<ServerConfig>>,
+    /// Its certificates; without any it speaks plain HTTP.
+    pub tls: Option<Tls>,
     /// What its connections are served by, shared with the worker's other listeners.
     pub shared: Rc<Shared>,
     /// What it counts.

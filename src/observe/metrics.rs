@@ -33,6 +33,8 @@ pub struct Metrics {
     refused_by_parser: IntCounterVec,
     tls_handshake_failures: IntCounterVec,
     certificate_not_after: IntGaugeVec,
+    certificate_reloads: IntCounterVec,
+    certificate_last_reload_successful: IntGaugeVec,
     rule_decisions: IntCounterVec,
     token_verdicts: Vec<IntCounter>,
     token_cache: Vec<IntCounter>,
@@ -114,7 +116,19 @@ impl Metrics {
             certificate_not_after: gauges(
                 r,
                 "tls_certificate_not_after_timestamp_seconds",
-                "When the listener's certificate ends.",
+                "When the first of the listener's certificates ends.",
+                &["listener"],
+            ),
+            certificate_reloads: counters(
+                r,
+                "tls_certificate_reloads_total",
+                "Attempts to read a listener's certificates again.",
+                &["listener", "result"],
+            ),
+            certificate_last_reload_successful: gauges(
+                r,
+                "tls_certificate_last_reload_successful",
+                "Whether the last attempt to read the listener's certificates succeeded.",
                 &["listener"],
             ),
             rule_decisions: counters(
@@ -208,6 +222,8 @@ impl Metrics {
             refused_by_parser: Refusal::ALL.iter().map(parser).collect(),
             tls_handshake_failures: self.tls_handshake_failures.with_label_values(&[name]),
             certificate_not_after: self.certificate_not_after.clone(),
+            certificate_reloads: self.certificate_reloads.clone(),
+            certificate_last_reload_successful: self.certificate_last_reload_successful.clone(),
         }
     }
 
@@ -300,6 +316,8 @@ pub struct ListenerMetrics {
     refused_by_parser: Arc<[IntCounter]>,
     tls_handshake_failures: IntCounter,
     certificate_not_after: IntGaugeVec,
+    certificate_reloads: IntCounterVec,
+    certificate_last_reload_successful: IntGaugeVec,
 }
 
 impl ListenerMetrics {
@@ -330,9 +348,16 @@ impl ListenerMetrics {
         self.tls_handshake_failures.inc();
     }
 
-    /// Tells when the certificate ends.
+    /// Tells when the first of the certificates ends.
     pub fn certificate_not_after(&self, time: SystemTime) {
         self.certificate_not_after.with_label_values(&[&*self.name]).set(timestamp(time));
+    }
+
+    /// Counts an attempt to read the certificates again.
+    pub fn certificate_reload(&self, result: Reload) {
+        self.certificate_reloads.with_label_values(&[&*self.name, result.as_str()]).inc();
+        let is_success = i64::from(result == Reload::Success);
+        self.certificate_last_reload_successful.with_label_values(&[&*self.name]).set(is_success);
     }
 }
 
@@ -424,7 +449,7 @@ words! {
 }
 
 words! {
-    /// How loading a policy ended.
+    /// How loading a policy, or certificates, ended.
     pub enum Reload {
         /// The new one is in force.
         Success = "success",

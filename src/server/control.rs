@@ -1,4 +1,4 @@
-//! The thread that serves nobody: signals, the admin listener, and the watch over the policy's files.
+//! The thread that serves nobody: signals, the admin listener, and the watch over the policy's files and the certificates.
 
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -56,17 +56,21 @@ impl Control {
 }
 
 async fn watch_files(reloader: Arc<Reloader>) {
-    let mut files = reloader.files();
-    let mut watch = Watch::new(files.clone());
+    let mut files = reloader.policy_files();
+    let mut policy = Watch::new(files.clone());
+    let mut certificates = Watch::new(reloader.certificate_files());
     loop {
         tokio::time::sleep(EVERY).await;
-        if watch.changed() {
-            // What is wrong with it has been told; the next change is the next try.
-            let _ = reloader.reload(Trigger::Change);
+        // What is wrong with a change has been told; the next change is the next try.
+        if policy.changed() {
+            let _ = reloader.reload_policy(Trigger::Change);
         }
-        let now = reloader.files();
+        if certificates.changed() {
+            let _ = reloader.reload_certificates(Trigger::Change);
+        }
+        let now = reloader.policy_files();
         if now != files {
-            watch = Watch::new(now.clone());
+            policy.follow(now.clone());
             files = now;
         }
     }
@@ -181,11 +185,7 @@ impl AdminApi for Api {
         Box::pin(async {
             match self.reloader.reload(Trigger::Command) {
                 Ok(reloaded) => Ok(json!(reloaded)),
-                Err(problems) => Err(json!({
-                    "generation": self.reloader.current().number,
-                    "message": "the new policy is refused, the old one stays",
-                    "problems": problems,
-                })),
+                Err(refused) => Err(json!(refused)),
             }
         })
     }

@@ -1,6 +1,7 @@
 //! The process: sockets, workers, reload, the admin listener, and the end of it all.
 
 pub mod admin;
+pub mod certificates;
 mod control;
 pub mod reload;
 pub mod reuseport;
@@ -27,9 +28,10 @@ use crate::observe::metrics::{ListenerMetrics, Metrics};
 use crate::problem::{Problem, Problems};
 use crate::stack::TrustedHops;
 use crate::stack::tokens::Tokens;
-use crate::tls::server::{Identity, Server as Tls};
+use crate::tls::server::Server as Tls;
 use crate::upstream::Directory;
 use admin::AdminListener;
+use certificates::Certificates;
 use control::Control;
 use reload::Reloader;
 use reuseport::Bound;
@@ -91,21 +93,13 @@ pub fn start(start: Start) -> Result<Running, Problems> {
     // Everything that may be wrong with files is found before the first socket is bound.
     let (reloader, snapshot) = Reloader::start(&gateway, file, Arc::clone(&metrics))?;
     let reloader = Arc::new(reloader);
-    let mut problems = Problems::default();
-    let identities: Vec<_> = gateway
-        .listeners
-        .iter()
-        .map(|listener| listener.tls.as_ref().map(|files| Identity::read(&files.certificate, &files.key)).transpose())
-        .filter_map(|identity| identity.map_err(|found| problems.0.extend(found.0)).ok())
-        .collect();
-    problems.or(())?;
 
     let access = open_access(gateway.log.access, access, &metrics)?;
     let tokens = Tokens::new(&gateway.tokens, Arc::clone(&metrics))
         .map_err(|error| Problem::new(format!("the system gives no randomness: {error}")))?;
     let tokens = Arc::new(tokens);
     let (drain, draining) = latest::channel(Drain::Serving);
-    let doors = bind(&gateway, identities, &metrics)?;
+    let doors = bind(&gateway, reloader.certificates(), &metrics)?;
     let admin = gateway.admin.as_ref().map(AdminListener::bind).transpose()?;
 
     let (ending, ended) = mpsc::channel();
@@ -276,30 +270,19 @@ struct Door {
     metrics: ListenerMetrics,
 }
 
-fn bind(gateway: &Gateway, identities: Vec<Option<Identity>>, metrics: &Metrics) -> Result<Vec<Door>, Problems> {
+fn bind(gateway: &Gateway, certificates: &Certificates, metrics: &Metrics) -> Result<Vec<Door>, Problems> {
     let mut problems = Problems::default();
     let mut doors = Vec::new();
-    for (listener, identity) in gateway.listeners.iter().zip(identities) {
-        let metrics = metrics.listener(&listener.name);
-        if let Some(not_after) = identity.as_ref().and_then(Identity::not_after) {
-            metrics.certificate_not_after(not_after);
-            warn_of_expiry(&listener.name, not_after);
-        }
-        let bound = Bound::bind(listener.bind, &format!("[[listener]] {}", listener.name));
-        match (bound, identity.map(Tls::new).transpose()) {
-            (Ok(bound), Ok(tls)) => doors.push(Door { bound, tls, metrics }),
-            (Err(problem), _) | (_, Err(problem)) => problems.push(problem),
+    for listener in &gateway.listeners {
+        match Bound::bind(listener.bind, &format!("[[listener]] {}", listener.name)) {
+            Ok(bound) => {
+                let metrics = metrics.listener(&listener.name);
+                doors.push(Door { bound, tls: certificates.of(listener), metrics });
+            }
+            Err(problem) => problems.push(problem),
         }
     }
     problems.or(doors)
-}
-
-fn warn_of_expiry(listener: &str, not_after: std::time::SystemTime) {
-    match not_after.duration_since(std::time::SystemTime::now()) {
-        Ok(left) if left > Duration::from_secs(7 * 24 * 3600) => {}
-        Ok(left) => tracing::warn!(listener, days = left.as_secs() / 86_400, "the certificate ends soon"),
-        Err(_) => tracing::warn!(listener, "the certificate has ended: clients will refuse it"),
-    }
 }
 
 fn open_access(

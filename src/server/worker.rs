@@ -63,11 +63,8 @@ async fn serve(parts: Parts) {
         .iter()
         .map(|door| {
             let socket = door.bound.listener().expect("a worker needs its sockets: raise the limit of open files");
-            let listener = Listener {
-                tls: door.tls.as_ref().map(|tls| Arc::clone(tls.config())),
-                shared: Rc::clone(&shared),
-                metrics: door.metrics.clone(),
-            };
+            let listener =
+                Listener { tls: door.tls.clone(), shared: Rc::clone(&shared), metrics: door.metrics.clone() };
             tokio::task::spawn_local(Rc::new(listener).run(socket))
         })
         .collect();

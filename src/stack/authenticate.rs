@@ -17,6 +17,7 @@ use serde::Deserialize;
 
 use super::client::{Client, FORWARDED_FOR};
 use super::policy::set_own_fields;
+use super::revoke::{Revocation, Revokes};
 use super::tokens::{Remembered, Tokens};
 use crate::error::{Error, Kind};
 use crate::matrix::token::{self, Token};
@@ -93,17 +94,30 @@ impl Authenticator {
         }
     }
 
-    /// Whose token it is, if that is known.
-    pub fn user_of(&self, credentials: &Credentials) -> Option<Arc<str>> {
-        self.tokens.user_of(&credentials.token()?.value)
+    /// Forgets what a request may end, as far as it is known whose it is.
+    pub fn revoke(&self, revokes: Revokes, credentials: &Credentials) -> Revocation {
+        // Asked first: once a token is forgotten, nobody knows whose it was.
+        let user = || self.tokens.user_of(&credentials.token()?.value);
+        let revocation = match revokes {
+            Revokes::Nothing => return Revocation::Nothing,
+            Revokes::Anybody => return Revocation::Everybody,
+            Revokes::Session | Revokes::User => match (user(), revokes) {
+                (Some(user), _) => Revocation::User(user),
+                (None, Revokes::Session) => Revocation::Token,
+                (None, _) => return Revocation::Everybody,
+            },
+        };
+        self.confirm(&revocation, credentials);
+        revocation
     }
 
-    /// Forgets all tokens of this user; all of everybody, if it is not known who that is: a password that was reset by e-mail
-    /// ends tokens that the request did not show.
-    pub fn forget_user_or_all(&self, user: Option<&str>) {
-        match user {
-            Some(user) => self.tokens.forget_user(user),
-            None => self.tokens.forget_all(),
+    /// Forgets it for good: the homeserver has done what it was asked.
+    pub fn confirm(&self, revocation: &Revocation, credentials: &Credentials) {
+        match revocation {
+            Revocation::Nothing => {}
+            Revocation::Token => self.forget(credentials),
+            Revocation::User(user) => self.tokens.forget_user(user),
+            Revocation::Everybody => self.tokens.forget_all(),
         }
     }
 

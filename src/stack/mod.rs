@@ -10,6 +10,7 @@ pub mod pace;
 mod policy;
 pub mod record;
 mod rescue;
+mod revoke;
 mod route;
 pub mod tokens;
 

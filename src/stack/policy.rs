@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use futures_util::future::LocalBoxFuture;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{HeaderMap, Method, Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 use hyper::body::Incoming;
 use tower::{Layer, Service};
 
@@ -13,10 +13,11 @@ use super::authenticate::{Authenticator, Credentials};
 use super::classify::Known;
 use super::client::{Client, FORWARDED_FOR, FORWARDED_PROTO};
 use super::collect::Collector;
+use super::revoke::Revokes;
 use super::route::Cleared;
 use super::{Arrival, Facts};
 use crate::error::Error;
-use crate::matrix::{Endpoint, Flow};
+use crate::matrix::Flow;
 use crate::message::Body;
 use crate::observe::access::{self, Mode};
 use crate::policy::decision::Need;
@@ -139,12 +140,8 @@ where
         }
         // Kept for what the answer says of the token.
         let credentials = Credentials::of(&request);
-        let revokes = revokes(classified.raw, request.method());
-        // Asked now: once its own token is forgotten, nobody knows whose it was.
-        let user = if revokes { self.authenticator.user_of(&credentials) } else { None };
-        if user.is_some() {
-            self.authenticator.forget_user_or_all(user.as_deref());
-        }
+        // What is known is forgotten now: a client that goes away before the answer has been heard all the same.
+        let revocation = self.authenticator.revoke(Revokes::by(classified.raw, request.method()), &credentials);
         let id = facts.id();
         // Only what is permitted is worth the memory.
         let (request, _place) = self.collector.with_length(request, classified).await?;
@@ -162,8 +159,8 @@ where
         facts.note(|record| record.upstream_us = Some(facts.elapsed_us()));
         if response.status() == StatusCode::UNAUTHORIZED {
             self.authenticator.forget(&credentials);
-        } else if revokes && response.status().is_success() {
-            self.authenticator.forget_user_or_all(user.as_deref());
+        } else if response.status().is_success() {
+            self.authenticator.confirm(&revocation, &credentials);
         }
         Ok(response.map(Body::stream))
     }
@@ -194,19 +191,6 @@ pub(super) fn set_own_fields(headers: &mut HeaderMap, client: &Client, id: u64) 
     headers.insert(FORWARDED_PROTO, client.forwarded_proto.clone());
     if let Ok(id) = HeaderValue::try_from(format!("{id:016x}")) {
         headers.insert(REQUEST_ID, id);
-    }
-}
-
-/// Requests after which tokens that were valid may not be.
-fn revokes(endpoint: Endpoint, method: &Method) -> bool {
-    match endpoint {
-        Endpoint::Logout
-        | Endpoint::LogoutAll
-        | Endpoint::ChangePassword
-        | Endpoint::Deactivate
-        | Endpoint::DeleteDevices => *method == Method::POST,
-        Endpoint::DeleteDevice => *method == Method::DELETE,
-        _ => false,
     }
 }
 

@@ -1,5 +1,7 @@
 //! Mantlet as a process among others, judged by what the far side saw: real sockets, free ports, no sleeps.
 
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -8,6 +10,7 @@ mod cli;
 mod common;
 mod exchanges;
 mod layers;
+mod listeners;
 mod policies;
 mod pool;
 mod process;

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -19,11 +19,20 @@ pub fn mantlet(directory: &Path) -> Command {
     command
 }
 
-/// Runs a verb to its end.
+/// Runs a verb to its end; one that does not end is killed, and has no code.
 pub fn run(directory: &Path, arguments: &[&str]) -> Ran {
-    let Output { status, stdout, stderr } = mantlet(directory).args(arguments).output().expect("the binary runs");
-    let text = |bytes| String::from_utf8(bytes).expect("it prints text");
-    Ran { code: status.code(), out: text(stdout), err: text(stderr) }
+    let mut command = mantlet(directory);
+    let mut child =
+        command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    let (out, err) = (Lines::default(), Lines::default());
+    out.follow(child.stdout.take().expect("it is piped"));
+    err.follow(child.stderr.take().expect("it is piped"));
+    if !(out.ended() && err.ended()) {
+        // It may have ended in this moment.
+        let _ = child.kill();
+    }
+    let status = child.wait().expect("it is ours");
+    Ran { code: status.code(), out: out.text(), err: err.text() }
 }
 
 /// What came of a verb.
@@ -232,11 +241,11 @@ impl Lines {
         }
     }
 
-    /// Waits until the other side has closed, so that nothing is missed.
-    fn ended(&self) {
+    /// Waits until the other side has closed, so that nothing is missed; `false` if it does not.
+    fn ended(&self) -> bool {
         let (text, changed) = &*self.0;
         let text = text.lock().expect("nobody panics here");
-        let _ended = changed.wait_timeout_while(text, SOON, |text| !text.1).expect("nobody panics here");
+        changed.wait_timeout_while(text, SOON, |text| !text.1).expect("nobody panics here").0.1
     }
 
     fn text(&self) -> String {

@@ -10,6 +10,7 @@ mod support;
 mod addresses;
 mod arrives;
 mod cors;
+mod redirects;
 mod restart;
 mod routes;
 mod rows;

@@ -31,8 +31,9 @@ fn another_server_does_not_notice_a_restart() {
     let key = Request::new("GET", "/_matrix/key/v2/server").timeout(2 * PATIENCE);
     assert_eq!(key.send(gateway.addr()).status, 200);
     synapse.stop().unwrap();
+    let addr = gateway.addr();
     let answer = std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| key.send(gateway.addr()));
+        let waiting = scope.spawn(|| key.send(addr));
         while gateway.metric("mantlet_upstream_waiting{upstream=\"synapse\"}") < 1.0 {
             assert!(!waiting.is_finished(), "it does not wait");
             std::thread::park_timeout(Duration::from_millis(2));

@@ -1,0 +1,295 @@
+//! Doors: which certificate is shown, to whom, and how it is replaced; sockets of other kinds; whom a hop names.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mantlet::server::reload::Trigger;
+use mantlet_testkit::certificate::{Authority, Leaf};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+
+use crate::common::*;
+use crate::process::{Process, Site};
+use crate::support::Gateway;
+
+const CLOSED: &str = "[[rules.closed_endpoint]]\nendpoint = \"get_supported_versions\"\n";
+
+fn der(leaf: &Leaf) -> CertificateDer<'static> {
+    CertificateDer::from_pem_slice(leaf.certificate.as_bytes()).unwrap()
+}
+
+/// What a client that believes this authority agrees on; with a certificate of its own, if it has one.
+fn client(authority: &Authority, own: Option<&Leaf>) -> Arc<rustls::ClientConfig> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots);
+    let mut config = match own {
+        None => builder.with_no_client_auth(),
+        Some(leaf) => {
+            let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).unwrap();
+            builder.with_client_auth_cert(vec![der(leaf)], key).unwrap()
+        }
+    };
+    // Each handshake shows a certificate.
+    config.resumption = rustls::client::Resumption::disabled();
+    Arc::new(config)
+}
+
+/// Asks for a name and for [`VERSIONS`]; the certificate that was shown, and the answer.
+fn ask(
+    to: SocketAddr,
+    name: &'static str,
+    client: &Arc<rustls::ClientConfig>,
+) -> std::io::Result<(CertificateDer<'static>, String)> {
+    let connection = rustls::ClientConnection::new(Arc::clone(client), ServerName::try_from(name).unwrap()).unwrap();
+    let stream = TcpStream::connect(to)?;
+    stream.set_read_timeout(Some(SOON))?;
+    let mut stream = rustls::StreamOwned::new(connection, stream);
+    write!(stream, "GET {VERSIONS} HTTP/1.1\r\nHost: hs\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let shown = stream.conn.peer_certificates().unwrap()[0].clone().into_owned();
+    Ok((shown, answer))
+}
+
+/// The certificate that is shown for a name, on a connection that serves.
+#[track_caller]
+fn shown(to: SocketAddr, name: &'static str, authority: &Authority) -> CertificateDer<'static> {
+    let (shown, answer) = ask(to, name, &client(authority, None)).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    shown
+}
+
+/// Writes a certificate and its key under these names, each renamed into its place.
+fn write(directory: &Path, name: &str, leaf: &Leaf) {
+    use std::os::unix::fs::OpenOptionsExt;
+    for (end, text) in [("crt", &leaf.certificate), ("key", &leaf.key)] {
+        let new = directory.join("new");
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new);
+        file.unwrap().write_all(text.as_bytes()).unwrap();
+        std::fs::rename(new, directory.join(format!("{name}.{end}"))).unwrap();
+    }
+}
+
+/// A process whose listener shows `a.crt`, and its parts.
+fn site(upstream: &str, leaf: &Leaf) -> Site {
+    let site = Site::new(upstream, OPEN, "");
+    let bind = "127.0.0.1:0\"\ntls = { certificate = \"a.crt\", key = \"a.key\" }\n# \"";
+    site.write("mantlet.toml", &site.gateway_file(upstream, bind, ""));
+    write(site.path(), "a", leaf);
+    site
+}
+
+#[test]
+fn each_name_gets_its_certificate_and_a_stranger_the_first() {
+    let upstream = homeserver();
+    let authority = Authority::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let first = authority.issue(&["a.example", "other.example"]).unwrap();
+    let second = authority.issue(&["b.example", "*.c.example"]).unwrap();
+    write(dir.path(), "a", &first);
+    write(dir.path(), "b", &second);
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let pair = |name: &str| {
+        format!("certificate = \"{}\", key = \"{}\"", path(&format!("{name}.crt")), path(&format!("{name}.key")))
+    };
+    let list = format!("tls = [{{ {} }}, {{ {} }}]", pair("a"), pair("b"));
+    let tables = ["a", "b"].map(|name| format!("[[listener.tls]]\n{}", pair(name).replace(", ", "\n"))).join("\n");
+    for tls in [list, tables] {
+        let gateway = Gateway::with_listener(&url(&upstream), OPEN, &tls, "");
+        for (name, leaf) in
+            [("a.example", &first), ("b.example", &second), ("x.c.example", &second), ("other.example", &first)]
+        {
+            assert!(shown(gateway.addr(), name, &authority) == der(leaf), "{name}");
+        }
+        let unknown = ask(gateway.addr(), "unknown.example", &client(&authority, None)).unwrap_err();
+        assert!(
+            unknown.to_string().contains("a.example"),
+            "the first is shown, and the client sees that it is not for it: {unknown}"
+        );
+    }
+}
+
+#[test]
+fn a_new_certificate_is_shown_without_a_restart_and_a_bad_one_keeps_the_old() {
+    let upstream = homeserver();
+    let authority = Authority::new().unwrap();
+    let leaves: Vec<_> = (0..3).map(|_| authority.issue(&["hs.example"]).unwrap()).collect();
+    let site = site(&url(&upstream), &leaves[0]);
+    let process = site.start();
+    let is_shown = |leaf: &Leaf| shown(process.addr(), "hs.example", &authority) == der(leaf);
+    let is_last_good = || process.metric("mantlet_tls_certificate_last_reload_successful{listener=\"test\"}");
+    assert!(is_shown(&leaves[0]));
+    write(site.path(), "a", &leaves[1]);
+    eventually("the change is noticed", || is_shown(&leaves[1]));
+
+    // A key that belongs to another certificate, a file that is cut, none at all.
+    let key = || std::fs::read(site.path().join("a.key")).unwrap();
+    let good = (std::fs::read(site.path().join("a.crt")).unwrap(), key());
+    for (broken, words) in [
+        (leaves[2].certificate.clone().into_bytes(), "does not belong to the certificate"),
+        (good.0[..good.0.len() / 2].to_vec(), "is not valid PEM"),
+        (Vec::new(), "there is no certificate in"),
+    ] {
+        std::fs::write(site.path().join("a.crt"), broken).unwrap();
+        let ran = site.run(&["reload"]);
+        assert!(ran.code == Some(1) && ran.out.contains("listener test: ") && ran.out.contains(words), "{ran:?}");
+        assert!(ran.out.contains("a new certificate is refused, the old one stays"), "{ran:?}");
+        assert_eq!(is_last_good(), Some(0.0));
+        assert!(is_shown(&leaves[1]));
+        process.wait_log("it is told", |line| {
+            line["level"] == "ERROR" && line["problem"].as_str().is_some_and(|problem| problem.contains(words))
+        });
+    }
+    std::fs::remove_file(site.path().join("a.crt")).unwrap();
+    assert!(site.run(&["reload"]).out.contains("does not exist"));
+    assert!(is_shown(&leaves[1]));
+    assert_eq!(process.metric("mantlet_policy_last_reload_successful"), Some(1.0), "the policy is another affair");
+
+    write(site.path(), "a", &leaves[2]);
+    let ran = site.run(&["reload"]);
+    // The watch may have been faster.
+    assert!(ran.code == Some(0) && ran.out.starts_with("generation 1: the policy is unchanged"), "{ran:?}");
+    assert!(is_shown(&leaves[2]));
+    assert_eq!(is_last_good(), Some(1.0));
+}
+
+#[test]
+fn a_bad_certificate_does_not_block_a_good_policy_nor_a_bad_policy_a_good_certificate() {
+    let upstream = homeserver();
+    let authority = Authority::new().unwrap();
+    let (old, new) = (authority.issue(&["hs.example"]).unwrap(), authority.issue(&["hs.example"]).unwrap());
+    let site = site(&url(&upstream), &old);
+    let process = site.start();
+    std::fs::remove_file(site.path().join("a.key")).unwrap();
+    site.write("policy.toml", CLOSED);
+    process.signal("HUP");
+    eventually("the policy is in force", || process.generation() == 2);
+    let answer = ask(process.addr(), "hs.example", &client(&authority, None)).unwrap();
+    assert!(answer.0 == der(&old) && answer.1.starts_with("HTTP/1.1 403 "), "{}", answer.1);
+
+    site.write("policy.toml", "[rules.none]");
+    write(site.path(), "a", &new);
+    process.signal("HUP");
+    let seen = || ask(process.addr(), "hs.example", &client(&authority, None)).unwrap();
+    eventually("the certificate is shown", || seen().0 == der(&new));
+    assert!(seen().1.starts_with("HTTP/1.1 403 "), "the policy stays");
+    assert_eq!(process.generation(), 2);
+    eventually("it is told", || process.metric("mantlet_policy_last_reload_successful") == Some(0.0));
+}
+
+#[test]
+fn the_end_of_the_certificate_that_ends_first_is_told_and_follows_a_reload() {
+    let upstream = homeserver();
+    let site = site(&url(&upstream), &until(2031));
+    let process = site.start();
+    let end = |process: &Process| {
+        process.metric("mantlet_tls_certificate_not_after_timestamp_seconds{listener=\"test\"}").unwrap()
+    };
+    assert_eq!(end(&process), 1_924_992_000.0);
+    write(site.path(), "a", &until(2030));
+    assert_eq!(site.run(&["reload"]).code, Some(0));
+    assert_eq!(end(&process), 1_893_456_000.0);
+}
+
+/// A certificate that ends with that year's first second.
+fn until(year: i32) -> Leaf {
+    let mut params = rcgen::CertificateParams::new(["hs.example".to_owned()]).unwrap();
+    params.not_after = rcgen::date_time_ymd(year, 1, 1);
+    let key = rcgen::KeyPair::generate().unwrap();
+    Leaf { certificate: params.self_signed(&key).unwrap().pem(), key: key.serialize_pem() }
+}
+
+#[test]
+fn a_hundred_handshakes_succeed_while_certificates_are_swapped() {
+    const HANDSHAKES: usize = 100;
+    let upstream = homeserver();
+    let authority = Authority::new().unwrap();
+    let leaves = [authority.issue(&["hs.example"]).unwrap(), authority.issue(&["hs.example"]).unwrap()];
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "a", &leaves[0]);
+    let tls = format!("tls = {{ certificate = \"{0}/a.crt\", key = \"{0}/a.key\" }}", dir.path().display());
+    let gateway = Gateway::with_listener(&url(&upstream), OPEN, &tls, "[workers]\ncount = 2");
+    let is_over = AtomicBool::new(false);
+    let (swaps, refused) = std::thread::scope(|scope| {
+        let reloader = Arc::clone(gateway.reloader());
+        let (is_over, leaves, dir) = (&is_over, &leaves, dir.path());
+        let swapping = scope.spawn(move || {
+            let (mut swaps, mut refused) = (0, 0);
+            while !is_over.load(Ordering::Relaxed) {
+                // Every third time the key is still the other's: what a reader sees between two renames.
+                let (n, is_torn) = (swaps % 2, (swaps + refused) % 3 == 2);
+                let leaf = &leaves[1 - n];
+                let key = if is_torn { &leaves[n].key } else { &leaf.key };
+                write(dir, "a", &Leaf { certificate: leaf.certificate.clone(), key: key.clone() });
+                match reloader.reload(Trigger::Command) {
+                    Ok(_) if !is_torn => swaps += 1,
+                    Err(_) if is_torn => refused += 1,
+                    other => panic!("{other:?}"),
+                }
+                if is_torn {
+                    write(dir, "a", leaf);
+                    reloader.reload(Trigger::Command).unwrap();
+                    swaps += 1;
+                }
+            }
+            (swaps, refused)
+        });
+        let mut seen = [0, 0];
+        let client = client(&authority, None);
+        for _ in 0..HANDSHAKES {
+            let (shown, answer) = ask(gateway.addr(), "hs.example", &client).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            let which = leaves.iter().position(|leaf| der(leaf) == shown).expect("one of the two");
+            seen[which] += 1;
+        }
+        is_over.store(true, Ordering::Relaxed);
+        assert!(seen.iter().all(|seen| *seen > 0), "{seen:?}");
+        swapping.join().unwrap()
+    });
+    assert!(swaps > 10 && refused > 3, "{swaps} swaps, {refused} refused");
+    assert_eq!(upstream.requests().len(), HANDSHAKES);
+    assert_eq!(gateway.metric("mantlet_tls_handshake_failures_total{listener=\"test\"}"), 0.0);
+}
+
+#[test]
+fn where_client_certificates_are_asked_for_only_their_owners_come_in() {
+    let upstream = homeserver();
+    let (server, clients) = (Authority::new().unwrap(), Authority::new().unwrap());
+    let site = site(&url(&upstream), &server.issue(&["hs.example"]).unwrap());
+    site.write("ca.pem", &clients.pem());
+    let text = std::fs::read_to_string(site.path().join("mantlet.toml")).unwrap();
+    site.write("mantlet.toml", &text.replace("tls = {", "client_ca = \"ca.pem\"\ntls = {"));
+    let process = site.start();
+    let failures = || process.metric("mantlet_tls_handshake_failures_total{listener=\"test\"}");
+    let own = clients.issue(&["client.example"]).unwrap();
+    let (_, answer) = ask(process.addr(), "hs.example", &client(&server, Some(&own))).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!((failures(), upstream.requests().len()), (Some(0.0), 1));
+
+    assert!(ask(process.addr(), "hs.example", &client(&server, None)).is_err());
+    eventually("one without is counted", || failures() == Some(1.0));
+    // Of another authority that has the same name.
+    let foreign = Authority::new().unwrap();
+    let stranger = client(&server, Some(&foreign.issue(&["client.example"]).unwrap()));
+    assert!(ask(process.addr(), "hs.example", &stranger).is_err());
+    eventually("and a stranger's", || failures() == Some(2.0));
+    assert_eq!(upstream.requests().len(), 1);
+
+    // Another authority may take its place, and a broken file does not open the door.
+    site.write("ca.pem", "nothing");
+    assert_eq!(site.run(&["reload"]).code, Some(1));
+    assert!(ask(process.addr(), "hs.example", &client(&server, None)).is_err());
+    assert!(ask(process.addr(), "hs.example", &client(&server, Some(&own))).is_ok());
+    site.write("ca.pem", &foreign.pem());
+    assert_eq!(site.run(&["reload"]).code, Some(0));
+    assert!(ask(process.addr(), "hs.example", &stranger).is_ok());
+    assert!(ask(process.addr(), "hs.example", &client(&server, Some(&own))).is_err());
+}
