@@ -31,6 +31,7 @@ use crate::problem::{Problem, Problems};
 use crate::stack::TrustedHops;
 use crate::stack::tokens::Tokens;
 use crate::tls::server::Server as Tls;
+use crate::upstream::Directory;
 use admin::AdminListener;
 use certificates::Certificates;
 use control::Control;
@@ -117,6 +118,7 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         threads: Vec::new(),
     };
     let doors = Arc::new(doors);
+    let directory = Directory::new(&gateway.upstreams, gateway.limits.patience.duration(), &metrics);
     let admission = Admission::new(gateway.limits.connections, gateway.limits.per_address);
     for number in 0..worker_count(&gateway) {
         let parts = worker::Parts {
@@ -125,7 +127,8 @@ pub fn start(start: Start) -> Result<Running, Problems> {
             limits: gateway.limits.clone(),
             metrics: Arc::clone(&metrics),
             access: Arc::clone(&access),
-            upstream: gateway.synapse.clone(),
+            directory: directory.clone(),
+            routes: gateway.routes.clone(),
             admission: Arc::clone(&admission),
             hops: TrustedHops::new(&gateway.forwarded.trusted_hops),
             drain: draining.clone(),
@@ -139,7 +142,7 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         signals,
         reloader,
         metrics,
-        upstream: gateway.synapse.clone(),
+        directory,
         server_name: gateway.homeserver.server_name.clone(),
         ending: ending.clone(),
         ready,

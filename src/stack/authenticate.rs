@@ -24,13 +24,13 @@ use crate::matrix::token::{self, Token};
 use crate::message::RequestBody;
 use crate::observe::metrics::Metrics;
 use crate::policy::{Exchange, Permit, Policy, Purpose, TokenVerdict};
-use crate::upstream::Synapse;
+use crate::upstream::Upstream;
 
 /// Gives verdicts on tokens: remembered ones, or the homeserver's.
 #[derive(Clone)]
 pub struct Authenticator {
     tokens: Arc<Tokens>,
-    upstream: Rc<Synapse>,
+    upstream: Rc<Upstream>,
     metrics: Arc<Metrics>,
     patience: Duration,
 }
@@ -62,7 +62,7 @@ impl Credentials {
 impl Authenticator {
     /// An authenticator over this memory and this homeserver, which waits so long for an answer, and never longer than 20
     /// seconds.
-    pub fn new(tokens: Arc<Tokens>, upstream: Rc<Synapse>, metrics: Arc<Metrics>, patience: Duration) -> Self {
+    pub fn new(tokens: Arc<Tokens>, upstream: Rc<Upstream>, metrics: Arc<Metrics>, patience: Duration) -> Self {
         Self { tokens, upstream, metrics, patience: patience.min(PATIENCE) }
     }
 
@@ -134,7 +134,7 @@ impl Authenticator {
 
     async fn whoami(&self, question: Question) -> Result<Remembered, Error> {
         let Question { permit, request } = question;
-        let response = self.upstream.send(permit.permit(request, |_| {})).await?.release(&permit);
+        let response = self.upstream.send(permit.permit(request, |_| {}), false).await?.release(&permit);
         read_answer(response).await
     }
 }

@@ -5,27 +5,30 @@ use std::task::{Context, Poll};
 
 use futures_util::future::LocalBoxFuture;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 use hyper::body::Incoming;
 use tower::{Layer, Service};
 
 use super::authenticate::{Authenticator, Credentials};
 use super::classify::Known;
 use super::client::{Client, FORWARDED_FOR, FORWARDED_PROTO};
+use super::collect::Collector;
 use super::revoke::Revokes;
+use super::route::Cleared;
 use super::{Arrival, Facts};
 use crate::error::Error;
 use crate::matrix::Flow;
-use crate::message::{Body, RequestBody};
+use crate::message::Body;
 use crate::observe::access::{self, Mode};
 use crate::policy::decision::Need;
-use crate::policy::{Decision, Denial, Exchange, Held, Permit, Permitted, Verdict};
+use crate::policy::{Decision, Denial, Exchange, Held, Permit, Verdict};
 use crate::snapshot::{Current, Generation, Snapshot};
 
 /// Makes [`Policy`].
 pub struct PolicyLayer {
     snapshot: Snapshot,
     authenticator: Authenticator,
+    collector: Collector,
 }
 
 /// Lets upstream only what the policy permits.
@@ -33,12 +36,13 @@ pub struct Policy<S> {
     upstream: S,
     current: Current,
     authenticator: Authenticator,
+    collector: Collector,
 }
 
 impl PolicyLayer {
-    /// A layer that judges by what is in force, and asks this authenticator about tokens.
-    pub fn new(snapshot: Snapshot, authenticator: Authenticator) -> Self {
-        Self { snapshot, authenticator }
+    /// A layer that judges by what is in force, asks this authenticator about tokens, and lets this one collect what it permits.
+    pub fn new(snapshot: Snapshot, authenticator: Authenticator, collector: Collector) -> Self {
+        Self { snapshot, authenticator, collector }
     }
 }
 
@@ -46,13 +50,14 @@ impl<S> Layer<S> for PolicyLayer {
     type Service = Policy<S>;
 
     fn layer(&self, upstream: S) -> Policy<S> {
-        Policy { upstream, current: self.snapshot.current(), authenticator: self.authenticator.clone() }
+        let (authenticator, collector) = (self.authenticator.clone(), self.collector.clone());
+        Policy { upstream, current: self.snapshot.current(), authenticator, collector }
     }
 }
 
 impl<'a, S> Service<Known> for &'a Policy<S>
 where
-    S: Clone + Service<Permitted<Request<RequestBody>>, Response = Held<Response<Incoming>>, Error = Error>,
+    S: Clone + Service<Cleared, Response = Held<Response<Incoming>>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Error;
@@ -69,7 +74,7 @@ where
 
 impl<S> Policy<S>
 where
-    S: Clone + Service<Permitted<Request<RequestBody>>, Response = Held<Response<Incoming>>, Error = Error>,
+    S: Clone + Service<Cleared, Response = Held<Response<Incoming>>, Error = Error>,
 {
     async fn judge(&self, known: Known) -> Result<Response<Body>, Error> {
         let generation = self.current.load();
@@ -128,7 +133,7 @@ where
 
     async fn forward(&self, known: Known, permit: &Permit, generation: &Generation) -> Result<Response<Body>, Error> {
         let client = known.arrival.client().clone();
-        let Arrival { request, facts, .. } = known.arrival;
+        let Known { arrival: Arrival { request, facts, .. }, classified, flow } = known;
         facts.note(|record| record.decision = access::Decision::Permit);
         for rule in permit.unmade_edits(&request) {
             generation.counters(rule).edit.inc();
@@ -136,11 +141,13 @@ where
         // Kept for what the answer says of the token.
         let credentials = Credentials::of(&request);
         // What is known is forgotten now: a client that goes away before the answer has been heard all the same.
-        let revocation = self.authenticator.revoke(Revokes::by(known.classified.raw, request.method()), &credentials);
+        let revocation = self.authenticator.revoke(Revokes::by(classified.raw, request.method()), &credentials);
         let id = facts.id();
-        let permitted = permit.permit(request, |headers| set_own_fields(headers, &client, id));
+        // Only what is permitted is worth the memory.
+        let (request, _place) = self.collector.with_length(request, classified).await?;
+        let request = permit.permit(request, |headers| set_own_fields(headers, &client, id));
         let mut upstream = self.upstream.clone();
-        let sent = upstream.call(permitted).await;
+        let sent = upstream.call(Cleared { request, classified, flow, facts: Rc::clone(&facts) }).await;
         let held = match sent {
             Ok(held) => held,
             Err(error) => {

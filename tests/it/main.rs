@@ -17,6 +17,7 @@ mod pool;
 mod process;
 mod proxy;
 mod reload;
+mod routes;
 mod streams;
 mod tls;
 mod tokens;

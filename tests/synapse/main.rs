@@ -17,4 +17,5 @@ mod routes;
 mod rows;
 mod sessions;
 mod unix;
+mod uploads;
 mod world;
