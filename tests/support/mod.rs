@@ -105,6 +105,15 @@ impl Gateway {
         self.records.wait(at_least)
     }
 
+    /// The access records, once there is one like this: they are written behind the answers.
+    pub fn records_with(&self, wanted: impl Fn(&Value) -> bool) -> Vec<Value> {
+        let mut records = self.records(1);
+        while !records.iter().any(&wanted) {
+            records = self.records(records.len() + 1);
+        }
+        records
+    }
+
     /// All that was written of exchanges so far, as text.
     pub fn written(&self) -> String {
         self.records.text()
