@@ -1,6 +1,6 @@
 //! `mantlet.toml`: listeners, upstreams, limits. What stands here needs a restart to change; the policy is another file.
 
-use crate::config::address::{AdminAddress, ListenerAddress, UpstreamAddress, is_ours, overlap};
+use crate::config::address::{AdminAddress, ListenerAddress, SocketMode, UpstreamAddress};
 use crate::config::policy_file::{BuiltIn, PolicyFile};
 use crate::config::route::{self, RouteTable, Routes, Upstream, UpstreamTable};
 use crate::config::settings::{Forwarded, Homeserver, Limits, Log, Tokens, Workers};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_spanned::Spanned;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -190,7 +190,9 @@ pub struct Listener {
     /// The name in logs and metrics; by default its address.
     pub name: String,
     /// Where it listens.
-    pub bind: SocketAddr,
+    pub bind: ListenerAddress,
+    /// Who may connect, where that is a unix socket.
+    pub mode: SocketMode,
     /// Its certificates, the first for names that none of them has; without any it speaks plain HTTP.
     pub tls: Vec<TlsFiles>,
     /// Whose certificate its clients must show; without it none is asked for.
@@ -201,7 +203,8 @@ pub struct Listener {
 impl Listener {
     /// A plain listener with the default name.
     pub fn new(door: Door, bind: SocketAddr) -> Self {
-        Self { door, name: bind.to_string(), bind, tls: Vec::new(), client_ca: None }
+        let name = bind.to_string();
+        Self { door, name, bind: bind.into(), mode: SocketMode::default(), tls: Vec::new(), client_ca: None }
     }
 }
 
@@ -293,6 +296,7 @@ struct ListenerTable {
     door: Door,
     name: Option<Spanned<ListenerName>>,
     bind: Spanned<ListenerAddress>,
+    mode: Option<Spanned<SocketMode>>,
     tls: Option<TlsTables>,
     client_ca: Option<Spanned<PathBuf>>,
 }
@@ -427,16 +431,24 @@ impl File {
         let admin = self.admin.bind;
         let mut listeners: Vec<Listener> = Vec::new();
         for table in self.listener.into_iter().flatten() {
-            let (bind, span) = (table.bind.get_ref().0, table.bind.span());
-            if let Some(earlier) = listeners.iter().find(|earlier| overlap(earlier.bind, bind)) {
+            let (span, bind) = (table.bind.span(), table.bind.into_inner());
+            if let Some(earlier) = listeners.iter().find(|earlier| earlier.bind.overlaps(&bind)) {
                 let what = format!("{bind} is taken by another listener ({})", earlier.bind);
                 check.problem(Problem::new(what), span.clone());
             }
             let name_span = table.name.as_ref().map_or(span, Spanned::span);
             let name = table.name.map_or_else(|| bind.to_string(), |name| name.into_inner().0);
-            if bind.port() != 0 && listeners.iter().any(|earlier| earlier.name == name && earlier.bind != bind) {
+            let is_any = matches!(bind, ListenerAddress::Tcp(address) if address.port() == 0);
+            if !is_any && listeners.iter().any(|earlier| earlier.name == name && earlier.bind != bind) {
                 check.problem(Problem::new(format!("two listeners are named {name:?}")), name_span);
             }
+            let mode = table.mode.map_or_else(SocketMode::default, |mode| {
+                if !matches!(bind, ListenerAddress::Unix(_)) {
+                    let what = "`mode` says who may connect to a unix socket, and this listener is none";
+                    check.problem(Problem::new(what), mode.span());
+                }
+                mode.into_inner()
+            });
             let tls = table.tls.map_or_else(Vec::new, |tables| tables.0).into_iter();
             let tls: Vec<_> = tls
                 .map(|tls| TlsFiles { certificate: check.certificate(tls.certificate), key: check.key(tls.key) })
@@ -448,24 +460,21 @@ impl File {
                 }
                 check.file("client_ca", path).0
             });
-            listeners.push(Listener { door: table.door, name, bind, tls, client_ca });
+            listeners.push(Listener { door: table.door, name, bind, mode, tls, client_ca });
         }
         if listeners.is_empty() {
             listeners = default.listeners;
         }
+        let is_taken = |address: &ListenerAddress| listeners.iter().any(|listener| listener.bind.overlaps(address));
         if let Some(admin) = &admin
-            && let AdminAddress::Tcp(address) = admin.get_ref()
-            && listeners.iter().any(|listener| overlap(listener.bind, *address))
+            && is_taken(&match admin.get_ref() {
+                AdminAddress::Tcp(address) => ListenerAddress::Tcp(*address),
+                AdminAddress::Unix(path) => ListenerAddress::Unix(path.clone()),
+            })
         {
-            check.problem(Problem::new(format!("{address} is taken by a listener")), admin.span());
+            check.problem(Problem::new(format!("{} is taken by a listener", admin.get_ref())), admin.span());
         }
-        let is_our_own = |server: &UpstreamAddress| match server {
-            UpstreamAddress::Tcp { host, port } => host.parse::<IpAddr>().is_ok_and(|address| {
-                let server = SocketAddr::new(address, *port);
-                listeners.iter().any(|listener| overlap(listener.bind, server) && is_ours(listener.bind, address))
-            }),
-            UpstreamAddress::Unix(_) => false,
-        };
+        let is_our_own = |server: &UpstreamAddress| listeners.iter().any(|listener| listener.bind.is_behind(server));
         let upstreams = route::upstreams(self.upstream, is_our_own, check);
         let routes = route::routes(self.route.unwrap_or_default(), &upstreams, check);
         Gateway {
@@ -531,7 +540,8 @@ tls = { certificate = "cert.pem", key = "key.pem" }
 client_ca = "cert.pem"
 [[listener]]
 door = "ingress"
-bind = "127.0.0.1:8480"
+bind = "unix:/run/mantlet.sock"
+mode = "0600"
 [upstream.synapse]
 servers = ["unix:/run/synapse.sock"]
 [upstream.media]
@@ -606,7 +616,8 @@ server_name = "example.org:8448"
         let [tls] = &gateway.listeners[0].tls[..] else { panic!("{:?}", gateway.listeners[0].tls) };
         assert_eq!((&tls.certificate, &tls.key), (&dir.path().join("cert.pem"), &dir.path().join("key.pem")));
         assert_eq!(gateway.listeners[0].name, "federation");
-        assert_eq!(gateway.listeners[1].name, "127.0.0.1:8480");
+        assert_eq!(gateway.listeners[1].name, "unix:/run/mantlet.sock");
+        assert_eq!(gateway.listeners[1].mode, SocketMode(0o600));
         assert_eq!(gateway.policy, PolicySource::File(dir.path().join("policy.toml")));
         assert_eq!(gateway.upstreams[0].servers, [UpstreamAddress::Unix("/run/synapse.sock".into())]);
         assert_eq!((&*gateway.upstreams[1].name, gateway.upstreams[1].servers.len()), ("media", 2));
@@ -621,7 +632,7 @@ server_name = "example.org:8448"
         for (header, table) in gateway.tables() {
             assert!(!is_new(&header) || changed.contains(&header), "{header}");
             for key in table.as_object().unwrap().keys().filter(|_| !is_new(&header)) {
-                let same = header == "[[listener]] 1" && key == "door";
+                let same = header == "[[listener]] 1" && (key == "door" || key == "mode");
                 assert_eq!(changed.contains(&format!("{header} {key}")), !same, "{header} {key}");
             }
         }
@@ -753,9 +764,27 @@ server_name = "example.org:8448"
     }
 
     #[test]
+    fn a_socket_has_a_mode_and_nothing_else_has() {
+        let mode = |bind: &str, mode: &str| parse(&format!("[[listener]]\ndoor='ingress'\nbind='{bind}'\nmode={mode}"));
+        assert_eq!(mode("unix:/a", "'0666'").unwrap().listeners[0].mode, SocketMode(0o666));
+        for odd in ["'660'", "'0880'", "'0060'", "'01777'", "'rw'", "'0+66'", "''", "432"] {
+            assert!(mode("unix:/a", odd).is_err(), "{odd}");
+        }
+        let problems = mode("127.0.0.1:1", "'0660'").unwrap_err();
+        assert_eq!(
+            problems.to_string(),
+            "mantlet.toml:4:6: `mode` says who may connect to a unix socket, and this listener is none"
+        );
+    }
+
+    #[test]
     fn a_gateway_in_front_of_itself_is_refused() {
         assert!(told("[upstream.synapse]\nservers = ['http://127.0.0.1:8480']\n")[0].contains("round for ever"));
         assert!(told("[admin]\nbind = '127.0.0.1:8480'\n")[0].contains("is taken by a listener"));
+        let socket = "[[listener]]\ndoor='ingress'\nbind='unix:/a'\n";
+        assert!(told(&format!("{socket}[admin]\nbind = 'unix:/a'"))[0].contains("is taken by a listener"));
+        assert!(told(&format!("{socket}[upstream.synapse]\nservers = ['unix:/a']"))[0].contains("round for ever"));
+        assert!(told(&format!("{socket}{socket}"))[0].contains("is taken by another listener (unix:/a)"));
         let all =
             "[[listener]]\ndoor='ingress'\nbind='0.0.0.0:8008'\n[upstream.synapse]\nservers=['http://10.0.0.1:8008']";
         assert!(parse(all).is_ok(), "Synapse on another machine may have our port");

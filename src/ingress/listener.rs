@@ -2,12 +2,12 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Notify, watch};
 
 use super::acceptor;
@@ -69,6 +69,8 @@ impl Shared {
 /// Where the process stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drain {
+    /// It begins: nobody is let in before every thread has what it needs, or the first clients could take it away.
+    Starting,
     /// It serves.
     Serving,
     /// It takes nothing new; exchanges that run may end.
@@ -77,32 +79,65 @@ pub enum Drain {
     Over,
 }
 
+/// Where connections come from.
+#[derive(Debug)]
+pub enum Socket {
+    /// Other machines, and this one.
+    Tcp(TcpListener),
+    /// Processes of this machine that may open a file.
+    Unix(UnixListener),
+}
+
+/// A connection that came.
+#[derive(Debug)]
+pub enum Stream {
+    /// With an address.
+    Tcp(TcpStream, IpAddr),
+    /// Without one.
+    Unix(UnixStream),
+}
+
+impl Socket {
+    async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Self::Tcp(socket) => {
+                socket.accept().await.map(|(stream, address)| Stream::Tcp(stream, address.ip().to_canonical()))
+            }
+            Self::Unix(socket) => socket.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+        }
+    }
+}
+
 impl Listener {
     /// Accepts until the process drains, and then what still waits in the socket's queue.
     ///
     /// The socket is closed then, while connections live on: who comes later is refused at once, and can go elsewhere.
-    pub async fn run(self: Rc<Self>, socket: TcpListener) {
+    pub async fn run(self: Rc<Self>, socket: Socket) {
         let mut drain = self.shared.drain.clone();
+        // A process that is gone before it served has nobody to serve.
+        let _ = drain.wait_for(|drain| *drain != Drain::Starting).await;
         loop {
             let accepted = tokio::select! {
                 accepted = socket.accept() => accepted,
                 _ = drain.wait_for(|drain| *drain != Drain::Serving) => break,
             };
             match accepted {
-                Ok((stream, address)) => self.admit(stream, address),
+                Ok(stream) => self.admit(stream),
                 Err(error) => wait_out(&error).await,
             }
         }
         // Whoever was let in by the system believes to be connected: a close here would be a lost request.
-        while let Some(Ok((stream, address))) = now_or_never(socket.accept()) {
-            self.admit(stream, address);
+        while let Some(Ok(stream)) = now_or_never(socket.accept()) {
+            self.admit(stream);
         }
     }
 
-    fn admit(self: &Rc<Self>, stream: TcpStream, address: SocketAddr) {
-        let client = address.ip().to_canonical();
-        let is_hop = self.shared.hops.contain(client);
-        let Some(admitted) = self.shared.admission.admit(client, is_hop) else {
+    fn admit(self: &Rc<Self>, stream: Stream) {
+        let client = match stream {
+            Stream::Tcp(_, address) if !self.shared.hops.contain(address) => Some(address),
+            Stream::Tcp(..) | Stream::Unix(_) => None,
+        };
+        let Some(admitted) = self.shared.admission.admit(client) else {
             tracing::debug!(listener = %self.metrics.name(), "a connection was refused: [limits] connections or per_address");
             return;
         };
@@ -110,7 +145,7 @@ impl Listener {
         tokio::task::spawn_local(async move {
             let _counted = this.metrics.connection();
             let _open = Open::new(&this.shared);
-            acceptor::accept(&this, stream, client).await;
+            acceptor::accept(&this, stream).await;
             drop(admitted);
         });
     }

@@ -31,6 +31,7 @@ impl Certificates {
             let made = Credentials::read(listener).and_then(|credentials| {
                 let Some(credentials) = credentials else { return Ok(None) };
                 let metrics = metrics.listener(&listener.name);
+                metrics.certificate_reload(Reload::Success);
                 tell_end(&metrics, &credentials);
                 Ok(Some(Shown { listener: listener.clone(), tls: Tls::new(credentials)?, metrics }))
             });

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc as queue, oneshot, watch};
 
 use super::End;
@@ -27,6 +27,8 @@ pub(super) struct Control {
     pub directory: Directory,
     pub server_name: Option<String>,
     pub ending: mpsc::Sender<End>,
+    /// Told once the thread has its runtime, its signals and its socket.
+    pub ready: mpsc::Sender<()>,
 }
 
 impl Control {
@@ -42,14 +44,20 @@ impl Control {
             .expect("the control thread needs a runtime: raise the limit of open files");
         runtime.block_on(async {
             tokio::task::spawn_local(watch_files(Arc::clone(&self.reloader)));
-            if self.signals {
-                tokio::task::spawn_local(obey_signals(Arc::clone(&self.reloader), self.ending));
+            if self.signals
+                && let Some(signals) = Signals::catch()
+            {
+                tokio::task::spawn_local(signals.obey(Arc::clone(&self.reloader), self.ending));
             }
             if let Some(listener) = self.admin {
                 let health = health_of(Upstreams::new(&self.directory), self.server_name);
                 let api = Api { reloader: self.reloader, metrics: self.metrics, health };
                 tokio::task::spawn_local(admin::serve(listener, Arc::new(api)));
             }
+            // The tasks above take what they need when they are first polled.
+            tokio::task::yield_now().await;
+            let _ = self.ready.send(());
+            drop(self.ready);
             let _ = drain.wait_for(|drain| *drain == Drain::Over).await;
         });
     }
@@ -58,7 +66,8 @@ impl Control {
 async fn watch_files(reloader: Arc<Reloader>) {
     let mut files = reloader.policy_files();
     let mut policy = Watch::new(files.clone());
-    let mut certificates = Watch::new(reloader.certificate_files());
+    let mut certificates = Watch::new(Vec::new());
+    certificates.follow(reloader.certificate_files());
     loop {
         tokio::time::sleep(EVERY).await;
         // What is wrong with a change has been told; the next change is the next try.
@@ -76,26 +85,39 @@ async fn watch_files(reloader: Arc<Reloader>) {
     }
 }
 
-async fn obey_signals(reloader: Arc<Reloader>, ending: mpsc::Sender<End>) {
-    let signals = (signal(SignalKind::hangup()), signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
-    let (Ok(mut hangup), Ok(mut terminate), Ok(mut interrupt)) = signals else {
-        tracing::error!("signals cannot be caught: SIGHUP and SIGTERM end the process at once");
-        return;
-    };
-    let mut end = End::Asked;
-    loop {
-        let is_end = tokio::select! {
-            _ = hangup.recv() => false,
-            _ = terminate.recv() => true,
-            _ = interrupt.recv() => true,
+/// The signals that are obeyed.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn catch() -> Option<Self> {
+        let signals = (signal(SignalKind::hangup()), signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+        let (Ok(hangup), Ok(terminate), Ok(interrupt)) = signals else {
+            tracing::error!("signals cannot be caught: SIGHUP and SIGTERM end the process at once");
+            return None;
         };
-        if is_end {
-            // The process is gone when nobody listens.
-            let _ = ending.send(end);
-            end = End::AskedAgain;
-        } else {
-            // Told by the reloader.
-            let _ = reloader.reload(Trigger::Signal);
+        Some(Self { hangup, terminate, interrupt })
+    }
+
+    async fn obey(mut self, reloader: Arc<Reloader>, ending: mpsc::Sender<End>) {
+        let mut end = End::Asked;
+        loop {
+            let is_end = tokio::select! {
+                _ = self.hangup.recv() => false,
+                _ = self.terminate.recv() => true,
+                _ = self.interrupt.recv() => true,
+            };
+            if is_end {
+                // The process is gone when nobody listens.
+                let _ = ending.send(end);
+                end = End::AskedAgain;
+            } else {
+                // Told by the reloader.
+                let _ = reloader.reload(Trigger::Signal);
+            }
         }
     }
 }

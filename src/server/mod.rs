@@ -3,8 +3,10 @@
 pub mod admin;
 pub mod certificates;
 mod control;
+mod opened;
 pub mod reload;
 pub mod reuseport;
+mod socket_file;
 mod watch;
 mod worker;
 
@@ -17,7 +19,7 @@ use std::time::Duration;
 
 use tokio::sync::watch as latest;
 
-use crate::config::address::AdminAddress;
+use crate::config::address::{AdminAddress, ListenerAddress};
 use crate::config::gateway::Gateway;
 use crate::config::settings::AccessLog;
 use crate::ingress::admission::Admission;
@@ -33,8 +35,8 @@ use crate::upstream::Directory;
 use admin::AdminListener;
 use certificates::Certificates;
 use control::Control;
+use opened::Opened;
 use reload::Reloader;
-use reuseport::Bound;
 
 /// What to start.
 pub struct Start {
@@ -50,7 +52,7 @@ pub struct Start {
 
 /// A gateway that serves. Dropping it drains it.
 pub struct Running {
-    listeners: Vec<(String, SocketAddr)>,
+    listeners: Vec<(String, ListenerAddress)>,
     admin: Option<AdminAddress>,
     reloader: Arc<Reloader>,
     metrics: Arc<Metrics>,
@@ -98,13 +100,14 @@ pub fn start(start: Start) -> Result<Running, Problems> {
     let tokens = Tokens::new(&gateway.tokens, Arc::clone(&metrics))
         .map_err(|error| Problem::new(format!("the system gives no randomness: {error}")))?;
     let tokens = Arc::new(tokens);
-    let (drain, draining) = latest::channel(Drain::Serving);
+    let (drain, draining) = latest::channel(Drain::Starting);
     let doors = bind(&gateway, reloader.certificates(), &metrics)?;
     let admin = gateway.admin.as_ref().map(AdminListener::bind).transpose()?;
 
     let (ending, ended) = mpsc::channel();
+    let (ready, readied) = mpsc::channel();
     let mut running = Running {
-        listeners: doors.iter().map(|door| (door.metrics.name().to_string(), door.bound.address())).collect(),
+        listeners: doors.iter().map(|door| (door.metrics.name().to_string(), door.socket.address())).collect(),
         admin: admin.as_ref().map(AdminListener::address),
         reloader: Arc::clone(&reloader),
         metrics: Arc::clone(&metrics),
@@ -130,6 +133,7 @@ pub fn start(start: Start) -> Result<Running, Problems> {
             hops: TrustedHops::new(&gateway.forwarded.trusted_hops),
             drain: draining.clone(),
             doors: Arc::clone(&doors),
+            ready: ready.clone(),
         };
         running.spawn(&format!("worker-{number}"), ending.clone(), move || worker::run(parts))?;
     }
@@ -141,8 +145,17 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         directory,
         server_name: gateway.homeserver.server_name.clone(),
         ending: ending.clone(),
+        ready,
     };
     running.spawn("control", ending, move || control.run(draining))?;
+    for _ in &running.threads {
+        readied.recv().map_err(|_| {
+            Problem::new("a thread could not be given what it needs")
+                .help("raise the limit of open files (LimitNOFILE=)")
+        })?;
+    }
+    // Nobody listens only if all threads are gone already, which `wait` tells.
+    let _ = running.drain.send(Drain::Serving);
     for (name, address) in &running.listeners {
         tracing::info!(listener = %name, %address, "listening");
     }
@@ -154,8 +167,16 @@ pub fn start(start: Start) -> Result<Running, Problems> {
 
 impl Running {
     /// The listeners' names and addresses, with the ports they really have.
-    pub fn listeners(&self) -> &[(String, SocketAddr)] {
+    pub fn listeners(&self) -> &[(String, ListenerAddress)] {
         &self.listeners
+    }
+
+    /// The first listener's address that has a port.
+    pub fn addr(&self) -> Option<SocketAddr> {
+        self.listeners.iter().find_map(|(_, address)| match address {
+            ListenerAddress::Tcp(address) => Some(*address),
+            ListenerAddress::Unix(_) => None,
+        })
     }
 
     /// Where the admin listener is.
@@ -265,7 +286,7 @@ impl Drop for TellEnd {
 
 /// A listener's socket with what belongs to it.
 struct Door {
-    bound: Bound,
+    socket: Opened,
     tls: Option<Tls>,
     metrics: ListenerMetrics,
 }
@@ -274,10 +295,10 @@ fn bind(gateway: &Gateway, certificates: &Certificates, metrics: &Metrics) -> Re
     let mut problems = Problems::default();
     let mut doors = Vec::new();
     for listener in &gateway.listeners {
-        match Bound::bind(listener.bind, &format!("[[listener]] {}", listener.name)) {
-            Ok(bound) => {
+        match Opened::open(listener, worker_count(gateway)) {
+            Ok(socket) => {
                 let metrics = metrics.listener(&listener.name);
-                doors.push(Door { bound, tls: certificates.of(listener), metrics });
+                doors.push(Door { socket, tls: certificates.of(listener), metrics });
             }
             Err(problem) => problems.push(problem),
         }

@@ -1,7 +1,7 @@
 //! One thread: a runtime, a chain, a pool, and its share of every listener.
 
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
@@ -31,6 +31,8 @@ pub(super) struct Parts {
     pub hops: TrustedHops,
     pub drain: watch::Receiver<Drain>,
     pub doors: Arc<Vec<Door>>,
+    /// Told once the worker has its runtime and its sockets.
+    pub ready: mpsc::Sender<()>,
 }
 
 /// Serves until the process drains.
@@ -62,12 +64,15 @@ async fn serve(parts: Parts) {
         .doors
         .iter()
         .map(|door| {
-            let socket = door.bound.listener().expect("a worker needs its sockets: raise the limit of open files");
+            let socket = door.socket.socket().expect("a worker needs its sockets: raise the limit of open files");
             let listener =
                 Listener { tls: door.tls.clone(), shared: Rc::clone(&shared), metrics: door.metrics.clone() };
             tokio::task::spawn_local(Rc::new(listener).run(socket))
         })
         .collect();
+    // Whoever waits for it may have given up already.
+    let _ = parts.ready.send(());
+    drop(parts.ready);
     for listener in listeners {
         // A listener ends when the process drains; one that panics takes the worker, and so the process, with it.
         listener.await.expect("a listener ended by itself");

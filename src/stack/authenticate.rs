@@ -18,10 +18,10 @@ use serde::Deserialize;
 use super::client::{Client, FORWARDED_FOR};
 use super::policy::set_own_fields;
 use super::revoke::{Revocation, Revokes};
-use super::tokens::{Remembered, Tokens};
+use super::tokens::{Refusal, Remembered, Tokens};
 use crate::error::{Error, Kind};
 use crate::matrix::token::{self, Token};
-use crate::message::{Answer, RequestBody};
+use crate::message::RequestBody;
 use crate::observe::metrics::Metrics;
 use crate::policy::{Exchange, Permit, Policy, Purpose, TokenVerdict};
 use crate::upstream::Upstream;
@@ -203,7 +203,7 @@ async fn read_answer(response: Response<Incoming>) -> Result<Remembered, Error> 
         StatusCode::OK => {
             let whoami: WhoAmI = serde_json::from_slice(&body).map_err(|error| nonsense(&error))?;
             ruma_identifiers_validation::user_id::validate(&whoami.user_id).map_err(|error| nonsense(&error))?;
-            Ok(Remembered::valid(whoami.user_id, whoami.is_guest))
+            Ok(Remembered::Valid { user: whoami.user_id.into(), guest: whoami.is_guest })
         }
         // Its clear refusals pass in its own words: clients act on `errcode` and `soft_logout`.
         StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => {
@@ -215,16 +215,15 @@ async fn read_answer(response: Response<Incoming>) -> Result<Remembered, Error> 
 
 fn refusal(status: StatusCode, headers: &HeaderMap, body: Bytes) -> Result<Remembered, Error> {
     #[derive(Deserialize)]
-    struct Refusal {
+    struct MatrixError {
         #[serde(rename = "errcode")]
         _errcode: String,
     }
-    serde_json::from_slice::<Refusal>(&body).map_err(|error| nonsense(&error))?;
-    let mut answer = Answer::json_bytes(status, body);
-    if let Some(after) = headers.get(header::RETRY_AFTER) {
-        answer = answer.with_header(header::RETRY_AFTER, after.clone());
-    }
-    Ok(Remembered::refused(answer))
+    serde_json::from_slice::<MatrixError>(&body).map_err(|error| nonsense(&error))?;
+    let retry_after = headers.get(header::RETRY_AFTER).cloned();
+    // A copy: what was read is a slice of a whole read buffer, and would keep it.
+    let body = Bytes::copy_from_slice(&body);
+    Ok(Remembered::Refused(Arc::new(Refusal { status, body, retry_after })))
 }
 
 /// What was said is not repeated: it may hold anything.
@@ -239,7 +238,7 @@ fn unavailable(error: &Error) -> Remembered {
         Kind::Connect => Kind::Connect,
         _ => Kind::TokenCheck,
     };
-    Remembered::unavailable(kind)
+    Remembered::Unavailable(kind)
 }
 
 const WHOAMI: &str = "/_matrix/client/v3/account/whoami";

@@ -2,12 +2,14 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mantlet::server::reload::Trigger;
 use mantlet_testkit::certificate::{Authority, Leaf};
+use mantlet_testkit::http::{Connection, Request};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
@@ -292,4 +294,75 @@ fn where_client_certificates_are_asked_for_only_their_owners_come_in() {
     assert_eq!(site.run(&["reload"]).code, Some(0));
     assert!(ask(process.addr(), "hs.example", &stranger).is_ok());
     assert!(ask(process.addr(), "hs.example", &client(&server, Some(&own))).is_err());
+}
+
+/// A gateway on a unix socket with further keys for it, before it is started.
+fn on_a_socket(upstream: &str, keys: &str, more: &str) -> (Site, std::path::PathBuf) {
+    let site = Site::new(upstream, OPEN, "");
+    let socket = site.path().join("mantlet.sock");
+    let bind = format!("unix:{}\"\n{keys}\n# \"", socket.display());
+    site.write("mantlet.toml", &site.gateway_file(upstream, &bind, more));
+    (site, socket)
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+#[test]
+fn a_unix_socket_serves_and_believes_whom_it_names() {
+    let upstream = homeserver();
+    let (site, socket) = on_a_socket(&url(&upstream), "", "[workers]\ncount = 3\n[limits]\nper_address = 1");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    let mut process = site.start();
+    assert_eq!(mode(&socket), 0o660, "the leftover is replaced");
+    process.wait_log("it is told", |line| line["address"] == format!("unix:{}", socket.display()));
+
+    let ask = |fields: &[(&str, &str)]| {
+        let request = Request::new("GET", VERSIONS);
+        let request = fields.iter().fold(request, |request, (name, value)| request.header(name, value));
+        assert_eq!(request.send(&socket).status, 200);
+        let seen = upstream.last().unwrap();
+        (seen.header_all("x-forwarded-for").join("|"), seen.header_all("x-forwarded-proto").join("|"))
+    };
+    assert_eq!(ask(&[]), ("127.0.0.1".to_owned(), "http".to_owned()));
+    process.wait_record("its class is told", |record| record["network"] == "unix");
+    let named = [("X-Forwarded-For", "192.0.2.66, 203.0.113.7"), ("X-Forwarded-Proto", "https")];
+    assert_eq!(ask(&named), ("203.0.113.7".to_owned(), "https".to_owned()));
+    process.wait_record("the client's class is told", |record| record["network"] == "public");
+
+    // Nobody's own limit holds: all clients of the proxy in front come through here.
+    let mut open: Vec<_> = (0..20).map(|_| Connection::open(&socket).unwrap()).collect();
+    for connection in &mut open {
+        assert_eq!(connection.send(&Request::new("GET", VERSIONS)).unwrap().status, 200);
+    }
+    assert_eq!(process.metric("mantlet_connections{listener=\"test\"}"), Some(20.0));
+
+    let mut second = site.spawn();
+    assert_eq!(second.wait().code(), Some(1));
+    let refused = second.log();
+    assert!(refused.contains("in use by another process; choose another bind for "), "{refused}");
+    drop(open);
+    process.signal("TERM");
+    assert_eq!(process.wait().code(), Some(0));
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_unix_socket_has_the_mode_that_was_asked_for_and_can_speak_tls() {
+    let upstream = homeserver();
+    let authority = Authority::new().unwrap();
+    let keys = "mode = \"0600\"\ntls = { certificate = \"a.crt\", key = \"a.key\" }";
+    let (site, socket) = on_a_socket(&url(&upstream), keys, "");
+    write(site.path(), "a", &authority.issue(&["hs.example"]).unwrap());
+    let _process = site.start();
+    assert_eq!(mode(&socket), 0o600);
+    let name = ServerName::try_from("hs.example").unwrap();
+    let connection = rustls::ClientConnection::new(client(&authority, None), name).unwrap();
+    let mut stream = rustls::StreamOwned::new(connection, std::os::unix::net::UnixStream::connect(&socket).unwrap());
+    write!(stream, "GET {VERSIONS} HTTP/1.1\r\nHost: hs\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(upstream.last().unwrap().header_all("x-forwarded-proto"), ["https"]);
 }

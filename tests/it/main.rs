@@ -8,6 +8,7 @@ mod support;
 mod canary;
 mod cli;
 mod common;
+mod endurance;
 mod exchanges;
 mod layers;
 mod listeners;

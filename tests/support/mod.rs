@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
+pub mod mutate;
+
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -56,7 +58,7 @@ impl Gateway {
 
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
-        self.running().listeners()[0].1
+        self.running().addr().expect("it listens on TCP")
     }
 
     /// Its URL.

@@ -11,6 +11,7 @@ mod addresses;
 mod arrives;
 mod cors;
 mod redirects;
+mod differential;
 mod restart;
 mod routes;
 mod rows;
