@@ -65,7 +65,7 @@ impl Explain {
         // A policy that is looked at by itself has no gateway file, unless one is named too.
         let gateway = match (&self.policy.policy, &common.config) {
             (Some(_), None) => None,
-            (None, _) | (Some(_), Some(_)) => Some(common.gateway()?),
+            (None, _) | (Some(_), Some(_)) => Some(common.gateway_alone()?),
         };
         let finding = probe.judge(&policy);
         let upstream = gateway.as_ref().and_then(|gateway| upstream(&probe, &finding, gateway));
