@@ -6,7 +6,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::Request;
+use http::header::{self, HeaderValue};
+use http::{Method, Request};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -27,7 +28,16 @@ pub async fn serve_h1<IO: AsyncRead + AsyncWrite + Unpin>(listener: &Listener, i
     let limits = &listener.shared.limits;
     let service = service_fn(|request: Request<Incoming>| {
         let (shared, peer) = (Rc::clone(&listener.shared), Rc::clone(&peer));
-        async move { (&shared.stack).call((request, peer)).await }
+        let is_last = is_last(&request);
+        async move {
+            let mut response = (&shared.stack).call((request, peer)).await;
+            if let Ok(response) = &mut response
+                && is_last
+            {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            response
+        }
     });
     let io = Paced { io, pace: Rc::clone(&peer.pace), protocol: Protocol::H1 };
     let mut connection = http1::Builder::new().max_headers(limits.fields).serve_connection(TokioIo::new(io), service);
@@ -79,6 +89,14 @@ pub async fn serve_h2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(listener: &L
     if let Ended::Closed(Err(error)) = ended {
         tracing::debug!(listener = %listener.metrics.name(), %error, "an HTTP/2 connection ended with an error");
     }
+}
+
+/// Whether nothing that follows this request may be taken for another one.
+///
+/// The HTTP library does not tell whether a Content-Length stood beside a Transfer-Encoding: what comes next may be the rest of
+/// what somebody before us took for the body (RFC 9112, section 6.3). And who asks for a tunnel may send on as if there were one.
+fn is_last(request: &Request<Incoming>) -> bool {
+    request.headers().contains_key(header::TRANSFER_ENCODING) || request.method() == Method::CONNECT
 }
 
 enum Ended {

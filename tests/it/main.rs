@@ -8,6 +8,7 @@ mod support;
 mod canary;
 mod cli;
 mod common;
+mod corpus;
 mod endurance;
 mod exchanges;
 mod layers;
