@@ -21,6 +21,8 @@ use crate::tls::server::Server as Tls;
 pub struct Listener {
     /// Its certificates; without any it speaks plain HTTP.
     pub tls: Option<Tls>,
+    /// Whether trusted hops begin with a PROXY header.
+    pub proxy_protocol: bool,
     /// What its connections are served by, shared with the worker's other listeners.
     pub shared: Rc<Shared>,
     /// What it counts.
@@ -133,7 +135,7 @@ impl Listener {
             Stream::Tcp(_, address) if !self.shared.hops.contain(address) => Some(address),
             Stream::Tcp(..) | Stream::Unix(_) => None,
         };
-        let Some(admitted) = self.shared.admission.admit(client) else {
+        let Some(mut admitted) = self.shared.admission.admit(client) else {
             tracing::debug!(listener = %self.metrics.name(), "a connection was refused: [limits] connections or per_address");
             return;
         };
@@ -141,7 +143,7 @@ impl Listener {
         tokio::task::spawn_local(async move {
             let _counted = this.metrics.connection();
             let _open = Open::new(&this.shared);
-            acceptor::accept(&this, stream).await;
+            acceptor::accept(&this, stream, &mut admitted).await;
             drop(admitted);
         });
     }

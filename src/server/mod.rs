@@ -278,6 +278,7 @@ impl Drop for TellEnd {
 struct Door {
     socket: Opened,
     tls: Option<Tls>,
+    proxy_protocol: bool,
     metrics: ListenerMetrics,
 }
 
@@ -288,7 +289,12 @@ fn bind(gateway: &Gateway, certificates: &Certificates, metrics: &Metrics) -> Re
         match Opened::open(listener, worker_count(gateway)) {
             Ok(socket) => {
                 let metrics = metrics.listener(&listener.name);
-                doors.push(Door { socket, tls: certificates.of(listener), metrics });
+                doors.push(Door {
+                    socket,
+                    tls: certificates.of(listener),
+                    proxy_protocol: listener.proxy_protocol,
+                    metrics,
+                });
             }
             Err(problem) => problems.push(problem),
         }

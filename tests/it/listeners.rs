@@ -1,7 +1,7 @@
 //! Doors: which certificate is shown, to whom, and how it is replaced; sockets of other kinds; whom a hop names.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use mantlet::server::reload::Trigger;
 use mantlet_testkit::certificate::{Authority, Leaf};
-use mantlet_testkit::http::{Connection, Request};
+use mantlet_testkit::http::{Connection, Request, raw};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
@@ -365,4 +365,118 @@ fn a_unix_socket_has_the_mode_that_was_asked_for_and_can_speak_tls() {
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     assert_eq!(upstream.last().unwrap().header_all("x-forwarded-proto"), ["https"]);
+}
+
+/// The hop that may send a PROXY header in these tests.
+const HOP: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+const HOPS: &str = "[forwarded]\ntrusted_hops = [\"127.0.0.2\"]\n";
+
+/// Version 2, for a client at 203.0.113.7.
+const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xcb\0\x71\x07\x0a\0\0\x01\x12\x34\x01\xbb";
+
+#[test]
+fn a_trusted_hop_says_who_its_client_is() {
+    let upstream = homeserver();
+    let gateway = Gateway::with_listener(&url(&upstream), OPEN, "proxy_protocol = true", HOPS);
+    let request = format!("GET {VERSIONS} HTTP/1.1\r\nHost: hs\r\nX-Forwarded-For: 192.0.2.66\r\n\r\n");
+    for (head, client) in [
+        (&b"PROXY TCP4 203.0.113.7 10.0.0.1 4711 443\r\n"[..], "203.0.113.7"),
+        (b"PROXY TCP6 2001:db8::1 ::1 4711 443\r\n", "2001:db8::1"),
+        (V2, "203.0.113.7"),
+        // Its client is a hop, so the field is believed.
+        (b"PROXY TCP4 127.0.0.2 10.0.0.1 4711 443\r\n", "192.0.2.66"),
+        // Nobody is named: the hop itself, whatever the field says.
+        (b"PROXY UNKNOWN\r\n", "127.0.0.2"),
+        (b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0", "127.0.0.2"),
+    ] {
+        // In one packet with the request, and in one of its own.
+        for is_split in [false, true] {
+            let mut connection = Connection::open_from(HOP, gateway.addr()).unwrap();
+            if is_split {
+                connection.write(head).unwrap();
+                connection.write(request.as_bytes()).unwrap();
+            } else {
+                connection.write(&[head, request.as_bytes()].concat()).unwrap();
+            }
+            assert_eq!(connection.response("GET").unwrap().status, 200);
+            assert_eq!(upstream.last().unwrap().header_all("x-forwarded-for"), [client], "{head:?}");
+            // The second request of a connection is the same client's.
+            connection.write(request.as_bytes()).unwrap();
+            assert_eq!(connection.response("GET").unwrap().status, 200);
+            assert_eq!(upstream.last().unwrap().header_all("x-forwarded-for"), [client], "{head:?}");
+        }
+    }
+    assert_eq!(gateway.metric("mantlet_proxy_header_failures_total{listener=\"test\"}"), 0.0);
+}
+
+#[test]
+fn a_hop_without_a_header_and_a_header_of_a_stranger_are_refused() {
+    let upstream = homeserver();
+    let gateway = Gateway::with_listener(&url(&upstream), OPEN, "proxy_protocol = true", HOPS);
+    let failures = || gateway.metric("mantlet_proxy_header_failures_total{listener=\"test\"}");
+    let request = format!("GET {VERSIONS} HTTP/1.1\r\nHost: hs\r\n\r\n");
+    let mut hop = Connection::open_from(HOP, gateway.addr()).unwrap();
+    hop.write(request.as_bytes()).unwrap();
+    assert!(hop.read_to_end().unwrap_or_default().is_empty());
+    eventually("it is counted", || failures() == 1.0);
+    // A load balancer looks whether somebody listens: no failure.
+    drop(Connection::open_from(HOP, gateway.addr()).unwrap());
+
+    for head in [V2, b"PROXY TCP4 203.0.113.7 10.0.0.1 4711 443\r\n"] {
+        let answer = raw(gateway.addr(), &[head, request.as_bytes()].concat());
+        assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 400 "), "{:?}", String::from_utf8_lossy(&answer));
+    }
+    assert_eq!(upstream.requests().len(), 0);
+    assert_eq!(Request::new("GET", VERSIONS).send(gateway.addr()).status, 200);
+    assert_eq!(upstream.last().unwrap().header_all("x-forwarded-for"), ["127.0.0.1"]);
+    assert_eq!(failures(), 1.0);
+}
+
+#[test]
+fn a_slow_header_is_not_waited_for_and_a_named_client_has_its_own_bound() {
+    let upstream = homeserver();
+    let more = format!("{HOPS}[limits]\nhandshake = \"300ms\"\nper_address = 2");
+    let gateway = Gateway::with_listener(&url(&upstream), OPEN, "proxy_protocol = true", &more);
+    let mut slow = Connection::open_from(HOP, gateway.addr()).unwrap();
+    slow.write(b"PROXY TCP4 203.0").unwrap();
+    assert!(slow.read_to_end().unwrap_or_default().is_empty());
+    assert_eq!(gateway.metric("mantlet_proxy_header_failures_total{listener=\"test\"}"), 1.0);
+
+    let open = |client: &str| {
+        let mut connection = Connection::open_from(HOP, gateway.addr()).unwrap();
+        connection.write(format!("PROXY TCP4 {client} 10.0.0.1 1 2\r\n").as_bytes()).unwrap();
+        // Whether it is served; a refused one may be gone before it is written to.
+        let is_served = connection.send(&Request::new("GET", VERSIONS)).is_ok_and(|answer| answer.status == 200);
+        (connection, is_served)
+    };
+    let (one, two, three) = (open("203.0.113.7"), open("203.0.113.7"), open("203.0.113.7"));
+    assert_eq!((one.1, two.1, three.1), (true, true, false), "the third of a client is one too many");
+    assert!(open("203.0.113.8").1 && open("203.0.113.9").1, "others are not bounded by it");
+    drop(one);
+    eventually("a place is free again", || open("203.0.113.7").1);
+}
+
+#[test]
+fn a_header_goes_before_tls_and_over_a_unix_socket() {
+    let upstream = homeserver();
+    let authority = Authority::new().unwrap();
+    let keys = "proxy_protocol = true\ntls = { certificate = \"a.crt\", key = \"a.key\" }";
+    let (site, socket) = on_a_socket(&url(&upstream), keys, "");
+    write(site.path(), "a", &authority.issue(&["hs.example"]).unwrap());
+    let process = site.start();
+    let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+    stream.write_all(V2).unwrap();
+    let name = ServerName::try_from("hs.example").unwrap();
+    let connection = rustls::ClientConnection::new(client(&authority, None), name).unwrap();
+    let mut stream = rustls::StreamOwned::new(connection, stream);
+    write!(stream, "GET {VERSIONS} HTTP/1.1\r\nHost: hs\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let seen = upstream.last().unwrap();
+    assert_eq!(
+        (seen.header("x-forwarded-for"), seen.header("x-forwarded-proto")),
+        (Some("203.0.113.7"), Some("https"))
+    );
+    process.wait_record("the client's class is told", |record| record["network"] == "public");
 }
