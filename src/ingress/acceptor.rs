@@ -14,7 +14,7 @@ use super::listener::{Listener, Stream};
 use super::proxy_header::{self, Said};
 use crate::observe::access::Protocol;
 use crate::stack::pace::PaceLimits;
-use crate::stack::{Client, Pace, Peer};
+use crate::stack::{Client, Pace, Peer, UnlistedHop};
 
 /// Serves one connection until it ends.
 pub async fn accept(listener: &Listener, stream: Stream, admitted: &mut Admitted) {
@@ -112,12 +112,15 @@ fn peer(listener: &Listener, origin: Origin, protocol: Protocol, tls: bool) -> R
         keep_alive: limits.keep_alive.duration(),
     });
     let proto = HeaderValue::from_static(if tls { "https" } else { "http" });
+    let hops = &listener.shared.hops;
     Rc::new(Peer {
+        // A listed hop that spoke for nobody is not unlisted.
+        hint: origin.address.filter(|address| !hops.contain(*address)).and_then(UnlistedHop::new),
         client: match origin.address {
             Some(address) => Client::new(address, proto),
             None => Client::on_this_machine(proto),
         },
-        hops: origin.is_hop.then(|| listener.shared.hops.clone()),
+        hops: origin.is_hop.then(|| hops.clone()),
         protocol,
         tls,
         listener: listener.metrics.clone(),

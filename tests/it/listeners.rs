@@ -480,3 +480,36 @@ fn a_header_goes_before_tls_and_over_a_unix_socket() {
     );
     process.wait_record("the client's class is told", |record| record["network"] == "public");
 }
+
+#[test]
+fn a_proxy_that_is_no_trusted_hop_is_told_of_once_with_the_line_to_add() {
+    let upstream = homeserver();
+    let site = Site::new(&url(&upstream), OPEN, "");
+    let mut process = site.start();
+    let plain = Request::new("GET", VERSIONS);
+    assert_eq!(plain.send(process.addr()).status, 200);
+    assert!(!process.log().contains("trusted_hops"), "who sends no field is a client");
+    let named = plain.header("X-Forwarded-For", "203.0.113.77");
+    for source in [HOP, IpAddr::from([127, 0, 0, 1])] {
+        for _ in 0..3 {
+            assert_eq!(named.send_from(source, process.addr()).status, 200);
+            assert_eq!(upstream.last().unwrap().header("x-forwarded-for"), Some(source.to_string().as_str()));
+        }
+    }
+    process.wait_log("the line to add", |line| {
+        let is_there = |text: &str| text.contains("[forwarded] trusted_hops = [\"127.0.0.2\"]");
+        line["level"] == "WARN" && line["message"].as_str().is_some_and(is_there)
+    });
+    process.signal("TERM");
+    process.wait();
+    assert_eq!(process.log().matches("trusted_hops").count(), 1, "{}", process.log());
+    assert!(!process.log().contains("203.0.113.77"), "the client is not told");
+
+    let site = Site::new(&url(&upstream), OPEN, "[forwarded]\ntrusted_hops = [\"127.0.0.2\"]");
+    let mut process = site.start();
+    assert_eq!(named.send_from(HOP, process.addr()).status, 200);
+    assert_eq!(upstream.last().unwrap().header("x-forwarded-for"), Some("203.0.113.77"), "the line does what it says");
+    process.signal("TERM");
+    process.wait();
+    assert!(!process.log().contains("trusted_hops"), "{}", process.log());
+}
