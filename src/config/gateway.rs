@@ -436,7 +436,9 @@ impl File {
             let name_span = table.name.as_ref().map_or(span, Spanned::span);
             let name = table.name.map_or_else(|| bind.to_string(), |name| name.into_inner().0);
             let is_any = matches!(bind, ListenerAddress::Tcp(address) if address.port() == 0);
-            if !is_any && listeners.iter().any(|earlier| earlier.name == name && earlier.bind != bind) {
+            // Two on one address are told of already.
+            let is_other = |earlier: &Listener| earlier.bind != bind || matches!(bind, ListenerAddress::Systemd(_));
+            if !is_any && listeners.iter().any(|earlier| earlier.name == name && is_other(earlier)) {
                 check.problem(Problem::new(format!("two listeners are named {name:?}")), name_span);
             }
             let mode = table.mode.map_or_else(SocketMode::default, |mode| {
@@ -458,7 +460,7 @@ impl File {
                 check.file("client_ca", path).0
             });
             let proxy_protocol = table.proxy_protocol.is_some_and(|wanted| {
-                let nobody = self.forwarded.trusted_hops.is_empty() && !matches!(bind, ListenerAddress::Unix(_));
+                let nobody = self.forwarded.trusted_hops.is_empty() && matches!(bind, ListenerAddress::Tcp(_));
                 if nobody && *wanted.get_ref() {
                     let what = "nobody may send a PROXY header: [forwarded] trusted_hops is empty";
                     check.problem(Problem::new(what), wanted.span());
@@ -779,6 +781,20 @@ server_name = "example.org:8448"
             problems.to_string(),
             "mantlet.toml:4:6: `mode` says who may connect to a unix socket, and this listener is none"
         );
+    }
+
+    #[test]
+    fn sockets_of_systemd_may_share_a_name_but_listeners_may_not() {
+        let listener = |more: &str| format!("[[listener]]\ndoor='ingress'\nbind='systemd:public'\n{more}\n");
+        assert_eq!(parse(&listener("")).unwrap().listeners[0].name, "systemd:public");
+        assert!(parse(&(listener("") + &listener("name='b'"))).is_ok());
+        assert_eq!(
+            told(&(listener("") + &listener(""))),
+            ["mantlet.toml:7:6: two listeners are named \"systemd:public\""]
+        );
+        for odd in ["", "a b", "a:b", "ä"] {
+            assert!(told(&listener("").replace("public", odd))[0].contains("is not the name of a socket"), "{odd}");
+        }
     }
 
     #[test]

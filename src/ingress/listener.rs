@@ -23,6 +23,8 @@ pub struct Listener {
     pub tls: Option<Tls>,
     /// Whether trusted hops begin with a PROXY header.
     pub proxy_protocol: bool,
+    /// Whether the socket stays open without us.
+    pub inherited: bool,
     /// What its connections are served by, shared with the worker's other listeners.
     pub shared: Rc<Shared>,
     /// What it counts.
@@ -109,7 +111,7 @@ impl Socket {
 }
 
 impl Listener {
-    /// Accepts until the process drains, and then what still waits in the socket's queue.
+    /// Accepts until the process drains, and then what still waits in the socket's queue, unless a successor will.
     ///
     /// The socket is closed then, while connections live on: who comes later is refused at once, and can go elsewhere.
     pub async fn run(self: Rc<Self>, socket: Socket) {
@@ -125,7 +127,8 @@ impl Listener {
             }
         }
         // Whoever was let in by the system believes to be connected: a close here would be a lost request.
-        while let Some(Ok(stream)) = now_or_never(socket.accept()) {
+        while !self.inherited {
+            let Some(Ok(stream)) = now_or_never(socket.accept()) else { break };
             self.admit(stream);
         }
     }

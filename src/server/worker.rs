@@ -66,6 +66,7 @@ async fn serve(parts: Parts) {
             let listener = Listener {
                 tls: door.tls.clone(),
                 proxy_protocol: door.proxy_protocol,
+                inherited: door.socket.is_inherited(),
                 shared: Rc::clone(&shared),
                 metrics: door.metrics.clone(),
             };

@@ -1,9 +1,12 @@
 //! Doors: which certificate is shown, to whom, and how it is replaced; sockets of other kinds; whom a hop names.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -512,4 +515,117 @@ fn a_proxy_that_is_no_trusted_hop_is_told_of_once_with_the_line_to_add() {
     process.signal("TERM");
     process.wait();
     assert!(!process.log().contains("trusted_hops"), "{}", process.log());
+}
+
+/// A gateway whose socket was opened by somebody else, as systemd does it: number 3, named `public`.
+fn spawn_with(site: &Site, socket: impl Into<OwnedFd>, environment: &[(&str, &str)]) -> Process {
+    // A shell can hand on a descriptor by number, which needs unsafe code here.
+    const SCRIPT: &str = "exec 3<&0 </dev/null; LISTEN_PID=$$ exec \"$0\" \"$@\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", SCRIPT, env!("CARGO_BIN_EXE_mantlet")]).current_dir(site.path()).stdin(socket.into());
+    command.env_remove("MANTLET_CONFIG").env_remove("RUST_LOG").envs(environment.iter().copied());
+    site.spawn_by(command)
+}
+
+const PUBLIC: [(&str, &str); 2] = [("LISTEN_FDS", "1"), ("LISTEN_FDNAMES", "public")];
+
+fn for_systemd(upstream: &str) -> Site {
+    let site = Site::new(upstream, OPEN, "");
+    site.write("mantlet.toml", &site.gateway_file(upstream, "systemd:public", "[workers]\ncount = 2"));
+    site
+}
+
+#[test]
+fn a_socket_of_systemd_is_served_and_told_of() {
+    let upstream = homeserver();
+    let site = for_systemd(&url(&upstream));
+    let told = UnixDatagram::bind(site.path().join("notify.sock")).unwrap();
+    told.set_read_timeout(Some(SOON)).unwrap();
+    let told = || {
+        let mut state = [0; 1024];
+        let length = told.recv(&mut state).unwrap();
+        String::from_utf8(state[..length].to_vec()).unwrap()
+    };
+    let notify = site.path().join("notify.sock").display().to_string();
+    let environment = [PUBLIC[0], PUBLIC[1], ("NOTIFY_SOCKET", &notify)];
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let mut process = spawn_with(&site, socket, &environment);
+    assert_eq!(told(), "READY=1");
+    assert_eq!(process.addr(), address);
+    for _ in 0..20 {
+        assert_eq!(Request::new("GET", VERSIONS).send(address).status, 200);
+    }
+    process.signal("HUP");
+    assert_eq!((told().as_str(), told().as_str()), ("RELOADING=1", "READY=1\nSTATUS=the policy is unchanged"));
+    process.signal("TERM");
+    assert_eq!(told(), "STOPPING=1");
+    assert_eq!(process.wait().code(), Some(0));
+
+    let path = site.path().join("passed.sock");
+    let process = spawn_with(&site, std::os::unix::net::UnixListener::bind(&path).unwrap(), &PUBLIC);
+    process.wait_log("it listens", |line| line["address"] == format!("unix:{}", path.display()));
+    let named = Request::new("GET", VERSIONS).header("X-Forwarded-For", "203.0.113.7");
+    assert_eq!(named.send(&path).status, 200);
+    assert_eq!(upstream.last().unwrap().header("x-forwarded-for"), Some("203.0.113.7"));
+}
+
+#[test]
+fn a_socket_that_is_not_passed_or_not_taken_keeps_the_gateway_from_starting() {
+    let site = for_systemd("http://127.0.0.1:1");
+    let socket = || TcpListener::bind("127.0.0.1:0").unwrap();
+    let refused = |environment: &[(&str, &str)], socket: OwnedFd| {
+        let mut process = spawn_with(&site, socket, environment);
+        assert_eq!(process.wait().code(), Some(1));
+        process.log()
+    };
+    let log = refused(&[("LISTEN_FDS", "1"), ("LISTEN_FDNAMES", "other")], socket().into());
+    assert!(log.contains("systemd passed no socket named public"), "{log}");
+    let log = refused(&[], socket().into());
+    assert!(log.contains("systemd passed no socket named public"), "{log}");
+    let log = refused(&PUBLIC, std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into());
+    assert!(log.contains("the socket public that systemd passed cannot be listened on"), "{log}");
+    // Two of one name, of which the listener takes one; the second number is closed, which nobody gets to see.
+    let log = refused(&[("LISTEN_FDS", "2"), ("LISTEN_FDNAMES", "public:more")], socket().into());
+    assert!(log.contains("systemd passed sockets that no listener takes: more"), "{log}");
+}
+
+#[test]
+fn a_successor_on_the_same_socket_loses_no_request() {
+    let upstream = homeserver();
+    let site = for_systemd(&url(&upstream));
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let mut old = spawn_with(&site, socket.try_clone().unwrap(), &PUBLIC);
+    assert_eq!(old.addr(), address);
+    // The old one's admin socket is in its way.
+    let successor = for_systemd(&url(&upstream));
+    let is_over = AtomicBool::new(false);
+    let (mut new, served) = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut served = 0;
+                    while !is_over.load(Ordering::Relaxed) {
+                        let answer = Request::new("GET", VERSIONS).try_send(address);
+                        assert_eq!(answer.unwrap_or_else(|error| panic!("lost after {served}: {error:?}")).status, 200);
+                        served += 1;
+                    }
+                    served
+                })
+            })
+            .collect();
+        eventually("it serves", || upstream.requests().len() > 20);
+        let new = spawn_with(&successor, socket.try_clone().unwrap(), &PUBLIC);
+        new.addr();
+        old.signal("TERM");
+        assert_eq!(old.wait().code(), Some(0));
+        let before = upstream.requests().len();
+        eventually("the new one serves", || upstream.requests().len() > before + 20);
+        is_over.store(true, Ordering::Relaxed);
+        (new, clients.into_iter().map(|client| client.join().unwrap()).sum::<usize>())
+    });
+    assert_eq!(upstream.requests().len(), served);
+    new.signal("TERM");
+    assert_eq!(new.wait().code(), Some(0));
 }

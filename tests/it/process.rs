@@ -89,7 +89,11 @@ impl Site {
 
     /// Starts the gateway and does not wait.
     pub fn spawn(&self) -> Process {
-        let mut command = mantlet(self.path());
+        self.spawn_by(mantlet(self.path()))
+    }
+
+    /// The same by a command of one's own that becomes the gateway.
+    pub fn spawn_by(&self, mut command: Command) -> Process {
         command.args(["run", "--log-format", "json"]).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary runs");
         let (log, records) = (Lines::default(), Lines::default());
