@@ -123,6 +123,8 @@ pub enum ListenerAddress {
     Tcp(SocketAddr),
     /// `unix:/path`.
     Unix(PathBuf),
+    /// `systemd:NAME`: a socket that is open when the process starts.
+    Systemd(String),
 }
 
 impl TryFrom<String> for ListenerAddress {
@@ -131,6 +133,17 @@ impl TryFrom<String> for ListenerAddress {
     fn try_from(text: String) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("unix:") {
             return socket_path(path).map(Self::Unix);
+        }
+        if let Some(name) = text.strip_prefix("systemd:") {
+            // What systemd takes for FileDescriptorName=.
+            return match (1..=255).contains(&name.len())
+                && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':')
+            {
+                true => Ok(Self::Systemd(name.to_owned())),
+                false => {
+                    Err(format!("{name:?} is not the name of a socket\nwrite that of FileDescriptorName= in its unit"))
+                }
+            };
         }
         socket_address(&text, "\"0.0.0.0:8448\", \"[::]:8448\" or \"unix:/run/mantlet/mantlet.sock\"").map(Self::Tcp)
     }
@@ -147,6 +160,7 @@ impl fmt::Display for ListenerAddress {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Systemd(name) => write!(f, "systemd:{name}"),
         }
     }
 }
@@ -163,7 +177,8 @@ impl ListenerAddress {
         match (self, other) {
             (Self::Tcp(one), Self::Tcp(other)) => overlap(*one, *other),
             (Self::Unix(one), Self::Unix(other)) => one == other,
-            (Self::Tcp(_) | Self::Unix(_), _) => false,
+            // Each takes the next socket of its name.
+            (Self::Tcp(_) | Self::Unix(_) | Self::Systemd(_), _) => false,
         }
     }
 
@@ -174,7 +189,7 @@ impl ListenerAddress {
                 .parse::<IpAddr>()
                 .is_ok_and(|address| overlap(*bind, SocketAddr::new(address, *port)) && is_ours(*bind, address)),
             (Self::Unix(bind), UpstreamAddress::Unix(path)) => bind == path,
-            (Self::Tcp(_) | Self::Unix(_), _) => false,
+            (Self::Tcp(_) | Self::Unix(_) | Self::Systemd(_), _) => false,
         }
     }
 }

@@ -195,6 +195,8 @@ pub struct Listener {
     pub mode: SocketMode,
     /// Its certificates, the first for names that none of them has; without any it speaks plain HTTP.
     pub tls: Vec<TlsFiles>,
+    /// Whether trusted hops begin with a PROXY header.
+    pub proxy_protocol: bool,
     /// Whose certificate its clients must show; without it none is asked for.
     #[serde(serialize_with = "lossy_option")]
     pub client_ca: Option<PathBuf>,
@@ -204,7 +206,15 @@ impl Listener {
     /// A plain listener with the default name.
     pub fn new(door: Door, bind: SocketAddr) -> Self {
         let name = bind.to_string();
-        Self { door, name, bind: bind.into(), mode: SocketMode::default(), tls: Vec::new(), client_ca: None }
+        Self {
+            door,
+            name,
+            bind: bind.into(),
+            mode: SocketMode::default(),
+            tls: Vec::new(),
+            proxy_protocol: false,
+            client_ca: None,
+        }
     }
 }
 
@@ -298,6 +308,7 @@ struct ListenerTable {
     bind: Spanned<ListenerAddress>,
     mode: Option<Spanned<SocketMode>>,
     tls: Option<TlsTables>,
+    proxy_protocol: Option<Spanned<bool>>,
     client_ca: Option<Spanned<PathBuf>>,
 }
 
@@ -439,7 +450,9 @@ impl File {
             let name_span = table.name.as_ref().map_or(span, Spanned::span);
             let name = table.name.map_or_else(|| bind.to_string(), |name| name.into_inner().0);
             let is_any = matches!(bind, ListenerAddress::Tcp(address) if address.port() == 0);
-            if !is_any && listeners.iter().any(|earlier| earlier.name == name && earlier.bind != bind) {
+            // Two on one address are told of already.
+            let is_other = |earlier: &Listener| earlier.bind != bind || matches!(bind, ListenerAddress::Systemd(_));
+            if !is_any && listeners.iter().any(|earlier| earlier.name == name && is_other(earlier)) {
                 check.problem(Problem::new(format!("two listeners are named {name:?}")), name_span);
             }
             let mode = table.mode.map_or_else(SocketMode::default, |mode| {
@@ -460,7 +473,15 @@ impl File {
                 }
                 check.file("client_ca", path).0
             });
-            listeners.push(Listener { door: table.door, name, bind, mode, tls, client_ca });
+            let proxy_protocol = table.proxy_protocol.is_some_and(|wanted| {
+                let nobody = self.forwarded.trusted_hops.is_empty() && matches!(bind, ListenerAddress::Tcp(_));
+                if nobody && *wanted.get_ref() {
+                    let what = "nobody may send a PROXY header: [forwarded] trusted_hops is empty";
+                    check.problem(Problem::new(what), wanted.span());
+                }
+                wanted.into_inner()
+            });
+            listeners.push(Listener { door: table.door, name, bind, mode, tls, proxy_protocol, client_ca });
         }
         if listeners.is_empty() {
             listeners = default.listeners;
@@ -538,6 +559,7 @@ bind = "0.0.0.0:8448"
 name = "federation"
 tls = { certificate = "cert.pem", key = "key.pem" }
 client_ca = "cert.pem"
+proxy_protocol = true
 [[listener]]
 door = "ingress"
 bind = "unix:/run/mantlet.sock"
@@ -775,6 +797,31 @@ server_name = "example.org:8448"
             problems.to_string(),
             "mantlet.toml:4:6: `mode` says who may connect to a unix socket, and this listener is none"
         );
+    }
+
+    #[test]
+    fn sockets_of_systemd_may_share_a_name_but_listeners_may_not() {
+        let listener = |more: &str| format!("[[listener]]\ndoor='ingress'\nbind='systemd:public'\n{more}\n");
+        assert_eq!(parse(&listener("")).unwrap().listeners[0].name, "systemd:public");
+        assert!(parse(&(listener("") + &listener("name='b'"))).is_ok());
+        assert_eq!(
+            told(&(listener("") + &listener(""))),
+            ["mantlet.toml:7:6: two listeners are named \"systemd:public\""]
+        );
+        for odd in ["", "a b", "a:b", "ä"] {
+            assert!(told(&listener("").replace("public", odd))[0].contains("is not the name of a socket"), "{odd}");
+        }
+    }
+
+    #[test]
+    fn somebody_must_be_able_to_send_a_proxy_header() {
+        let listener = |bind: &str| format!("[[listener]]\ndoor='ingress'\nbind='{bind}'\nproxy_protocol=true\n");
+        assert_eq!(
+            told(&listener("127.0.0.1:1")),
+            ["mantlet.toml:4:16: nobody may send a PROXY header: [forwarded] trusted_hops is empty"]
+        );
+        assert!(parse(&listener("unix:/a")).unwrap().listeners[0].proxy_protocol);
+        assert!(parse(&format!("{}[forwarded]\ntrusted_hops=['10.0.0.1']", listener("127.0.0.1:1"))).is_ok());
     }
 
     #[test]

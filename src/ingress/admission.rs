@@ -65,6 +65,17 @@ impl Admission {
     }
 }
 
+impl Admitted {
+    /// Counts a connection that had no address as one from there, unless there are too many from there.
+    pub fn count_as(&mut self, address: IpAddr) -> bool {
+        if self.address.is_some() || !self.admission.lock().count(address, self.admission.most_per_address) {
+            return false;
+        }
+        self.address = Some(address);
+        true
+    }
+}
+
 impl Drop for Admitted {
     fn drop(&mut self) {
         let mut open = self.admission.lock();
@@ -97,7 +108,14 @@ mod tests {
         let again = admission.admit(None);
         assert!(again.is_some());
         assert!(admission.admit(a).is_none() && admission.admit(None).is_none(), "all places are taken");
-        drop((second, other, again));
+        let mut again = again.unwrap();
+        let is_free = again.count_as(IpAddr::from([127, 0, 0, 1]));
+        assert!(is_free && !again.count_as(IpAddr::from([127, 0, 0, 2])), "it is somebody's now");
+        drop(other);
+        let mut hop = admission.admit(None).unwrap();
+        assert!(!hop.count_as(IpAddr::from([127, 0, 0, 1])), "there are two");
+        let other = admission.admit(None);
+        drop((second, other, again, hop));
         assert_eq!((admission.open(), admission.lock().by_address.len()), (0, 0));
     }
 }

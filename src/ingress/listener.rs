@@ -21,6 +21,10 @@ use crate::tls::server::Server as Tls;
 pub struct Listener {
     /// Its certificates; without any it speaks plain HTTP.
     pub tls: Option<Tls>,
+    /// Whether trusted hops begin with a PROXY header.
+    pub proxy_protocol: bool,
+    /// Whether the socket stays open without us.
+    pub inherited: bool,
     /// What its connections are served by, shared with the worker's other listeners.
     pub shared: Rc<Shared>,
     /// What it counts.
@@ -109,7 +113,7 @@ impl Socket {
 }
 
 impl Listener {
-    /// Accepts until the process drains, and then what still waits in the socket's queue.
+    /// Accepts until the process drains, and then what still waits in the socket's queue, unless a successor will.
     ///
     /// The socket is closed then, while connections live on: who comes later is refused at once, and can go elsewhere.
     pub async fn run(self: Rc<Self>, socket: Socket) {
@@ -127,7 +131,8 @@ impl Listener {
             }
         }
         // Whoever was let in by the system believes to be connected: a close here would be a lost request.
-        while let Some(Ok(stream)) = now_or_never(socket.accept()) {
+        while !self.inherited {
+            let Some(Ok(stream)) = now_or_never(socket.accept()) else { break };
             self.admit(stream);
         }
     }
@@ -137,7 +142,7 @@ impl Listener {
             Stream::Tcp(_, address) if !self.shared.hops.contain(address) => Some(address),
             Stream::Tcp(..) | Stream::Unix(_) => None,
         };
-        let Some(admitted) = self.shared.admission.admit(client) else {
+        let Some(mut admitted) = self.shared.admission.admit(client) else {
             tracing::debug!(listener = %self.metrics.name(), "a connection was refused: [limits] connections or per_address");
             return;
         };
@@ -145,7 +150,7 @@ impl Listener {
         tokio::task::spawn_local(async move {
             let _counted = this.metrics.connection();
             let _open = Open::new(&this.shared);
-            acceptor::accept(&this, stream).await;
+            acceptor::accept(&this, stream, &mut admitted).await;
             drop(admitted);
         });
     }

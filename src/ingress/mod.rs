@@ -4,3 +4,4 @@ mod acceptor;
 pub mod admission;
 mod connection;
 pub mod listener;
+mod proxy_header;

@@ -32,6 +32,7 @@ pub struct Metrics {
     connections: IntGaugeVec,
     refused_by_parser: IntCounterVec,
     tls_handshake_failures: IntCounterVec,
+    proxy_header_failures: IntCounterVec,
     certificate_not_after: IntGaugeVec,
     certificate_reloads: IntCounterVec,
     certificate_last_reload_successful: IntGaugeVec,
@@ -111,6 +112,12 @@ impl Metrics {
                 r,
                 "tls_handshake_failures_total",
                 "TLS handshakes that failed or took too long.",
+                &["listener"],
+            ),
+            proxy_header_failures: counters(
+                r,
+                "proxy_header_failures_total",
+                "Connections of trusted hops without a good PROXY header.",
                 &["listener"],
             ),
             certificate_not_after: gauges(
@@ -221,6 +228,7 @@ impl Metrics {
             connections: self.connections.with_label_values(&[name]),
             refused_by_parser: Refusal::ALL.iter().map(parser).collect(),
             tls_handshake_failures: self.tls_handshake_failures.with_label_values(&[name]),
+            proxy_header_failures: self.proxy_header_failures.with_label_values(&[name]),
             certificate_not_after: self.certificate_not_after.clone(),
             certificate_reloads: self.certificate_reloads.clone(),
             certificate_last_reload_successful: self.certificate_last_reload_successful.clone(),
@@ -315,6 +323,7 @@ pub struct ListenerMetrics {
     connections: IntGauge,
     refused_by_parser: Arc<[IntCounter]>,
     tls_handshake_failures: IntCounter,
+    proxy_header_failures: IntCounter,
     certificate_not_after: IntGaugeVec,
     certificate_reloads: IntCounterVec,
     certificate_last_reload_successful: IntGaugeVec,
@@ -346,6 +355,11 @@ impl ListenerMetrics {
     /// Counts a TLS handshake that came to nothing.
     pub fn tls_handshake_failure(&self) {
         self.tls_handshake_failures.inc();
+    }
+
+    /// Counts a trusted hop that did not say who its client is.
+    pub fn proxy_header_failure(&self) {
+        self.proxy_header_failures.inc();
     }
 
     /// Tells when the first of the certificates ends.

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc as queue, oneshot, watch};
 
 use super::End;
 use super::admin::{self, AdminApi, AdminListener, BoxFuture};
+use super::notify::notify;
 use super::reload::{Reloader, Trigger};
 use super::watch::{EVERY, Watch};
 use crate::error::Error;
@@ -44,10 +45,12 @@ impl Control {
             .expect("the control thread needs a runtime: raise the limit of open files");
         runtime.block_on(async {
             tokio::task::spawn_local(watch_files(Arc::clone(&self.reloader)));
-            if self.signals
-                && let Some(signals) = Signals::catch()
-            {
-                tokio::task::spawn_local(signals.obey(Arc::clone(&self.reloader), self.ending));
+            if self.signals {
+                if let Some(signals) = Signals::catch() {
+                    tokio::task::spawn_local(signals.obey(Arc::clone(&self.reloader), self.ending));
+                }
+                // All sockets are open by now, and every way to stop is there.
+                notify("READY=1");
             }
             if let Some(listener) = self.admin {
                 let health = health_of(Upstreams::new(&self.directory), self.server_name);
@@ -111,12 +114,17 @@ impl Signals {
                 _ = self.interrupt.recv() => true,
             };
             if is_end {
+                notify("STOPPING=1");
                 // The process is gone when nobody listens.
                 let _ = ending.send(end);
                 end = End::AskedAgain;
             } else {
-                // Told by the reloader.
-                let _ = reloader.reload(Trigger::Signal);
+                notify("RELOADING=1");
+                let outcome = match reloader.reload(Trigger::Signal) {
+                    Ok(reloaded) => reloaded.message,
+                    Err(refused) => refused.message,
+                };
+                notify(&format!("READY=1\nSTATUS={outcome}"));
             }
         }
     }

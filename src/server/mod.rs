@@ -3,6 +3,8 @@
 pub mod admin;
 pub mod certificates;
 mod control;
+mod inherited;
+mod notify;
 mod opened;
 pub mod reload;
 pub mod reuseport;
@@ -20,7 +22,7 @@ use std::time::Duration;
 use tokio::sync::watch as latest;
 
 use crate::config::address::{AdminAddress, ListenerAddress};
-use crate::config::gateway::Gateway;
+use crate::config::gateway::{Gateway, Listener};
 use crate::config::settings::AccessLog;
 use crate::ingress::admission::Admission;
 use crate::ingress::listener::Drain;
@@ -35,6 +37,7 @@ use crate::upstream::Directory;
 use admin::AdminListener;
 use certificates::Certificates;
 use control::Control;
+use inherited::Inherited;
 use opened::Opened;
 use reload::Reloader;
 
@@ -175,7 +178,7 @@ impl Running {
     pub fn addr(&self) -> Option<SocketAddr> {
         self.listeners.iter().find_map(|(_, address)| match address {
             ListenerAddress::Tcp(address) => Some(*address),
-            ListenerAddress::Unix(_) => None,
+            ListenerAddress::Unix(_) | ListenerAddress::Systemd(_) => None,
         })
     }
 
@@ -288,20 +291,34 @@ impl Drop for TellEnd {
 struct Door {
     socket: Opened,
     tls: Option<Tls>,
+    proxy_protocol: bool,
     metrics: ListenerMetrics,
 }
 
 fn bind(gateway: &Gateway, certificates: &Certificates, metrics: &Metrics) -> Result<Vec<Door>, Problems> {
     let mut problems = Problems::default();
     let mut doors = Vec::new();
+    let wants_inherited = |listener: &Listener| matches!(listener.bind, ListenerAddress::Systemd(_));
+    let mut inherited = match gateway.listeners.iter().any(wants_inherited) {
+        true => Inherited::receive(),
+        false => Inherited::none(),
+    };
     for listener in &gateway.listeners {
-        match Opened::open(listener, worker_count(gateway)) {
+        match Opened::open(listener, worker_count(gateway), &mut inherited) {
             Ok(socket) => {
                 let metrics = metrics.listener(&listener.name);
-                doors.push(Door { socket, tls: certificates.of(listener), metrics });
+                doors.push(Door {
+                    socket,
+                    tls: certificates.of(listener),
+                    proxy_protocol: listener.proxy_protocol,
+                    metrics,
+                });
             }
             Err(problem) => problems.push(problem),
         }
+    }
+    if problems.is_empty() {
+        inherited.all_taken()?;
     }
     problems.or(doors)
 }

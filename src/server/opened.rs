@@ -1,9 +1,11 @@
 //! The socket of a listener, of whatever kind, as all workers share it.
 
 use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::sync::{Mutex, PoisonError};
 
+use super::inherited::{Inherited, Listening};
 use super::reuseport::{BACKLOG, Bound};
 use super::socket_file::{self, SocketFile};
 use crate::config::address::ListenerAddress;
@@ -22,11 +24,15 @@ pub(super) enum Opened {
         /// Removed when the process has drained.
         file: SocketFile,
     },
+    /// One socket for all workers, that is not ours to close for good.
+    InheritedTcp(Shared<TcpListener>, SocketAddr),
+    /// The same without an address.
+    InheritedUnix(Shared<UnixListener>, ListenerAddress),
 }
 
 impl Opened {
     /// Opens what a listener asks for, to be taken once by each of so many workers.
-    pub(super) fn open(listener: &Listener, workers: usize) -> Result<Self, Problem> {
+    pub(super) fn open(listener: &Listener, workers: usize, inherited: &mut Inherited) -> Result<Self, Problem> {
         let table = format!("[[listener]] {}", listener.name);
         match &listener.bind {
             ListenerAddress::Tcp(address) => Bound::bind(*address, &table).map(Self::Tcp),
@@ -34,6 +40,19 @@ impl Opened {
                 let (socket, file) = socket_file::bind(path, listener.mode.0, BACKLOG, &table)?;
                 Ok(Self::Unix { shared: Shared::new(socket, workers), file })
             }
+            ListenerAddress::Systemd(name) => match inherited.take(name)? {
+                Listening::Tcp(socket) => {
+                    let address = socket.local_addr();
+                    let address =
+                        address.map_err(|e| Problem::new(format!("the socket {name} has no address: {e}")))?;
+                    Ok(Self::InheritedTcp(Shared::new(socket, workers), address))
+                }
+                Listening::Unix(socket) => {
+                    let path = socket.local_addr().ok().and_then(|address| Some(address.as_pathname()?.to_owned()));
+                    let address = path.map_or_else(|| listener.bind.clone(), ListenerAddress::Unix);
+                    Ok(Self::InheritedUnix(Shared::new(socket, workers), address))
+                }
+            },
         }
     }
 
@@ -42,6 +61,16 @@ impl Opened {
         match self {
             Self::Tcp(bound) => ListenerAddress::Tcp(bound.address()),
             Self::Unix { file, .. } => ListenerAddress::Unix(file.path().to_owned()),
+            Self::InheritedTcp(_, address) => ListenerAddress::Tcp(*address),
+            Self::InheritedUnix(_, address) => address.clone(),
+        }
+    }
+
+    /// Whether somebody else keeps it open: who waits in its queue waits for our successor.
+    pub(super) fn is_inherited(&self) -> bool {
+        match self {
+            Self::Tcp(_) | Self::Unix { .. } => false,
+            Self::InheritedTcp(..) | Self::InheritedUnix(..) => true,
         }
     }
 
@@ -52,7 +81,11 @@ impl Opened {
     pub(super) fn socket(&self) -> io::Result<Socket> {
         match self {
             Self::Tcp(bound) => bound.listener().map(Socket::Tcp),
-            Self::Unix { shared, .. } => {
+            Self::InheritedTcp(shared, _) => {
+                let socket = shared.take(TcpListener::try_clone)?;
+                tokio::net::TcpListener::from_std(socket).map(Socket::Tcp)
+            }
+            Self::Unix { shared, .. } | Self::InheritedUnix(shared, _) => {
                 let socket = shared.take(UnixListener::try_clone)?;
                 tokio::net::UnixListener::from_std(socket).map(Socket::Unix)
             }

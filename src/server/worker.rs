@@ -65,8 +65,13 @@ async fn serve(parts: Parts) {
         .iter()
         .map(|door| {
             let socket = door.socket.socket().expect("a worker needs its sockets: raise the limit of open files");
-            let listener =
-                Listener { tls: door.tls.clone(), shared: Rc::clone(&shared), metrics: door.metrics.clone() };
+            let listener = Listener {
+                tls: door.tls.clone(),
+                proxy_protocol: door.proxy_protocol,
+                inherited: door.socket.is_inherited(),
+                shared: Rc::clone(&shared),
+                metrics: door.metrics.clone(),
+            };
             tokio::task::spawn_local(Rc::new(listener).run(socket))
         })
         .collect();

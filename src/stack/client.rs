@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
@@ -24,6 +25,34 @@ pub struct Client {
 /// The hops whose word about their client is believed: `[forwarded] trusted_hops`.
 #[derive(Clone, Debug, Default)]
 pub struct TrustedHops(Arc<[IpNet]>);
+
+/// The other end of a connection that would be a proxy in front of us, if it named a client: it is near, and no trusted hop.
+#[derive(Clone, Copy, Debug)]
+pub struct UnlistedHop(IpAddr);
+
+impl UnlistedHop {
+    /// The peer at this address, if it is on this machine or in a private network. Who is further away is a client.
+    pub fn new(peer: IpAddr) -> Option<Self> {
+        match Network::from(peer) {
+            Network::Loopback | Network::Private => Some(Self(peer)),
+            Network::Public | Network::Unix => None,
+        }
+    }
+
+    /// Tells once in the life of the process, if these fields name a client, how to have it believed.
+    pub fn look(self, headers: &HeaderMap) {
+        if headers.contains_key(FORWARDED_FOR) && !TOLD.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "X-Forwarded-For of a near peer is not believed, so all clients behind it have its address. \
+                 If it is your proxy, put into the gateway file: [forwarded] trusted_hops = [\"{}\"]",
+                self.0
+            );
+        }
+    }
+}
+
+/// Whether the operator was told already.
+static TOLD: AtomicBool = AtomicBool::new(false);
 
 impl Client {
     /// A client at this address.

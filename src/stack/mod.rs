@@ -37,7 +37,7 @@ use rescue::{Rescue, RescueLayer};
 use route::{Route, RouteLayer};
 use tokens::Tokens;
 
-pub use client::{Client, TrustedHops};
+pub use client::{Client, TrustedHops, UnlistedHop};
 pub use pace::Pace;
 pub use record::Facts;
 
@@ -97,6 +97,8 @@ pub struct Peer {
     pub client: Client,
     /// The hops that are believed, if the other end is one of them.
     pub hops: Option<TrustedHops>,
+    /// Tells the operator of a proxy that is not listed, if the other end may be one.
+    pub hint: Option<UnlistedHop>,
     /// The HTTP version.
     pub protocol: Protocol,
     /// Whether the connection is encrypted.

@@ -1,15 +1,18 @@
 //! Doors: which certificate is shown, to whom, and how it is replaced; sockets of other kinds; whom a hop names.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mantlet::server::reload::Trigger;
 use mantlet_testkit::certificate::{Authority, Leaf};
-use mantlet_testkit::http::{Connection, Request};
+use mantlet_testkit::http::{Connection, Request, raw};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
@@ -365,4 +368,264 @@ fn a_unix_socket_has_the_mode_that_was_asked_for_and_can_speak_tls() {
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     assert_eq!(upstream.last().unwrap().header_all("x-forwarded-proto"), ["https"]);
+}
+
+/// The hop that may send a PROXY header in these tests.
+const HOP: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+const HOPS: &str = "[forwarded]\ntrusted_hops = [\"127.0.0.2\"]\n";
+
+/// Version 2, for a client at 203.0.113.7.
+const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xcb\0\x71\x07\x0a\0\0\x01\x12\x34\x01\xbb";
+
+#[test]
+fn a_trusted_hop_says_who_its_client_is() {
+    let upstream = homeserver();
+    let gateway = Gateway::with_listener(&url(&upstream), OPEN, "proxy_protocol = true", HOPS);
+    let request = format!("GET {VERSIONS} HTTP/1.1\r\nHost: hs\r\nX-Forwarded-For: 192.0.2.66\r\n\r\n");
+    for (head, client) in [
+        (&b"PROXY TCP4 203.0.113.7 10.0.0.1 4711 443\r\n"[..], "203.0.113.7"),
+        (b"PROXY TCP6 2001:db8::1 ::1 4711 443\r\n", "2001:db8::1"),
+        (V2, "203.0.113.7"),
+        // Its client is a hop, so the field is believed.
+        (b"PROXY TCP4 127.0.0.2 10.0.0.1 4711 443\r\n", "192.0.2.66"),
+        // Nobody is named: the hop itself, whatever the field says.
+        (b"PROXY UNKNOWN\r\n", "127.0.0.2"),
+        (b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0", "127.0.0.2"),
+    ] {
+        // In one packet with the request, and in one of its own.
+        for is_split in [false, true] {
+            let mut connection = Connection::open_from(HOP, gateway.addr()).unwrap();
+            if is_split {
+                connection.write(head).unwrap();
+                connection.write(request.as_bytes()).unwrap();
+            } else {
+                connection.write(&[head, request.as_bytes()].concat()).unwrap();
+            }
+            assert_eq!(connection.response("GET").unwrap().status, 200);
+            assert_eq!(upstream.last().unwrap().header_all("x-forwarded-for"), [client], "{head:?}");
+            // The second request of a connection is the same client's.
+            connection.write(request.as_bytes()).unwrap();
+            assert_eq!(connection.response("GET").unwrap().status, 200);
+            assert_eq!(upstream.last().unwrap().header_all("x-forwarded-for"), [client], "{head:?}");
+        }
+    }
+    assert_eq!(gateway.metric("mantlet_proxy_header_failures_total{listener=\"test\"}"), 0.0);
+}
+
+#[test]
+fn a_hop_without_a_header_and_a_header_of_a_stranger_are_refused() {
+    let upstream = homeserver();
+    let gateway = Gateway::with_listener(&url(&upstream), OPEN, "proxy_protocol = true", HOPS);
+    let failures = || gateway.metric("mantlet_proxy_header_failures_total{listener=\"test\"}");
+    let request = format!("GET {VERSIONS} HTTP/1.1\r\nHost: hs\r\n\r\n");
+    let mut hop = Connection::open_from(HOP, gateway.addr()).unwrap();
+    hop.write(request.as_bytes()).unwrap();
+    assert!(hop.read_to_end().unwrap_or_default().is_empty());
+    eventually("it is counted", || failures() == 1.0);
+    // A load balancer looks whether somebody listens: no failure.
+    drop(Connection::open_from(HOP, gateway.addr()).unwrap());
+
+    for head in [V2, b"PROXY TCP4 203.0.113.7 10.0.0.1 4711 443\r\n"] {
+        let answer = raw(gateway.addr(), &[head, request.as_bytes()].concat());
+        assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 400 "), "{:?}", String::from_utf8_lossy(&answer));
+    }
+    assert_eq!(upstream.requests().len(), 0);
+    assert_eq!(Request::new("GET", VERSIONS).send(gateway.addr()).status, 200);
+    assert_eq!(upstream.last().unwrap().header_all("x-forwarded-for"), ["127.0.0.1"]);
+    assert_eq!(failures(), 1.0);
+}
+
+#[test]
+fn a_slow_header_is_not_waited_for_and_a_named_client_has_its_own_bound() {
+    let upstream = homeserver();
+    let more = format!("{HOPS}[limits]\nhandshake = \"300ms\"\nper_address = 2");
+    let gateway = Gateway::with_listener(&url(&upstream), OPEN, "proxy_protocol = true", &more);
+    let mut slow = Connection::open_from(HOP, gateway.addr()).unwrap();
+    slow.write(b"PROXY TCP4 203.0").unwrap();
+    assert!(slow.read_to_end().unwrap_or_default().is_empty());
+    assert_eq!(gateway.metric("mantlet_proxy_header_failures_total{listener=\"test\"}"), 1.0);
+
+    let open = |client: &str| {
+        let mut connection = Connection::open_from(HOP, gateway.addr()).unwrap();
+        connection.write(format!("PROXY TCP4 {client} 10.0.0.1 1 2\r\n").as_bytes()).unwrap();
+        // Whether it is served; a refused one may be gone before it is written to.
+        let is_served = connection.send(&Request::new("GET", VERSIONS)).is_ok_and(|answer| answer.status == 200);
+        (connection, is_served)
+    };
+    let (one, two, three) = (open("203.0.113.7"), open("203.0.113.7"), open("203.0.113.7"));
+    assert_eq!((one.1, two.1, three.1), (true, true, false), "the third of a client is one too many");
+    assert!(open("203.0.113.8").1 && open("203.0.113.9").1, "others are not bounded by it");
+    drop(one);
+    eventually("a place is free again", || open("203.0.113.7").1);
+}
+
+#[test]
+fn a_header_goes_before_tls_and_over_a_unix_socket() {
+    let upstream = homeserver();
+    let authority = Authority::new().unwrap();
+    let keys = "proxy_protocol = true\ntls = { certificate = \"a.crt\", key = \"a.key\" }";
+    let (site, socket) = on_a_socket(&url(&upstream), keys, "");
+    write(site.path(), "a", &authority.issue(&["hs.example"]).unwrap());
+    let process = site.start();
+    let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+    stream.write_all(V2).unwrap();
+    let name = ServerName::try_from("hs.example").unwrap();
+    let connection = rustls::ClientConnection::new(client(&authority, None), name).unwrap();
+    let mut stream = rustls::StreamOwned::new(connection, stream);
+    write!(stream, "GET {VERSIONS} HTTP/1.1\r\nHost: hs\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let seen = upstream.last().unwrap();
+    assert_eq!(
+        (seen.header("x-forwarded-for"), seen.header("x-forwarded-proto")),
+        (Some("203.0.113.7"), Some("https"))
+    );
+    process.wait_record("the client's class is told", |record| record["network"] == "public");
+}
+
+#[test]
+fn a_proxy_that_is_no_trusted_hop_is_told_of_once_with_the_line_to_add() {
+    let upstream = homeserver();
+    let site = Site::new(&url(&upstream), OPEN, "");
+    let mut process = site.start();
+    let plain = Request::new("GET", VERSIONS);
+    assert_eq!(plain.send(process.addr()).status, 200);
+    assert!(!process.log().contains("trusted_hops"), "who sends no field is a client");
+    let named = plain.header("X-Forwarded-For", "203.0.113.77");
+    for source in [HOP, IpAddr::from([127, 0, 0, 1])] {
+        for _ in 0..3 {
+            assert_eq!(named.send_from(source, process.addr()).status, 200);
+            assert_eq!(upstream.last().unwrap().header("x-forwarded-for"), Some(source.to_string().as_str()));
+        }
+    }
+    process.wait_log("the line to add", |line| {
+        let is_there = |text: &str| text.contains("[forwarded] trusted_hops = [\"127.0.0.2\"]");
+        line["level"] == "WARN" && line["message"].as_str().is_some_and(is_there)
+    });
+    process.signal("TERM");
+    process.wait();
+    assert_eq!(process.log().matches("trusted_hops").count(), 1, "{}", process.log());
+    assert!(!process.log().contains("203.0.113.77"), "the client is not told");
+
+    let site = Site::new(&url(&upstream), OPEN, "[forwarded]\ntrusted_hops = [\"127.0.0.2\"]");
+    let mut process = site.start();
+    assert_eq!(named.send_from(HOP, process.addr()).status, 200);
+    assert_eq!(upstream.last().unwrap().header("x-forwarded-for"), Some("203.0.113.77"), "the line does what it says");
+    process.signal("TERM");
+    process.wait();
+    assert!(!process.log().contains("trusted_hops"), "{}", process.log());
+}
+
+/// A gateway whose socket was opened by somebody else, as systemd does it: number 3, named `public`.
+fn spawn_with(site: &Site, socket: impl Into<OwnedFd>, environment: &[(&str, &str)]) -> Process {
+    // A shell can hand on a descriptor by number, which needs unsafe code here.
+    const SCRIPT: &str = "exec 3<&0 </dev/null; LISTEN_PID=$$ exec \"$0\" \"$@\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", SCRIPT, env!("CARGO_BIN_EXE_mantlet")]).current_dir(site.path()).stdin(socket.into());
+    command.env_remove("MANTLET_CONFIG").env_remove("RUST_LOG").envs(environment.iter().copied());
+    site.spawn_by(command)
+}
+
+const PUBLIC: [(&str, &str); 2] = [("LISTEN_FDS", "1"), ("LISTEN_FDNAMES", "public")];
+
+fn for_systemd(upstream: &str) -> Site {
+    let site = Site::new(upstream, OPEN, "");
+    site.write("mantlet.toml", &site.gateway_file(upstream, "systemd:public", "[workers]\ncount = 2"));
+    site
+}
+
+#[test]
+fn a_socket_of_systemd_is_served_and_told_of() {
+    let upstream = homeserver();
+    let site = for_systemd(&url(&upstream));
+    let told = UnixDatagram::bind(site.path().join("notify.sock")).unwrap();
+    told.set_read_timeout(Some(SOON)).unwrap();
+    let told = || {
+        let mut state = [0; 1024];
+        let length = told.recv(&mut state).unwrap();
+        String::from_utf8(state[..length].to_vec()).unwrap()
+    };
+    let notify = site.path().join("notify.sock").display().to_string();
+    let environment = [PUBLIC[0], PUBLIC[1], ("NOTIFY_SOCKET", &notify)];
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let mut process = spawn_with(&site, socket, &environment);
+    assert_eq!(told(), "READY=1");
+    assert_eq!(process.addr(), address);
+    for _ in 0..20 {
+        assert_eq!(Request::new("GET", VERSIONS).send(address).status, 200);
+    }
+    process.signal("HUP");
+    assert_eq!((told().as_str(), told().as_str()), ("RELOADING=1", "READY=1\nSTATUS=the policy is unchanged"));
+    process.signal("TERM");
+    assert_eq!(told(), "STOPPING=1");
+    assert_eq!(process.wait().code(), Some(0));
+
+    let path = site.path().join("passed.sock");
+    let process = spawn_with(&site, std::os::unix::net::UnixListener::bind(&path).unwrap(), &PUBLIC);
+    process.wait_log("it listens", |line| line["address"] == format!("unix:{}", path.display()));
+    let named = Request::new("GET", VERSIONS).header("X-Forwarded-For", "203.0.113.7");
+    assert_eq!(named.send(&path).status, 200);
+    assert_eq!(upstream.last().unwrap().header("x-forwarded-for"), Some("203.0.113.7"));
+}
+
+#[test]
+fn a_socket_that_is_not_passed_or_not_taken_keeps_the_gateway_from_starting() {
+    let site = for_systemd("http://127.0.0.1:1");
+    let socket = || TcpListener::bind("127.0.0.1:0").unwrap();
+    let refused = |environment: &[(&str, &str)], socket: OwnedFd| {
+        let mut process = spawn_with(&site, socket, environment);
+        assert_eq!(process.wait().code(), Some(1));
+        process.log()
+    };
+    let log = refused(&[("LISTEN_FDS", "1"), ("LISTEN_FDNAMES", "other")], socket().into());
+    assert!(log.contains("systemd passed no socket named public"), "{log}");
+    let log = refused(&[], socket().into());
+    assert!(log.contains("systemd passed no socket named public"), "{log}");
+    let log = refused(&PUBLIC, std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into());
+    assert!(log.contains("the socket public that systemd passed cannot be listened on"), "{log}");
+    // Two of one name, of which the listener takes one; the second number is closed, which nobody gets to see.
+    let log = refused(&[("LISTEN_FDS", "2"), ("LISTEN_FDNAMES", "public:more")], socket().into());
+    assert!(log.contains("systemd passed sockets that no listener takes: more"), "{log}");
+}
+
+#[test]
+fn a_successor_on_the_same_socket_loses_no_request() {
+    let upstream = homeserver();
+    let site = for_systemd(&url(&upstream));
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let mut old = spawn_with(&site, socket.try_clone().unwrap(), &PUBLIC);
+    assert_eq!(old.addr(), address);
+    // The old one's admin socket is in its way.
+    let successor = for_systemd(&url(&upstream));
+    let is_over = AtomicBool::new(false);
+    let (mut new, served) = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut served = 0;
+                    while !is_over.load(Ordering::Relaxed) {
+                        let answer = Request::new("GET", VERSIONS).try_send(address);
+                        assert_eq!(answer.unwrap_or_else(|error| panic!("lost after {served}: {error:?}")).status, 200);
+                        served += 1;
+                    }
+                    served
+                })
+            })
+            .collect();
+        eventually("it serves", || upstream.requests().len() > 20);
+        let new = spawn_with(&successor, socket.try_clone().unwrap(), &PUBLIC);
+        new.addr();
+        old.signal("TERM");
+        assert_eq!(old.wait().code(), Some(0));
+        let before = upstream.requests().len();
+        eventually("the new one serves", || upstream.requests().len() > before + 20);
+        is_over.store(true, Ordering::Relaxed);
+        (new, clients.into_iter().map(|client| client.join().unwrap()).sum::<usize>())
+    });
+    assert_eq!(upstream.requests().len(), served);
+    new.signal("TERM");
+    assert_eq!(new.wait().code(), Some(0));
 }
