@@ -206,9 +206,13 @@ fn surroundings(document: &Document) -> tempfile::TempDir {
         }
     }
     let certificate = rcgen::generate_simple_self_signed(["matrix.example.org".to_owned()]).unwrap();
-    write("fullchain.pem", &certificate.cert.pem());
-    write("privkey.pem", &certificate.signing_key.serialize_pem());
-    fs::set_permissions(dir.path().join("privkey.pem"), fs::Permissions::from_mode(0o600)).unwrap();
+    for name in ["fullchain.pem", "other.pem", "partners.pem"] {
+        write(name, &certificate.cert.pem());
+    }
+    for name in ["privkey.pem", "other.key"] {
+        write(name, &certificate.signing_key.serialize_pem());
+        fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(0o600)).unwrap();
+    }
     dir
 }
 

@@ -135,7 +135,7 @@ impl House {
 
     /// What a person can do while it is up.
     pub fn invitation(&self) -> String {
-        let here = self.gateway.listeners().first().map(|(_, address)| url(*address)).unwrap_or_default();
+        let here = self.gateway.addr().map(url).unwrap_or_default();
         let admin = self.gateway.admin().map(ToString::to_string).unwrap_or_default();
         let (straight, user_id) = (self.synapse.base_url(), &self.alice.user_id);
         format!(
@@ -180,7 +180,7 @@ fn start_gateway(upstream: &str) -> Result<Running> {
 }
 
 fn address(gateway: &Running) -> Result<SocketAddr> {
-    let first = gateway.listeners().first().map(|(_, address)| *address);
+    let first = gateway.addr();
     first.ok_or_else(|| Error::new("Mantlet has no listener"))
 }
 

@@ -9,7 +9,7 @@ use super::{Common, PolicyArgument};
 use crate::config::compiled::Compiled;
 use crate::config::gateway::Gateway;
 use crate::problem::Problems;
-use crate::tls::server::Identity;
+use crate::tls::server::Credentials;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Check {
@@ -32,8 +32,8 @@ impl Check {
             }),
         };
         let has_gateway = problems.is_empty();
-        for files in gateway.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
-            if let Err(found) = Identity::read(&files.certificate, &files.key) {
+        for listener in &gateway.listeners {
+            if let Err(found) = Credentials::read(listener) {
                 problems.0.extend(found.0);
             }
         }

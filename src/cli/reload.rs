@@ -15,7 +15,7 @@ pub(super) struct Reload {}
 
 impl Reload {
     pub(super) fn run(self, common: &Common, output: &Output) -> Result<ExitCode, Problems> {
-        let Some(address) = common.gateway()?.admin else {
+        let Some(address) = common.gateway_alone()?.admin else {
             let what = "the gateway file has no [admin], so the running gateway cannot be asked to reload";
             return Err(Problem::new(what)
                 .help("add [admin] bind = \"127.0.0.1:9090\" and restart, or send it SIGHUP")

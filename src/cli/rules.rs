@@ -43,7 +43,7 @@ fn list(output: &Output) {
             for rule in RULES {
                 let rows = if rule.ledger.is_empty() { "-".into() } else { rule.ledger.join(" ") };
                 // Writing to a string does not fail.
-                let _ = writeln!(text, "{:<16} {rows:<8} {}", rule.name, rule.summary());
+                let _ = writeln!(text, "{:<18} {rows:<8} {}", rule.name, rule.summary());
             }
             text + "\n`mantlet rules NAME` shows one, `mantlet rules endpoints` the endpoints' ids."
         },

@@ -1,6 +1,6 @@
 //! Addresses as an operator writes them: where we listen, where the homeserver does, where only this machine reaches us.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -115,32 +115,124 @@ impl fmt::Display for AdminAddress {
     }
 }
 
-/// Where a listener listens, as it is written.
-#[derive(Clone, Copy, Deserialize)]
+/// Where a listener listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(try_from = "String")]
-pub(super) struct ListenerAddress(pub SocketAddr);
+pub enum ListenerAddress {
+    /// An address and a port; 0 is a free one.
+    Tcp(SocketAddr),
+    /// `unix:/path`.
+    Unix(PathBuf),
+    /// `systemd:NAME`: a socket that is open when the process starts.
+    Systemd(String),
+}
 
 impl TryFrom<String> for ListenerAddress {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let help = "\"0.0.0.0:8448\" or \"[::]:8448\"";
-        if text.starts_with("unix:") {
-            return Err(format!("a listener cannot be on a unix socket yet\nwrite an address and a port: {help}"));
+        if let Some(path) = text.strip_prefix("unix:") {
+            return socket_path(path).map(Self::Unix);
         }
-        socket_address(&text, help).map(Self)
+        if let Some(name) = text.strip_prefix("systemd:") {
+            // What systemd takes for FileDescriptorName=.
+            return match (1..=255).contains(&name.len())
+                && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':')
+            {
+                true => Ok(Self::Systemd(name.to_owned())),
+                false => {
+                    Err(format!("{name:?} is not the name of a socket\nwrite that of FileDescriptorName= in its unit"))
+                }
+            };
+        }
+        socket_address(&text, "\"0.0.0.0:8448\", \"[::]:8448\" or \"unix:/run/mantlet/mantlet.sock\"").map(Self::Tcp)
+    }
+}
+
+impl From<SocketAddr> for ListenerAddress {
+    fn from(address: SocketAddr) -> Self {
+        Self::Tcp(address)
+    }
+}
+
+impl fmt::Display for ListenerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Systemd(name) => write!(f, "systemd:{name}"),
+        }
+    }
+}
+
+impl Serialize for ListenerAddress {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl ListenerAddress {
+    /// Whether a connection to one may end at the other.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Tcp(one), Self::Tcp(other)) => overlap(*one, *other),
+            (Self::Unix(one), Self::Unix(other)) => one == other,
+            // Each takes the next socket of its name.
+            (Self::Tcp(_) | Self::Unix(_) | Self::Systemd(_), _) => false,
+        }
+    }
+
+    /// Whether what is sent to this homeserver comes back to us.
+    pub(super) fn is_behind(&self, upstream: &UpstreamAddress) -> bool {
+        match (self, upstream) {
+            (Self::Tcp(bind), UpstreamAddress::Tcp { host, port }) => host
+                .parse::<IpAddr>()
+                .is_ok_and(|address| overlap(*bind, SocketAddr::new(address, *port)) && is_ours(*bind, address)),
+            (Self::Unix(bind), UpstreamAddress::Unix(path)) => bind == path,
+            (Self::Tcp(_) | Self::Unix(_) | Self::Systemd(_), _) => false,
+        }
+    }
+}
+
+/// Who may connect to a unix socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(try_from = "String")]
+pub struct SocketMode(pub u32);
+
+impl Default for SocketMode {
+    /// Its owner and its group.
+    fn default() -> Self {
+        Self(0o660)
+    }
+}
+
+impl TryFrom<String> for SocketMode {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let digits = text.strip_prefix('0').filter(|digits| digits.len() == 3);
+        match digits.and_then(|digits| u32::from_str_radix(digits, 8).ok()) {
+            Some(mode) if mode & 0o600 == 0o600 => Ok(Self(mode)),
+            _ => Err(format!("{text:?} is not the mode of a socket\nwrite \"0600\", \"0660\" or \"0666\"")),
+        }
+    }
+}
+
+impl Serialize for SocketMode {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&format_args!("{:04o}", self.0))
     }
 }
 
 /// Whether a connection to one may end at the other. Port 0 is a free port, so always another one.
-pub(super) fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     let (a, b) = (one.ip(), other.ip());
     let same = a == b || (a.is_ipv4() == b.is_ipv4() && (a.is_unspecified() || b.is_unspecified()));
     one.port() != 0 && one.port() == other.port() && same
 }
 
 /// Behind an unspecified address only a loopback address is surely ours.
-pub(super) fn is_ours(bind: SocketAddr, address: IpAddr) -> bool {
+fn is_ours(bind: SocketAddr, address: IpAddr) -> bool {
     bind.ip() == address || address.is_loopback()
 }
 

@@ -1,16 +1,20 @@
 //! `mantlet.toml`: listeners, upstreams, limits. What stands here needs a restart to change; the policy is another file.
 
-use crate::config::address::{AdminAddress, ListenerAddress, UpstreamAddress, is_ours, overlap};
+use crate::config::address::{AdminAddress, ListenerAddress, SocketMode, UpstreamAddress};
 use crate::config::policy_file::{BuiltIn, PolicyFile};
+use crate::config::route::{self, RouteTable, Routes, Upstream, UpstreamTable};
 use crate::config::settings::{Forwarded, Homeserver, Limits, Log, Tokens, Workers};
 use crate::document::read::recover;
 use crate::document::source::{Sources, read_file};
+use crate::document::value::Value;
 use crate::problem::{Problem, Problems};
-use serde::de::{Deserializer, Error};
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_spanned::Spanned;
+use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -20,8 +24,10 @@ use std::path::{Path, PathBuf};
 pub struct Gateway {
     /// `[[listener]]`; never empty.
     pub listeners: Vec<Listener>,
-    /// `[upstream.synapse] servers`.
-    pub synapse: UpstreamAddress,
+    /// `[upstream.NAME]`, `[upstream.synapse]` first.
+    pub upstreams: Vec<Upstream>,
+    /// `[[route]]`.
+    pub routes: Routes,
     /// `[policy] file`.
     pub policy: PolicySource,
     /// `[admin] bind`; without it there is no admin listener.
@@ -46,8 +52,15 @@ impl Gateway {
     /// # Errors
     /// Every problem in the file, or the one that keeps it from being read.
     pub fn load(path: &Path) -> Result<Gateway, Problems> {
-        let text = read_file(path)?;
-        Gateway::parse(&path.display().to_string(), text, path.parent().unwrap_or(Path::new("")))
+        Self::read(path, Files::MustBeThere)
+    }
+
+    /// The same without a look at the certificates it names: whether they are good is another question than what it says.
+    ///
+    /// # Errors
+    /// As of [`Gateway::load`].
+    pub fn load_alone(path: &Path) -> Result<Gateway, Problems> {
+        Self::read(path, Files::AreNotLookedAt)
     }
 
     /// Reads the text of a gateway file.
@@ -55,6 +68,15 @@ impl Gateway {
     /// # Errors
     /// Every problem in it.
     pub fn parse(name: &str, text: impl Into<String>, base_dir: &Path) -> Result<Gateway, Problems> {
+        Self::parse_with(name, text.into(), base_dir, Files::MustBeThere)
+    }
+
+    fn read(path: &Path, files: Files) -> Result<Gateway, Problems> {
+        let text = read_file(path)?;
+        Self::parse_with(&path.display().to_string(), text, path.parent().unwrap_or(Path::new("")), files)
+    }
+
+    fn parse_with(name: &str, text: String, base_dir: &Path, files: Files) -> Result<Gateway, Problems> {
         let mut problems = Problems::default();
         let mut sources = Sources::default();
         let tree = sources.parse(name, text, &mut problems);
@@ -66,7 +88,9 @@ impl Gateway {
         let Some(file) = recover::<File>(&tree, "", &sources, &mut problems) else {
             return problems.or(Gateway::default());
         };
-        let gateway = file.check(&mut Check { sources: &sources, problems: &mut problems, base_dir });
+        let upstreams = keys_of(&tree, "upstream");
+        let mut check = Check { sources: &sources, problems: &mut problems, base_dir, files, upstreams };
+        let gateway = file.check(&mut check);
         problems.or(gateway)
     }
 
@@ -102,12 +126,29 @@ impl Gateway {
             serde_json::to_value(value).unwrap_or_default()
         }
         // Named one by one, so that a new table cannot be forgotten here.
-        let Gateway { listeners, synapse, policy, admin, limits, tokens, forwarded, log, workers, homeserver } = self;
+        let Gateway {
+            listeners,
+            upstreams,
+            routes,
+            policy,
+            admin,
+            limits,
+            tokens,
+            forwarded,
+            log,
+            workers,
+            homeserver,
+        } = self;
         let listeners = listeners.iter().enumerate();
         let mut tables: Tables =
             listeners.map(|(index, listener)| (format!("[[listener]] {}", index + 1), table(listener))).collect();
+        tables.extend(upstreams.iter().map(|Upstream { name, servers }| {
+            let servers: Vec<_> = servers.iter().map(UpstreamAddress::to_string).collect();
+            (format!("[upstream.{name}]"), serde_json::json!({ "servers": servers }))
+        }));
+        tables
+            .extend(routes.iter().enumerate().map(|(index, route)| (format!("[[route]] {}", index + 1), table(route))));
         tables.extend([
-            ("[upstream.synapse]".into(), serde_json::json!({ "servers": synapse.to_string() })),
             ("[policy]".into(), serde_json::json!({ "file": policy.to_string() })),
             ("[admin]".into(), serde_json::json!({ "bind": admin.as_ref().map(AdminAddress::to_string) })),
             ("[limits]".into(), table(limits)),
@@ -127,7 +168,8 @@ impl Default for Gateway {
     fn default() -> Self {
         Self {
             listeners: vec![Listener::new(Door::Ingress, SocketAddr::from((Ipv4Addr::LOCALHOST, 8480)))],
-            synapse: UpstreamAddress::Tcp { host: "127.0.0.1".into(), port: 8008 },
+            upstreams: vec![Upstream::synapse()],
+            routes: Routes::default(),
             policy: PolicySource::default(),
             admin: None,
             limits: Limits::default(),
@@ -148,15 +190,31 @@ pub struct Listener {
     /// The name in logs and metrics; by default its address.
     pub name: String,
     /// Where it listens.
-    pub bind: SocketAddr,
-    /// Its certificate; without one it speaks plain HTTP.
-    pub tls: Option<TlsFiles>,
+    pub bind: ListenerAddress,
+    /// Who may connect, where that is a unix socket.
+    pub mode: SocketMode,
+    /// Its certificates, the first for names that none of them has; without any it speaks plain HTTP.
+    pub tls: Vec<TlsFiles>,
+    /// Whether trusted hops begin with a PROXY header.
+    pub proxy_protocol: bool,
+    /// Whose certificate its clients must show; without it none is asked for.
+    #[serde(serialize_with = "lossy_option")]
+    pub client_ca: Option<PathBuf>,
 }
 
 impl Listener {
     /// A plain listener with the default name.
     pub fn new(door: Door, bind: SocketAddr) -> Self {
-        Self { door, name: bind.to_string(), bind, tls: None }
+        let name = bind.to_string();
+        Self {
+            door,
+            name,
+            bind: bind.into(),
+            mode: SocketMode::default(),
+            tls: Vec::new(),
+            proxy_protocol: false,
+            client_ca: None,
+        }
     }
 }
 
@@ -222,7 +280,8 @@ impl fmt::Display for PolicySource {
 struct File {
     listener: Option<Vec<ListenerTable>>,
     #[serde(default)]
-    upstream: UpstreamTables,
+    upstream: BTreeMap<String, UpstreamTable>,
+    route: Option<Vec<Spanned<RouteTable>>>,
     #[serde(default)]
     policy: PolicyTable,
     #[serde(default)]
@@ -247,7 +306,39 @@ struct ListenerTable {
     door: Door,
     name: Option<Spanned<ListenerName>>,
     bind: Spanned<ListenerAddress>,
-    tls: Option<TlsTable>,
+    mode: Option<Spanned<SocketMode>>,
+    tls: Option<TlsTables>,
+    proxy_protocol: Option<Spanned<bool>>,
+    client_ca: Option<Spanned<PathBuf>>,
+}
+
+/// One certificate or several.
+struct TlsTables(Vec<TlsTable>);
+
+impl<'de> Deserialize<'de> for TlsTables {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct OneOrMore;
+        impl<'de> Visitor<'de> for OneOrMore {
+            type Value = TlsTables;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table or a list of tables")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<TlsTables, A::Error> {
+                Ok(TlsTables(vec![TlsTable::deserialize(MapAccessDeserializer::new(map))?]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<TlsTables, A::Error> {
+                let tables = Vec::deserialize(SeqAccessDeserializer::new(list))?;
+                if tables.is_empty() {
+                    return Err(A::Error::custom("no certificate\nleave `tls` out for plain HTTP"));
+                }
+                Ok(TlsTables(tables))
+            }
+        }
+        from.deserialize_any(OneOrMore)
+    }
 }
 
 #[derive(Deserialize)]
@@ -255,19 +346,6 @@ struct ListenerTable {
 struct TlsTable {
     certificate: Spanned<PathBuf>,
     key: Spanned<PathBuf>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct UpstreamTables {
-    synapse: Option<UpstreamTable>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct UpstreamTable {
-    #[serde(deserialize_with = "one_server")]
-    servers: Spanned<UpstreamAddress>,
 }
 
 #[derive(Default, Deserialize)]
@@ -298,14 +376,24 @@ impl TryFrom<String> for ListenerName {
 }
 
 /// What the second look at a file needs: the one at what several tables, or the file system, say together.
-struct Check<'a> {
+pub(super) struct Check<'a> {
     sources: &'a Sources,
     problems: &'a mut Problems,
     base_dir: &'a Path,
+    files: Files,
+    /// The names under `[upstream]`, those of wrong tables too, and where they stand.
+    pub(super) upstreams: BTreeMap<String, Range<usize>>,
+}
+
+/// What is asked of the certificates and keys that a gateway file names.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Files {
+    MustBeThere,
+    AreNotLookedAt,
 }
 
 impl Check<'_> {
-    fn problem(&mut self, problem: Problem, span: Range<usize>) {
+    pub(super) fn problem(&mut self, problem: Problem, span: Range<usize>) {
         self.problems.push(problem.at(self.sources.locate(span)));
     }
 
@@ -333,6 +421,9 @@ impl Check<'_> {
     fn file(&mut self, role: &str, path: Spanned<PathBuf>) -> (PathBuf, Option<std::fs::Metadata>) {
         let span = path.span();
         let path = self.base_dir.join(path.into_inner());
+        if self.files == Files::AreNotLookedAt {
+            return (path, None);
+        }
         let name = path.display();
         let what = match std::fs::metadata(&path) {
             Ok(metadata) if metadata.is_file() => return (path, Some(metadata)),
@@ -349,47 +440,68 @@ impl File {
     fn check(self, check: &mut Check<'_>) -> Gateway {
         let default = Gateway::default();
         let admin = self.admin.bind;
-        let synapse = self.upstream.synapse.map(|synapse| synapse.servers);
         let mut listeners: Vec<Listener> = Vec::new();
         for table in self.listener.into_iter().flatten() {
-            let (bind, span) = (table.bind.get_ref().0, table.bind.span());
-            if let Some(earlier) = listeners.iter().find(|earlier| overlap(earlier.bind, bind)) {
+            let (span, bind) = (table.bind.span(), table.bind.into_inner());
+            if let Some(earlier) = listeners.iter().find(|earlier| earlier.bind.overlaps(&bind)) {
                 let what = format!("{bind} is taken by another listener ({})", earlier.bind);
                 check.problem(Problem::new(what), span.clone());
             }
             let name_span = table.name.as_ref().map_or(span, Spanned::span);
             let name = table.name.map_or_else(|| bind.to_string(), |name| name.into_inner().0);
-            if bind.port() != 0 && listeners.iter().any(|earlier| earlier.name == name && earlier.bind != bind) {
+            let is_any = matches!(bind, ListenerAddress::Tcp(address) if address.port() == 0);
+            // Two on one address are told of already.
+            let is_other = |earlier: &Listener| earlier.bind != bind || matches!(bind, ListenerAddress::Systemd(_));
+            if !is_any && listeners.iter().any(|earlier| earlier.name == name && is_other(earlier)) {
                 check.problem(Problem::new(format!("two listeners are named {name:?}")), name_span);
             }
-            let tls = table
-                .tls
-                .map(|tls| TlsFiles { certificate: check.certificate(tls.certificate), key: check.key(tls.key) });
-            listeners.push(Listener { door: table.door, name, bind, tls });
+            let mode = table.mode.map_or_else(SocketMode::default, |mode| {
+                if !matches!(bind, ListenerAddress::Unix(_)) {
+                    let what = "`mode` says who may connect to a unix socket, and this listener is none";
+                    check.problem(Problem::new(what), mode.span());
+                }
+                mode.into_inner()
+            });
+            let tls = table.tls.map_or_else(Vec::new, |tables| tables.0).into_iter();
+            let tls: Vec<_> = tls
+                .map(|tls| TlsFiles { certificate: check.certificate(tls.certificate), key: check.key(tls.key) })
+                .collect();
+            let client_ca = table.client_ca.map(|path| {
+                if tls.is_empty() {
+                    let what = "client certificates are shown in TLS, and this listener has no `tls`";
+                    check.problem(Problem::new(what), path.span());
+                }
+                check.file("client_ca", path).0
+            });
+            let proxy_protocol = table.proxy_protocol.is_some_and(|wanted| {
+                let nobody = self.forwarded.trusted_hops.is_empty() && matches!(bind, ListenerAddress::Tcp(_));
+                if nobody && *wanted.get_ref() {
+                    let what = "nobody may send a PROXY header: [forwarded] trusted_hops is empty";
+                    check.problem(Problem::new(what), wanted.span());
+                }
+                wanted.into_inner()
+            });
+            listeners.push(Listener { door: table.door, name, bind, mode, tls, proxy_protocol, client_ca });
         }
         if listeners.is_empty() {
             listeners = default.listeners;
         }
+        let is_taken = |address: &ListenerAddress| listeners.iter().any(|listener| listener.bind.overlaps(address));
         if let Some(admin) = &admin
-            && let AdminAddress::Tcp(address) = admin.get_ref()
-            && listeners.iter().any(|listener| overlap(listener.bind, *address))
-        {
-            check.problem(Problem::new(format!("{address} is taken by a listener")), admin.span());
-        }
-        if let Some(synapse) = &synapse
-            && let UpstreamAddress::Tcp { host, port } = synapse.get_ref()
-            && let Ok(address) = host.parse::<IpAddr>()
-            && listeners.iter().any(|listener| {
-                overlap(listener.bind, SocketAddr::new(address, *port)) && is_ours(listener.bind, address)
+            && is_taken(&match admin.get_ref() {
+                AdminAddress::Tcp(address) => ListenerAddress::Tcp(*address),
+                AdminAddress::Unix(path) => ListenerAddress::Unix(path.clone()),
             })
         {
-            let what =
-                format!("{} is this gateway's own listener: requests would go round for ever", synapse.get_ref());
-            check.problem(Problem::new(what), synapse.span());
+            check.problem(Problem::new(format!("{} is taken by a listener", admin.get_ref())), admin.span());
         }
+        let is_our_own = |server: &UpstreamAddress| listeners.iter().any(|listener| listener.bind.is_behind(server));
+        let upstreams = route::upstreams(self.upstream, is_our_own, check);
+        let routes = route::routes(self.route.unwrap_or_default(), &upstreams, check);
         Gateway {
             listeners,
-            synapse: synapse.map_or(default.synapse, Spanned::into_inner),
+            upstreams,
+            routes,
             policy: self.policy.file.map_or(default.policy, |file| PolicySource::File(check.base_dir.join(file))),
             admin: admin.map(Spanned::into_inner),
             limits: self.limits,
@@ -402,18 +514,27 @@ impl File {
     }
 }
 
-fn one_server<'de, D: Deserializer<'de>>(from: D) -> Result<Spanned<UpstreamAddress>, D::Error> {
-    let mut servers = Vec::<Spanned<UpstreamAddress>>::deserialize(from)?;
-    match (servers.pop(), servers.is_empty()) {
-        (Some(server), true) => Ok(server),
-        (None, _) => Err(D::Error::custom("no server\nwrite servers = [\"http://127.0.0.1:8008\"]")),
-        (Some(_), false) => Err(D::Error::custom("more than one server is not supported yet")),
-    }
+/// The keys of a table of the file, as they are written.
+fn keys_of(tree: &Spanned<Value>, name: &str) -> BTreeMap<String, Range<usize>> {
+    let entries = |value: &Spanned<Value>| match value.get_ref() {
+        Value::Table(table) => table.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+        _ => Vec::new(),
+    };
+    let table = entries(tree).into_iter().find(|(key, _)| key.get_ref() == name);
+    let keys = table.iter().flat_map(|(_, table)| entries(table));
+    keys.map(|(key, _)| (key.get_ref().clone(), key.span())).collect()
 }
 
 /// A path that is not UTF-8 is still told, and compared, well enough.
 fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&path.display())
+}
+
+fn lossy_option<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    match path {
+        Some(path) => lossy(path, serializer),
+        None => serializer.serialize_none(),
+    }
 }
 
 #[cfg(test)]
@@ -437,11 +558,20 @@ door = "ingress"
 bind = "0.0.0.0:8448"
 name = "federation"
 tls = { certificate = "cert.pem", key = "key.pem" }
+client_ca = "cert.pem"
+proxy_protocol = true
 [[listener]]
 door = "ingress"
-bind = "127.0.0.1:8480"
+bind = "unix:/run/mantlet.sock"
+mode = "0600"
 [upstream.synapse]
 servers = ["unix:/run/synapse.sock"]
+[upstream.media]
+servers = ["http://127.0.0.1:8009", "http://127.0.0.1:8010"]
+[[route]]
+path = "/_matrix/media/.*"
+methods = ["POST"]
+upstream = "media"
 [policy]
 file = "policy.toml"
 [admin]
@@ -452,11 +582,13 @@ first_byte = "2s"
 head = "3s"
 body_idle = "4s"
 upstream_head = "5s"
+patience = "7s"
 keep_alive = "6s"
 drain = "0s"
 head_bytes = "8KiB"
 fields = 7
 body = "8MiB"
+collect = "2MiB"
 streams = 9
 connections = 10
 per_address = 11
@@ -491,7 +623,8 @@ server_name = "example.org:8448"
         assert_eq!(parse("[limits]\n[log]\n[upstream]\n[admin]\n"), Ok(Gateway::default()));
         let gateway = Gateway::default();
         assert_eq!(gateway.listeners[0].bind.to_string(), "127.0.0.1:8480");
-        assert_eq!(gateway.synapse.to_string(), "http://127.0.0.1:8008");
+        assert_eq!(gateway.upstreams, [Upstream::synapse()]);
+        assert_eq!(gateway.upstreams[0].servers[0].to_string(), "http://127.0.0.1:8008");
         assert_eq!(gateway.policy, PolicySource::BuiltIn(BuiltIn::Balanced));
         assert_eq!(gateway.limits.head_bytes, crate::units::Size::kib(15));
     }
@@ -502,12 +635,14 @@ server_name = "example.org:8448"
         let path = dir.path().join("mantlet.toml");
         fs::write(&path, WHOLE).unwrap();
         let gateway = Gateway::load(&path).unwrap_or_else(|problems| panic!("{problems}"));
-        let tls = gateway.listeners[0].tls.as_ref().unwrap();
+        let [tls] = &gateway.listeners[0].tls[..] else { panic!("{:?}", gateway.listeners[0].tls) };
         assert_eq!((&tls.certificate, &tls.key), (&dir.path().join("cert.pem"), &dir.path().join("key.pem")));
         assert_eq!(gateway.listeners[0].name, "federation");
-        assert_eq!(gateway.listeners[1].name, "127.0.0.1:8480");
+        assert_eq!(gateway.listeners[1].name, "unix:/run/mantlet.sock");
+        assert_eq!(gateway.listeners[1].mode, SocketMode(0o600));
         assert_eq!(gateway.policy, PolicySource::File(dir.path().join("policy.toml")));
-        assert_eq!(gateway.synapse, UpstreamAddress::Unix("/run/synapse.sock".into()));
+        assert_eq!(gateway.upstreams[0].servers, [UpstreamAddress::Unix("/run/synapse.sock".into())]);
+        assert_eq!((&*gateway.upstreams[1].name, gateway.upstreams[1].servers.len()), ("media", 2));
         assert_eq!(gateway.admin.as_ref().unwrap().to_string(), "127.0.0.1:9090");
         let hops: Vec<String> = gateway.forwarded.trusted_hops.iter().map(ToString::to_string).collect();
         assert_eq!(hops, ["127.0.0.1/32", "10.0.0.0/8", "::1/128"]);
@@ -515,13 +650,14 @@ server_name = "example.org:8448"
         assert_eq!(gateway.homeserver.server_name.as_deref(), Some("example.org:8448"));
         // Every key of every table has another value than its default, so none was overlooked.
         let changed = gateway.difference(&Gateway::default());
+        let is_new = |header: &str| ["[[listener]] 2", "[upstream.media]", "[[route]] 1"].contains(&header);
         for (header, table) in gateway.tables() {
-            for key in table.as_object().unwrap().keys().filter(|_| header != "[[listener]] 2") {
-                let same = header == "[[listener]] 1" && key == "door";
+            assert!(!is_new(&header) || changed.contains(&header), "{header}");
+            for key in table.as_object().unwrap().keys().filter(|_| !is_new(&header)) {
+                let same = header == "[[listener]] 1" && (key == "door" || key == "mode");
                 assert_eq!(changed.contains(&format!("{header} {key}")), !same, "{header} {key}");
             }
         }
-        assert!(changed.contains(&"[[listener]] 2".to_owned()));
     }
 
     #[test]
@@ -570,14 +706,6 @@ server_name = "example.org:8448"
     }
 
     #[test]
-    fn one_server_is_needed_and_enough() {
-        let servers = |servers: &str| told(&format!("[upstream.synapse]\nservers = {servers}\n"));
-        assert!(servers("[]")[0].contains("no server"));
-        assert!(servers("['http://a:1', 'http://b:1']")[0].contains("more than one server is not supported"));
-        assert!(told("[upstream.other]\nservers = []")[0].contains("unknown key `other` in [upstream]"));
-    }
-
-    #[test]
     fn a_key_file_that_others_can_read_is_refused() {
         let dir = dir();
         let key = dir.path().join("key.pem");
@@ -605,7 +733,40 @@ server_name = "example.org:8448"
         let path = dir.path().display();
         assert_eq!(problems.0[0].what, format!("the certificate {path}/cert.pem does not exist"));
         assert_eq!(problems.0[1].what, format!("the private key {path}/key.pem is not a file"));
-        assert_eq!(problems.0.len(), 2);
+        assert_eq!(problems.0[2].what, format!("the client_ca {path}/cert.pem does not exist"));
+        assert_eq!(problems.0.len(), 3);
+        let file = dir.path().join("mantlet.toml");
+        fs::write(&file, WHOLE).unwrap();
+        assert!(Gateway::load(&file).is_err() && Gateway::load_alone(&file).is_ok());
+    }
+
+    #[test]
+    fn several_certificates_are_a_list_or_tables() {
+        let dir = dir();
+        let listener = "[[listener]]\ndoor='ingress'\nbind='127.0.0.1:1'\n";
+        let read = |tls: &str| Gateway::parse("mantlet.toml", format!("{listener}{tls}"), dir.path());
+        let list = read("tls = [{ certificate='cert.pem', key='key.pem' }, { certificate='cert.pem', key='key.pem' }]");
+        let pair = "[[listener.tls]]\ncertificate='cert.pem'\nkey='key.pem'\n";
+        let tables = read(&format!("{pair}{pair}"));
+        assert_eq!(list, tables);
+        assert_eq!(list.unwrap().listeners[0].tls.len(), 2);
+        let told = |tls: &str| read(tls).unwrap_err().to_string();
+        assert_eq!(
+            told("tls = []"),
+            "mantlet.toml:4:7: `tls` in [[listener]]: no certificate\n    help: leave `tls` out for plain HTTP"
+        );
+        assert_eq!(
+            told("tls = 'cert.pem'"),
+            "mantlet.toml:4:7: `tls` in [[listener]]: expected a table or a list of tables, found \"cert.pem\""
+        );
+        assert_eq!(
+            told("tls = [{ certificate='cert.pem', key='key.pem' }, { certificate='cert.pem', kee='key.pem' }]"),
+            "mantlet.toml:4:77: unknown key `kee` in [[listener.tls]]\n    help: did you mean `key`?"
+        );
+        assert_eq!(
+            told("client_ca = 'cert.pem'"),
+            "mantlet.toml:4:13: client certificates are shown in TLS, and this listener has no `tls`"
+        );
     }
 
     #[test]
@@ -625,9 +786,52 @@ server_name = "example.org:8448"
     }
 
     #[test]
+    fn a_socket_has_a_mode_and_nothing_else_has() {
+        let mode = |bind: &str, mode: &str| parse(&format!("[[listener]]\ndoor='ingress'\nbind='{bind}'\nmode={mode}"));
+        assert_eq!(mode("unix:/a", "'0666'").unwrap().listeners[0].mode, SocketMode(0o666));
+        for odd in ["'660'", "'0880'", "'0060'", "'01777'", "'rw'", "'0+66'", "''", "432"] {
+            assert!(mode("unix:/a", odd).is_err(), "{odd}");
+        }
+        let problems = mode("127.0.0.1:1", "'0660'").unwrap_err();
+        assert_eq!(
+            problems.to_string(),
+            "mantlet.toml:4:6: `mode` says who may connect to a unix socket, and this listener is none"
+        );
+    }
+
+    #[test]
+    fn sockets_of_systemd_may_share_a_name_but_listeners_may_not() {
+        let listener = |more: &str| format!("[[listener]]\ndoor='ingress'\nbind='systemd:public'\n{more}\n");
+        assert_eq!(parse(&listener("")).unwrap().listeners[0].name, "systemd:public");
+        assert!(parse(&(listener("") + &listener("name='b'"))).is_ok());
+        assert_eq!(
+            told(&(listener("") + &listener(""))),
+            ["mantlet.toml:7:6: two listeners are named \"systemd:public\""]
+        );
+        for odd in ["", "a b", "a:b", "ä"] {
+            assert!(told(&listener("").replace("public", odd))[0].contains("is not the name of a socket"), "{odd}");
+        }
+    }
+
+    #[test]
+    fn somebody_must_be_able_to_send_a_proxy_header() {
+        let listener = |bind: &str| format!("[[listener]]\ndoor='ingress'\nbind='{bind}'\nproxy_protocol=true\n");
+        assert_eq!(
+            told(&listener("127.0.0.1:1")),
+            ["mantlet.toml:4:16: nobody may send a PROXY header: [forwarded] trusted_hops is empty"]
+        );
+        assert!(parse(&listener("unix:/a")).unwrap().listeners[0].proxy_protocol);
+        assert!(parse(&format!("{}[forwarded]\ntrusted_hops=['10.0.0.1']", listener("127.0.0.1:1"))).is_ok());
+    }
+
+    #[test]
     fn a_gateway_in_front_of_itself_is_refused() {
         assert!(told("[upstream.synapse]\nservers = ['http://127.0.0.1:8480']\n")[0].contains("round for ever"));
         assert!(told("[admin]\nbind = '127.0.0.1:8480'\n")[0].contains("is taken by a listener"));
+        let socket = "[[listener]]\ndoor='ingress'\nbind='unix:/a'\n";
+        assert!(told(&format!("{socket}[admin]\nbind = 'unix:/a'"))[0].contains("is taken by a listener"));
+        assert!(told(&format!("{socket}[upstream.synapse]\nservers = ['unix:/a']"))[0].contains("round for ever"));
+        assert!(told(&format!("{socket}{socket}"))[0].contains("is taken by another listener (unix:/a)"));
         let all =
             "[[listener]]\ndoor='ingress'\nbind='0.0.0.0:8008'\n[upstream.synapse]\nservers=['http://10.0.0.1:8008']";
         assert!(parse(all).is_ok(), "Synapse on another machine may have our port");

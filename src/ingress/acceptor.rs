@@ -1,29 +1,93 @@
 //! Makes of an accepted socket a connection that speaks HTTP: TLS, protocol, deadlines.
 
+use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 
 use http::HeaderValue;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio_rustls::TlsAcceptor;
 
+use super::admission::Admitted;
 use super::connection;
-use super::listener::Listener;
+use super::listener::{Listener, Stream};
+use super::proxy_header::{self, Said};
 use crate::observe::access::Protocol;
 use crate::stack::pace::PaceLimits;
-use crate::stack::{Client, Pace, Peer};
+use crate::stack::{Client, Pace, Peer, UnlistedHop};
 
 /// Serves one connection until it ends.
-pub async fn accept(listener: &Listener, stream: TcpStream, client: IpAddr) {
-    // The kernel would hold back the second of two small writes for an acknowledgement of the first.
-    if stream.set_nodelay(true).is_err() {
-        return; // The client is gone already.
+pub async fn accept(listener: &Listener, stream: Stream, admitted: &mut Admitted) {
+    match stream {
+        Stream::Tcp(stream, address) => {
+            // The kernel would hold back the second of two small writes for an acknowledgement of the first.
+            if stream.set_nodelay(true).is_err() {
+                return; // The client is gone already.
+            }
+            let origin = Origin { address: Some(address), is_hop: listener.shared.hops.contain(address) };
+            if listener.proxy_protocol && origin.is_hop {
+                introduce(listener, Box::new(stream), origin, admitted).await;
+            } else {
+                serve(listener, stream, origin).await;
+            }
+        }
+        Stream::Unix(stream) => {
+            // Whoever may open the socket's file is trusted as a hop is: nobody else could name the client.
+            let origin = Origin { address: None, is_hop: true };
+            if listener.proxy_protocol {
+                introduce(listener, Box::new(stream), origin, admitted).await;
+            } else {
+                serve(listener, stream, origin).await;
+            }
+        }
     }
-    let peer = |protocol, tls| peer(listener, client, protocol, tls);
+}
+
+/// Who is at the other end.
+#[derive(Clone, Copy)]
+struct Origin {
+    /// None behind a unix socket.
+    address: Option<IpAddr>,
+    /// Whether it may name somebody else in `X-Forwarded-For`.
+    is_hop: bool,
+}
+
+/// A socket of any kind. Only a connection that begins with a PROXY header pays for not being told which.
+trait Io: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Io for T {}
+
+/// Lets a hop say who its client is, and serves that one.
+async fn introduce(listener: &Listener, stream: Box<dyn Io>, hop: Origin, admitted: &mut Admitted) {
+    let mut stream = BufReader::new(stream);
+    let said = tokio::time::timeout(listener.shared.limits.handshake.duration(), proxy_header::read(&mut stream)).await;
+    let origin = match said.unwrap_or_else(|_late| Err(io::ErrorKind::TimedOut.into())) {
+        Ok(Said::Client(address)) => Origin { address: Some(address), is_hop: listener.shared.hops.contain(address) },
+        // A field may still be there, written by somebody whom the hop itself cannot name.
+        Ok(Said::Nobody) => Origin { is_hop: false, ..hop },
+        // A check whether somebody listens, as load balancers make them.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => return,
+        Err(error) => {
+            listener.metrics.proxy_header_failure();
+            tracing::debug!(listener = %listener.metrics.name(), %error, "a trusted hop sent no PROXY header");
+            return;
+        }
+    };
+    if let Some(client) = origin.address.filter(|_| !origin.is_hop && origin.address != hop.address)
+        && !admitted.count_as(client)
+    {
+        tracing::debug!(listener = %listener.metrics.name(), "a connection was refused: [limits] per_address");
+        return;
+    }
+    serve(listener, stream, origin).await;
+}
+
+async fn serve<IO: AsyncRead + AsyncWrite + Unpin + 'static>(listener: &Listener, stream: IO, origin: Origin) {
+    let peer = |protocol, tls| peer(listener, origin, protocol, tls);
     let Some(tls) = &listener.tls else {
         return connection::serve_h1(listener, stream, peer(Protocol::H1, false)).await;
     };
-    let handshake = TlsAcceptor::from(std::sync::Arc::clone(tls)).accept(stream);
+    let handshake = TlsAcceptor::from(tls.config()).accept(stream);
     let stream = match tokio::time::timeout(listener.shared.limits.handshake.duration(), handshake).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
@@ -40,17 +104,23 @@ pub async fn accept(listener: &Listener, stream: TcpStream, client: IpAddr) {
     }
 }
 
-fn peer(listener: &Listener, client: IpAddr, protocol: Protocol, tls: bool) -> Rc<Peer> {
+fn peer(listener: &Listener, origin: Origin, protocol: Protocol, tls: bool) -> Rc<Peer> {
     let limits = &listener.shared.limits;
     let pace = Pace::new(PaceLimits {
         first_byte: limits.first_byte.duration(),
         head: limits.head.duration(),
         keep_alive: limits.keep_alive.duration(),
     });
+    let proto = HeaderValue::from_static(if tls { "https" } else { "http" });
     let hops = &listener.shared.hops;
     Rc::new(Peer {
-        client: Client::new(client, HeaderValue::from_static(if tls { "https" } else { "http" })),
-        hops: hops.contain(client).then(|| hops.clone()),
+        // A listed hop that spoke for nobody is not unlisted.
+        hint: origin.address.filter(|address| !hops.contain(*address)).and_then(UnlistedHop::new),
+        client: match origin.address {
+            Some(address) => Client::new(address, proto),
+            None => Client::on_this_machine(proto),
+        },
+        hops: origin.is_hop.then(|| hops.clone()),
         protocol,
         tls,
         listener: listener.metrics.clone(),

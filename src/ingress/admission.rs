@@ -18,11 +18,23 @@ struct Open {
     by_address: HashMap<IpAddr, usize>,
 }
 
+impl Open {
+    /// Counts one more from there, unless there are as many already.
+    fn count(&mut self, address: IpAddr, most: usize) -> bool {
+        if self.by_address.get(&address).is_some_and(|count| *count >= most) {
+            return false;
+        }
+        *self.by_address.entry(address).or_default() += 1;
+        true
+    }
+}
+
 /// The right of one connection to be there; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Admitted {
     admission: Arc<Admission>,
-    address: IpAddr,
+    /// Whose it is counted as.
+    address: Option<IpAddr>,
 }
 
 impl Admission {
@@ -31,16 +43,14 @@ impl Admission {
         Arc::new(Self { open: Mutex::default(), most, most_per_address })
     }
 
-    /// Admits a connection from this address, unless there are too many. A trusted hop brings many clients: only the number
-    /// in all bounds it.
-    pub fn admit(self: &Arc<Self>, address: IpAddr, is_hop: bool) -> Option<Admitted> {
+    /// Admits a connection, unless there are too many. Only the number in all bounds one without an address: a trusted hop, or
+    /// whoever is behind a unix socket, brings many clients.
+    pub fn admit(self: &Arc<Self>, address: Option<IpAddr>) -> Option<Admitted> {
         let mut open = self.lock();
-        let from_there = open.by_address.get(&address).copied().unwrap_or_default();
-        if open.all >= self.most || (from_there >= self.most_per_address && !is_hop) {
+        if open.all >= self.most || !address.is_none_or(|address| open.count(address, self.most_per_address)) {
             return None;
         }
         open.all += 1;
-        *open.by_address.entry(address).or_default() += 1;
         Some(Admitted { admission: Arc::clone(self), address })
     }
 
@@ -55,14 +65,27 @@ impl Admission {
     }
 }
 
+impl Admitted {
+    /// Counts a connection that had no address as one from there, unless there are too many from there.
+    pub fn count_as(&mut self, address: IpAddr) -> bool {
+        if self.address.is_some() || !self.admission.lock().count(address, self.admission.most_per_address) {
+            return false;
+        }
+        self.address = Some(address);
+        true
+    }
+}
+
 impl Drop for Admitted {
     fn drop(&mut self) {
         let mut open = self.admission.lock();
         open.all = open.all.saturating_sub(1);
-        if let Some(count) = open.by_address.get_mut(&self.address) {
+        if let Some(address) = self.address
+            && let Some(count) = open.by_address.get_mut(&address)
+        {
             *count -= 1;
             if *count == 0 {
-                open.by_address.remove(&self.address);
+                open.by_address.remove(&address);
             }
         }
     }
@@ -75,17 +98,24 @@ mod tests {
     #[test]
     fn one_address_cannot_take_all_places_and_gives_back_its_own() {
         let admission = Admission::new(3, 2);
-        let (a, b) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2]));
-        let first = admission.admit(a, false);
-        let second = admission.admit(a, false);
-        assert!(first.is_some() && second.is_some() && admission.admit(a, false).is_none());
-        let other = admission.admit(b, false);
-        assert!(other.is_some() && admission.admit(b, false).is_none(), "all places are taken");
+        let (a, b) = (Some(IpAddr::from([127, 0, 0, 1])), Some(IpAddr::from([127, 0, 0, 2])));
+        let first = admission.admit(a);
+        let second = admission.admit(a);
+        assert!(first.is_some() && second.is_some() && admission.admit(a).is_none());
+        let other = admission.admit(b);
+        assert!(other.is_some() && admission.admit(b).is_none(), "all places are taken");
         drop(first);
-        let again = admission.admit(a, true);
+        let again = admission.admit(None);
         assert!(again.is_some());
-        assert!(admission.admit(a, false).is_none() && admission.admit(a, true).is_none(), "all places are taken");
-        drop((second, other, again));
+        assert!(admission.admit(a).is_none() && admission.admit(None).is_none(), "all places are taken");
+        let mut again = again.unwrap();
+        let is_free = again.count_as(IpAddr::from([127, 0, 0, 1]));
+        assert!(is_free && !again.count_as(IpAddr::from([127, 0, 0, 2])), "it is somebody's now");
+        drop(other);
+        let mut hop = admission.admit(None).unwrap();
+        assert!(!hop.count_as(IpAddr::from([127, 0, 0, 1])), "there are two");
+        let other = admission.admit(None);
+        drop((second, other, again, hop));
         assert_eq!((admission.open(), admission.lock().by_address.len()), (0, 0));
     }
 }

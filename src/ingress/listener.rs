@@ -2,13 +2,12 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ServerConfig;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Notify, watch};
 
 use super::acceptor;
@@ -16,11 +15,16 @@ use super::admission::Admission;
 use crate::config::settings::Limits;
 use crate::observe::metrics::{ListenerMetrics, Metrics};
 use crate::stack::{Stack, TrustedHops};
+use crate::tls::server::Server as Tls;
 
 /// One listener as one worker serves it.
 pub struct Listener {
-    /// Its certificate; without one it speaks plain HTTP.
-    pub tls: Option<Arc<ServerConfig>>,
+    /// Its certificates; without any it speaks plain HTTP.
+    pub tls: Option<Tls>,
+    /// Whether trusted hops begin with a PROXY header.
+    pub proxy_protocol: bool,
+    /// Whether the socket stays open without us.
+    pub inherited: bool,
     /// What its connections are served by, shared with the worker's other listeners.
     pub shared: Rc<Shared>,
     /// What it counts.
@@ -69,6 +73,8 @@ impl Shared {
 /// Where the process stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drain {
+    /// It begins: nobody is let in before every thread has what it needs, or the first clients could take it away.
+    Starting,
     /// It serves.
     Serving,
     /// It takes nothing new; exchanges that run may end.
@@ -77,32 +83,66 @@ pub enum Drain {
     Over,
 }
 
+/// Where connections come from.
+#[derive(Debug)]
+pub enum Socket {
+    /// Other machines, and this one.
+    Tcp(TcpListener),
+    /// Processes of this machine that may open a file.
+    Unix(UnixListener),
+}
+
+/// A connection that came.
+#[derive(Debug)]
+pub enum Stream {
+    /// With an address.
+    Tcp(TcpStream, IpAddr),
+    /// Without one.
+    Unix(UnixStream),
+}
+
+impl Socket {
+    async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Self::Tcp(socket) => {
+                socket.accept().await.map(|(stream, address)| Stream::Tcp(stream, address.ip().to_canonical()))
+            }
+            Self::Unix(socket) => socket.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+        }
+    }
+}
+
 impl Listener {
-    /// Accepts until the process drains, and then what still waits in the socket's queue.
+    /// Accepts until the process drains, and then what still waits in the socket's queue, unless a successor will.
     ///
     /// The socket is closed then, while connections live on: who comes later is refused at once, and can go elsewhere.
-    pub async fn run(self: Rc<Self>, socket: TcpListener) {
+    pub async fn run(self: Rc<Self>, socket: Socket) {
         let mut drain = self.shared.drain.clone();
+        // A process that is gone before it served has nobody to serve.
+        let _ = drain.wait_for(|drain| *drain != Drain::Starting).await;
         loop {
             let accepted = tokio::select! {
                 accepted = socket.accept() => accepted,
                 _ = drain.wait_for(|drain| *drain != Drain::Serving) => break,
             };
             match accepted {
-                Ok((stream, address)) => self.admit(stream, address),
+                Ok(stream) => self.admit(stream),
                 Err(error) => wait_out(&error).await,
             }
         }
         // Whoever was let in by the system believes to be connected: a close here would be a lost request.
-        while let Some(Ok((stream, address))) = now_or_never(socket.accept()) {
-            self.admit(stream, address);
+        while !self.inherited {
+            let Some(Ok(stream)) = now_or_never(socket.accept()) else { break };
+            self.admit(stream);
         }
     }
 
-    fn admit(self: &Rc<Self>, stream: TcpStream, address: SocketAddr) {
-        let client = address.ip().to_canonical();
-        let is_hop = self.shared.hops.contain(client);
-        let Some(admitted) = self.shared.admission.admit(client, is_hop) else {
+    fn admit(self: &Rc<Self>, stream: Stream) {
+        let client = match stream {
+            Stream::Tcp(_, address) if !self.shared.hops.contain(address) => Some(address),
+            Stream::Tcp(..) | Stream::Unix(_) => None,
+        };
+        let Some(mut admitted) = self.shared.admission.admit(client) else {
             tracing::debug!(listener = %self.metrics.name(), "a connection was refused: [limits] connections or per_address");
             return;
         };
@@ -110,7 +150,7 @@ impl Listener {
         tokio::task::spawn_local(async move {
             let _counted = this.metrics.connection();
             let _open = Open::new(&this.shared);
-            acceptor::accept(&this, stream, client).await;
+            acceptor::accept(&this, stream, &mut admitted).await;
             drop(admitted);
         });
     }

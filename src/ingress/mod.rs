@@ -5,3 +5,4 @@ pub mod admission;
 mod connection;
 mod frames;
 pub mod listener;
+mod proxy_header;

@@ -1,4 +1,4 @@
-//! Keeps strangers from the homeserver's own interfaces: administration, metrics, replication, authentication service.
+//! Keeps strangers from the homeserver's own interfaces: administration, metrics, replication.
 //!
 //! Leak: `/_synapse/admin` tells versions without any token, `/_synapse/metrics` tells everything to anybody, and
 //!   `/_synapse/replication` and `/_synapse/mas` take a secret that should never be tried from outside.

@@ -27,12 +27,11 @@ use tokio::task::JoinSet;
 use crate::config::address::AdminAddress;
 use crate::problem::Problem;
 use crate::server::reuseport::Bound;
+use crate::server::socket_file::{self, SocketFile};
 
 pub use client::call;
-use socket_file::SocketFile;
 
 mod client;
-mod socket_file;
 
 /// A future that may move to another thread.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -83,7 +82,7 @@ impl AdminListener {
             }
             AdminAddress::Tcp(tcp) => Ok(Self(Socket::Tcp(Bound::bind(*tcp, "[admin]")?))),
             AdminAddress::Unix(path) => {
-                let (listener, file) = socket_file::bind(path)?;
+                let (listener, file) = socket_file::bind(path, 0o600, 64, "[admin]")?;
                 Ok(Self(Socket::Unix(listener, file)))
             }
         }

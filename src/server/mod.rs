@@ -1,9 +1,14 @@
 //! The process: sockets, workers, reload, the admin listener, and the end of it all.
 
 pub mod admin;
+pub mod certificates;
 mod control;
+mod inherited;
+mod notify;
+mod opened;
 pub mod reload;
 pub mod reuseport;
+mod socket_file;
 mod watch;
 mod worker;
 
@@ -16,8 +21,8 @@ use std::time::Duration;
 
 use tokio::sync::watch as latest;
 
-use crate::config::address::AdminAddress;
-use crate::config::gateway::Gateway;
+use crate::config::address::{AdminAddress, ListenerAddress};
+use crate::config::gateway::{Gateway, Listener};
 use crate::config::settings::AccessLog;
 use crate::ingress::admission::Admission;
 use crate::ingress::listener::Drain;
@@ -27,11 +32,14 @@ use crate::observe::metrics::{ListenerMetrics, Metrics};
 use crate::problem::{Problem, Problems};
 use crate::stack::TrustedHops;
 use crate::stack::tokens::Tokens;
-use crate::tls::server::{Identity, Server as Tls};
+use crate::tls::server::Server as Tls;
+use crate::upstream::Directory;
 use admin::AdminListener;
+use certificates::Certificates;
 use control::Control;
+use inherited::Inherited;
+use opened::Opened;
 use reload::Reloader;
-use reuseport::Bound;
 
 /// What to start.
 pub struct Start {
@@ -47,7 +55,7 @@ pub struct Start {
 
 /// A gateway that serves. Dropping it drains it.
 pub struct Running {
-    listeners: Vec<(String, SocketAddr)>,
+    listeners: Vec<(String, ListenerAddress)>,
     admin: Option<AdminAddress>,
     reloader: Arc<Reloader>,
     metrics: Arc<Metrics>,
@@ -90,26 +98,19 @@ pub fn start(start: Start) -> Result<Running, Problems> {
     // Everything that may be wrong with files is found before the first socket is bound.
     let (reloader, snapshot) = Reloader::start(&gateway, file, Arc::clone(&metrics))?;
     let reloader = Arc::new(reloader);
-    let mut problems = Problems::default();
-    let identities: Vec<_> = gateway
-        .listeners
-        .iter()
-        .map(|listener| listener.tls.as_ref().map(|files| Identity::read(&files.certificate, &files.key)).transpose())
-        .filter_map(|identity| identity.map_err(|found| problems.0.extend(found.0)).ok())
-        .collect();
-    problems.or(())?;
 
     let access = open_access(gateway.log.access, access, &metrics)?;
     let tokens = Tokens::new(&gateway.tokens, Arc::clone(&metrics))
         .map_err(|error| Problem::new(format!("the system gives no randomness: {error}")))?;
     let tokens = Arc::new(tokens);
-    let (drain, draining) = latest::channel(Drain::Serving);
-    let doors = bind(&gateway, identities, &metrics)?;
+    let (drain, draining) = latest::channel(Drain::Starting);
+    let doors = bind(&gateway, reloader.certificates(), &metrics)?;
     let admin = gateway.admin.as_ref().map(AdminListener::bind).transpose()?;
 
     let (ending, ended) = mpsc::channel();
+    let (ready, readied) = mpsc::channel();
     let mut running = Running {
-        listeners: doors.iter().map(|door| (door.metrics.name().to_string(), door.bound.address())).collect(),
+        listeners: doors.iter().map(|door| (door.metrics.name().to_string(), door.socket.address())).collect(),
         admin: admin.as_ref().map(AdminListener::address),
         reloader: Arc::clone(&reloader),
         metrics: Arc::clone(&metrics),
@@ -120,6 +121,7 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         threads: Vec::new(),
     };
     let doors = Arc::new(doors);
+    let directory = Directory::new(&gateway.upstreams, gateway.limits.patience.duration(), &metrics);
     let admission = Admission::new(gateway.limits.connections, gateway.limits.per_address);
     for number in 0..worker_count(&gateway) {
         let parts = worker::Parts {
@@ -128,11 +130,13 @@ pub fn start(start: Start) -> Result<Running, Problems> {
             limits: gateway.limits.clone(),
             metrics: Arc::clone(&metrics),
             access: Arc::clone(&access),
-            upstream: gateway.synapse.clone(),
+            directory: directory.clone(),
+            routes: gateway.routes.clone(),
             admission: Arc::clone(&admission),
             hops: TrustedHops::new(&gateway.forwarded.trusted_hops),
             drain: draining.clone(),
             doors: Arc::clone(&doors),
+            ready: ready.clone(),
         };
         running.spawn(&format!("worker-{number}"), ending.clone(), move || worker::run(parts))?;
     }
@@ -141,11 +145,20 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         signals,
         reloader,
         metrics,
-        upstream: gateway.synapse.clone(),
+        directory,
         server_name: gateway.homeserver.server_name.clone(),
         ending: ending.clone(),
+        ready,
     };
     running.spawn("control", ending, move || control.run(draining))?;
+    for _ in &running.threads {
+        readied.recv().map_err(|_| {
+            Problem::new("a thread could not be given what it needs")
+                .help("raise the limit of open files (LimitNOFILE=)")
+        })?;
+    }
+    // Nobody listens only if all threads are gone already, which `wait` tells.
+    let _ = running.drain.send(Drain::Serving);
     for (name, address) in &running.listeners {
         tracing::info!(listener = %name, %address, "listening");
     }
@@ -157,8 +170,16 @@ pub fn start(start: Start) -> Result<Running, Problems> {
 
 impl Running {
     /// The listeners' names and addresses, with the ports they really have.
-    pub fn listeners(&self) -> &[(String, SocketAddr)] {
+    pub fn listeners(&self) -> &[(String, ListenerAddress)] {
         &self.listeners
+    }
+
+    /// The first listener's address that has a port.
+    pub fn addr(&self) -> Option<SocketAddr> {
+        self.listeners.iter().find_map(|(_, address)| match address {
+            ListenerAddress::Tcp(address) => Some(*address),
+            ListenerAddress::Unix(_) | ListenerAddress::Systemd(_) => None,
+        })
     }
 
     /// Where the admin listener is.
@@ -268,35 +289,38 @@ impl Drop for TellEnd {
 
 /// A listener's socket with what belongs to it.
 struct Door {
-    bound: Bound,
+    socket: Opened,
     tls: Option<Tls>,
+    proxy_protocol: bool,
     metrics: ListenerMetrics,
 }
 
-fn bind(gateway: &Gateway, identities: Vec<Option<Identity>>, metrics: &Metrics) -> Result<Vec<Door>, Problems> {
+fn bind(gateway: &Gateway, certificates: &Certificates, metrics: &Metrics) -> Result<Vec<Door>, Problems> {
     let mut problems = Problems::default();
     let mut doors = Vec::new();
-    for (listener, identity) in gateway.listeners.iter().zip(identities) {
-        let metrics = metrics.listener(&listener.name);
-        if let Some(not_after) = identity.as_ref().and_then(Identity::not_after) {
-            metrics.certificate_not_after(not_after);
-            warn_of_expiry(&listener.name, not_after);
+    let wants_inherited = |listener: &Listener| matches!(listener.bind, ListenerAddress::Systemd(_));
+    let mut inherited = match gateway.listeners.iter().any(wants_inherited) {
+        true => Inherited::receive(),
+        false => Inherited::none(),
+    };
+    for listener in &gateway.listeners {
+        match Opened::open(listener, worker_count(gateway), &mut inherited) {
+            Ok(socket) => {
+                let metrics = metrics.listener(&listener.name);
+                doors.push(Door {
+                    socket,
+                    tls: certificates.of(listener),
+                    proxy_protocol: listener.proxy_protocol,
+                    metrics,
+                });
+            }
+            Err(problem) => problems.push(problem),
         }
-        let bound = Bound::bind(listener.bind, &format!("[[listener]] {}", listener.name));
-        match (bound, identity.map(Tls::new).transpose()) {
-            (Ok(bound), Ok(tls)) => doors.push(Door { bound, tls, metrics }),
-            (Err(problem), _) | (_, Err(problem)) => problems.push(problem),
-        }
+    }
+    if problems.is_empty() {
+        inherited.all_taken()?;
     }
     problems.or(doors)
-}
-
-fn warn_of_expiry(listener: &str, not_after: std::time::SystemTime) {
-    match not_after.duration_since(std::time::SystemTime::now()) {
-        Ok(left) if left > Duration::from_secs(7 * 24 * 3600) => {}
-        Ok(left) => tracing::warn!(listener, days = left.as_secs() / 86_400, "the certificate ends soon"),
-        Err(_) => tracing::warn!(listener, "the certificate has ended: clients will refuse it"),
-    }
 }
 
 fn open_access(

@@ -1,4 +1,6 @@
 //! Puts a new policy in force: read, compile, run its own tests, swap. Any problem keeps the old one and is told.
+//!
+//! Certificates are read again with it, and neither waits for the other to be good.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,15 +9,17 @@ use crate::config::compiled::Compiled;
 use crate::config::gateway::{Gateway, PolicySource};
 use crate::observe::metrics::{Metrics, Reload};
 use crate::problem::{Problem, Problems};
+use crate::server::certificates::Certificates;
 use crate::snapshot::{Generation, Snapshot};
 
-/// Loads the policy, at start and whenever it is asked to.
+/// Loads the policy and the certificates, at start and whenever it is asked to.
 pub struct Reloader {
     source: PolicySource,
     /// The gateway file, and what it said at start.
     gateway: Option<(PathBuf, Gateway)>,
     snapshot: Snapshot,
     metrics: Arc<Metrics>,
+    certificates: Certificates,
     loaded: Mutex<Loaded>,
 }
 
@@ -38,6 +42,17 @@ pub struct Reloaded {
     pub needs_restart: Vec<String>,
 }
 
+/// What keeps something old in force, after a reload.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Refused {
+    /// The generation in force.
+    pub generation: u64,
+    /// What stays as it was and what does not, in a sentence.
+    pub message: String,
+    /// All that is wrong.
+    pub problems: Problems,
+}
+
 /// Who asked for a reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
@@ -53,13 +68,20 @@ impl Reloader {
     /// Loads the first generation.
     ///
     /// # Errors
-    /// All that is wrong with the policy.
+    /// All that is wrong with the policy and the certificates.
     pub fn start(
         gateway: &Gateway,
         file: Option<PathBuf>,
         metrics: Arc<Metrics>,
     ) -> Result<(Self, Snapshot), Problems> {
-        let compiled = Compiled::load(&gateway.policy)?;
+        let (compiled, certificates) =
+            match (Compiled::load(&gateway.policy), Certificates::read(&gateway.listeners, &metrics)) {
+                (Ok(compiled), Ok(certificates)) => (compiled, certificates),
+                (compiled, certificates) => {
+                    let found = compiled.err().into_iter().chain(certificates.err());
+                    return Err(Problems(found.flat_map(|problems| problems.0).collect()));
+                }
+            };
         let policy = Arc::clone(&compiled.policy);
         let snapshot = Snapshot::new(Generation::new(1, policy, &metrics));
         metrics.policy_reload(Reload::Success);
@@ -70,16 +92,57 @@ impl Reloader {
             gateway: file.map(|file| (file, gateway.clone())),
             snapshot: snapshot.clone(),
             metrics,
+            certificates,
             loaded: Mutex::new(Loaded::of(1, &compiled)),
         };
         Ok((reloader, snapshot))
+    }
+
+    /// Reads the policy and the certificates again; what is good is in force then, whatever the other is.
+    ///
+    /// # Errors
+    /// All that is wrong with either of them, and what became of the other.
+    pub fn reload(&self, trigger: Trigger) -> Result<Reloaded, Refused> {
+        let (policy, certificates) = (self.reload_policy(trigger), self.reload_certificates(trigger));
+        let refused = |message: String, problems| Refused { generation: self.current().number, message, problems };
+        match (policy, certificates) {
+            (Ok(mut reloaded), Ok(new)) => {
+                reloaded.message += &renewed(new);
+                Ok(reloaded)
+            }
+            (Ok(reloaded), Err(problems)) => {
+                let message = format!("{}; a new certificate is refused, the old one stays", reloaded.message);
+                Err(refused(message, problems))
+            }
+            (Err(problems), Ok(new)) => {
+                Err(refused(format!("the new policy is refused, the old one stays{}", renewed(new)), problems))
+            }
+            (Err(mut problems), Err(of_certificates)) => {
+                problems.0.extend(of_certificates.0);
+                Err(refused("the new policy and a new certificate are refused, the old ones stay".to_owned(), problems))
+            }
+        }
+    }
+
+    /// Reads the certificates again; each listener shows what is good of its own. Gives how many show something new.
+    ///
+    /// # Errors
+    /// All that is wrong with them; a listener with bad ones shows what it showed before.
+    pub fn reload_certificates(&self, trigger: Trigger) -> Result<usize, Problems> {
+        // One at a time, as below.
+        let _loaded = self.lock();
+        let result = self.certificates.reload();
+        for problem in result.as_ref().err().iter().flat_map(|found| &found.0) {
+            tracing::error!(?trigger, %problem, "a new certificate is refused, the old one stays");
+        }
+        result
     }
 
     /// Reads the policy again and puts it in force.
     ///
     /// # Errors
     /// All that is wrong with it; the old one stays in force then.
-    pub fn reload(&self, trigger: Trigger) -> Result<Reloaded, Problems> {
+    pub fn reload_policy(&self, trigger: Trigger) -> Result<Reloaded, Problems> {
         // One at a time: two that cross would put an older file over a newer one.
         let mut loaded = self.lock();
         let result = self.load(&mut loaded);
@@ -112,8 +175,18 @@ impl Reloader {
     }
 
     /// The files that the policy in force was read from.
-    pub fn files(&self) -> Vec<PathBuf> {
+    pub fn policy_files(&self) -> Vec<PathBuf> {
         self.lock().files.clone()
+    }
+
+    /// The files that the certificates were read from.
+    pub fn certificate_files(&self) -> Vec<PathBuf> {
+        self.certificates.files()
+    }
+
+    /// What the listeners show.
+    pub(super) fn certificates(&self) -> &Certificates {
+        &self.certificates
     }
 
     fn load(&self, loaded: &mut Loaded) -> Result<Reloaded, Problems> {
@@ -140,7 +213,7 @@ impl Reloader {
 
     fn needs_restart(&self) -> Result<Vec<String>, Problems> {
         let Some((file, running)) = &self.gateway else { return Ok(Vec::new()) };
-        Ok(running.difference(&Gateway::load(file)?))
+        Ok(running.difference(&Gateway::load_alone(file)?))
     }
 
     fn lock(&self) -> MutexGuard<'_, Loaded> {
@@ -153,6 +226,14 @@ impl Loaded {
     fn of(number: u64, compiled: &Compiled) -> Self {
         let (digest, text) = (compiled.policy.digest().to_owned(), compiled.text.clone());
         Self { number, digest, text, files: compiled.files.clone() }
+    }
+}
+
+fn renewed(listeners: usize) -> String {
+    match listeners {
+        0 => String::new(),
+        1 => "; 1 listener shows new certificates".to_owned(),
+        more => format!("; {more} listeners show new certificates"),
     }
 }
 

@@ -82,7 +82,7 @@ impl Bound {
 }
 
 /// Connections that wait to be accepted, for each socket; the kernel caps it at `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
+pub(super) const BACKLOG: i32 = 4096;
 
 /// Opens a port that `alone` holds to further sockets of ours.
 fn shared(alone: Socket, address: SocketAddr) -> io::Result<Socket> {

@@ -1,4 +1,4 @@
-//! Notices that the policy's files changed.
+//! Notices that files changed: the policy's, or the certificates'.
 //!
 //! It looks at them twice a second, through links: so it sees an editor's rename, a Kubernetes ConfigMap that swaps its `..data`
 //! link, and a file on a network disk, which no notification tells of. A file that is still being written is left alone until it
@@ -24,6 +24,15 @@ impl Watch {
         let known: Vec<_> = files.into_iter().map(|file| (file.clone(), look(&file))).collect();
         let last = known.iter().map(|(_, look)| *look).collect();
         Self { known, last }
+    }
+
+    /// Watches these files instead. One that is new here counts as changed: it was read before anybody looked at it, and may have
+    /// changed in between.
+    pub(super) fn follow(&mut self, files: Vec<PathBuf>) {
+        let before = std::mem::take(&mut self.known);
+        let known = |file: &PathBuf| before.iter().find(|(old, _)| old == file).and_then(|(_, look)| *look);
+        self.known = files.into_iter().map(|file| (file.clone(), known(&file))).collect();
+        self.last = vec![None; self.known.len()];
     }
 
     /// Whether they changed since they were last known, and rest now. Once told, the change is known.
@@ -72,6 +81,23 @@ mod tests {
         assert!(!watch.changed(), "it was written to");
         assert!(watch.changed());
         assert!(!twice(&mut watch));
+    }
+
+    #[test]
+    fn a_file_that_joins_counts_as_changed_and_one_that_stays_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+        std::fs::write(&one, "1").unwrap();
+        std::fs::write(&two, "2").unwrap();
+        let mut watch = Watch::new(vec![one.clone()]);
+        watch.follow(vec![one.clone(), two.clone()]);
+        assert!(twice(&mut watch) && !twice(&mut watch));
+        watch.follow(vec![two.clone()]);
+        assert!(!twice(&mut watch));
+        // What changes between the reading and the following is not lost.
+        std::fs::write(&two, "changed").unwrap();
+        watch.follow(vec![two.clone(), one]);
+        assert!(twice(&mut watch));
     }
 
     #[test]

@@ -85,6 +85,9 @@ where
 
     fn call(&mut self, (request, peer): (Request<Incoming>, Rc<Peer>)) -> Self::Future {
         let named = peer.hops.as_ref().map(|hops| Box::new(Client::named_by(&peer.client, hops, request.headers())));
+        if let Some(hint) = peer.hint {
+            hint.look(request.headers());
+        }
         let network = named.as_deref().unwrap_or(&peer.client).network;
         let facts = Rc::new(Facts::begin(&request, network, Rc::clone(&peer), Rc::clone(&self.ledger)));
         let arrival = Arrival { request, peer, named, facts: Rc::clone(&facts) };
@@ -187,6 +190,7 @@ impl Facts {
             bytes_in: 0,
             bytes_out: 0,
             duration_us: 0,
+            upstream: None,
             upstream_us: None,
             generation: 0,
         };

@@ -1,4 +1,4 @@
-//! The certificate and key of a TLS listener, and the configuration made of them.
+//! The certificates and keys of a TLS listener, and the configuration made of them.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -8,17 +8,54 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
+use rustls::client::verify_server_name;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, Ticketer};
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::{
+    ClientHello, NoServerSessionStorage, ParsedCertificate, ProducesTickets, ResolvesServerCert, WebPkiClientVerifier,
+};
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
-use rustls::{Error, InconsistentKeys, ServerConfig};
+use rustls::{Error, InconsistentKeys, RootCertStore, ServerConfig};
 
+use crate::config::gateway::Listener;
 use crate::problem::{Problem, Problems};
 use crate::tls::not_after::not_after;
+
+/// All that the files of a TLS listener say: what it shows, and by whom its clients must be known.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Credentials {
+    /// Never empty; the first is for who asks for no name, or for one that no certificate has.
+    identities: Vec<Identity>,
+    /// Whose certificate a client must have; `None` where none is asked for.
+    authorities: Option<Vec<CertificateDer<'static>>>,
+}
+
+impl Credentials {
+    /// Reads the files of a listener, binds nothing: `check` calls it too. `None` is a listener without TLS.
+    ///
+    /// # Errors
+    /// All that is wrong with the files; each problem names its path, and none shows what is in a key.
+    pub fn read(listener: &Listener) -> Result<Option<Self>, Problems> {
+        if listener.tls.is_empty() {
+            return Ok(None);
+        }
+        let mut problems = Problems::default();
+        let mut keep = |found: Problems| problems.0.extend(found.0);
+        let read = listener.tls.iter().map(|files| Identity::read(&files.certificate, &files.key));
+        let identities = read.filter_map(|identity| identity.map_err(&mut keep).ok()).collect();
+        let authorities = listener.client_ca.as_deref().map(read_authorities).transpose();
+        let authorities = authorities.map_err(|problem| keep(problem.into())).unwrap_or_default();
+        problems.or(Some(Self { identities, authorities }))
+    }
+
+    /// When the first of the certificates that are shown ends.
+    pub fn not_after(&self) -> Option<SystemTime> {
+        self.identities.iter().filter_map(Identity::not_after).min()
+    }
+}
 
 /// A certificate chain and the key that belongs to it.
 #[derive(Clone, Debug)]
@@ -42,6 +79,12 @@ impl Identity {
     /// When the first certificate of the chain ends.
     pub fn not_after(&self) -> Option<SystemTime> {
         self.not_after
+    }
+
+    /// Whether it is for this host, by the rule that clients follow.
+    fn is_for(&self, host: &ServerName<'_>) -> bool {
+        let parsed = self.certified.cert.first().map(ParsedCertificate::try_from);
+        matches!(parsed, Some(Ok(parsed)) if verify_server_name(&parsed, host).is_ok())
     }
 
     fn matching(
@@ -70,54 +113,110 @@ impl Identity {
     }
 }
 
-/// The TLS side of a listener: one configuration for all workers, whose certificate can be replaced while it serves.
+impl PartialEq for Identity {
+    /// A chain has one key.
+    fn eq(&self, other: &Self) -> bool {
+        self.certified.cert == other.certified.cert
+    }
+}
+
+/// The TLS side of a listener: one configuration for all workers, which can be replaced while it serves.
 #[derive(Clone, Debug)]
 pub struct Server {
+    current: Arc<ArcSwap<Current>>,
+    /// Outlives a replacement, so that sessions do.
+    ticketer: Arc<dyn ProducesTickets>,
+}
+
+#[derive(Debug)]
+struct Current {
+    credentials: Credentials,
     config: Arc<ServerConfig>,
-    current: Arc<Current>,
 }
 
 impl Server {
     /// Speaks TLS 1.3 and 1.2 (AEAD only) and offers `h2` before `http/1.1`.
     ///
     /// Sessions are resumed by tickets alone, whose key is made here: workers share it through this value, and two
-    /// listeners do not.
+    /// listeners do not. Where clients must show certificates there are no tickets: one would outlive what it stands for.
     ///
     /// # Errors
     /// When the system gives no randomness for the ticket key.
-    pub fn new(identity: Identity) -> Result<Self, Problem> {
-        let unusable = |e: Error| Problem::new(format!("TLS cannot be set up: {e}"));
-        let current = Arc::new(Current(ArcSwap::new(identity.certified)));
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&TLS13, &TLS12])
-            .map_err(unusable)?
-            .with_no_client_auth()
-            .with_cert_resolver(current.clone());
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        config.ticketer = Ticketer::new().map_err(unusable)?;
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        Ok(Self { config: Arc::new(config), current })
+    pub fn new(credentials: Credentials) -> Result<Self, Problem> {
+        let ticketer = Ticketer::new().map_err(unusable)?;
+        let current = Current::new(credentials, &ticketer)?;
+        Ok(Self { current: Arc::new(ArcSwap::from_pointee(current)), ticketer })
     }
 
-    /// The configuration for an acceptor.
-    pub fn config(&self) -> &Arc<ServerConfig> {
-        &self.config
+    /// The configuration for the next handshake.
+    pub fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.current.load().config)
     }
 
-    /// Shows another certificate from the next handshake on.
-    pub fn replace(&self, identity: Identity) {
-        self.current.0.store(identity.certified);
+    /// Shows and asks for other certificates from the next handshake on; whether they are others at all.
+    ///
+    /// # Errors
+    /// When they cannot be used; what held before holds on then.
+    pub fn replace(&self, credentials: Credentials) -> Result<bool, Problem> {
+        if self.current.load().credentials == credentials {
+            return Ok(false);
+        }
+        self.current.store(Arc::new(Current::new(credentials, &self.ticketer)?));
+        Ok(true)
     }
 }
 
-/// Shows the certificate that holds now, whatever name is asked for: a gateway serves one homeserver.
-#[derive(Debug)]
-struct Current(ArcSwap<CertifiedKey>);
-
-impl ResolvesServerCert for Current {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
+impl Current {
+    fn new(credentials: Credentials, ticketer: &Arc<dyn ProducesTickets>) -> Result<Self, Problem> {
+        let builder = ServerConfig::builder_with_provider(provider());
+        let builder = builder.with_protocol_versions(&[&TLS13, &TLS12]).map_err(unusable)?;
+        let builder = match &credentials.authorities {
+            None => builder.with_no_client_auth(),
+            Some(authorities) => {
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots(authorities)?.into(), provider());
+                builder.with_client_cert_verifier(
+                    verifier.build().map_err(|e| Problem::new(format!("client_ca cannot be used: {e}")))?,
+                )
+            }
+        };
+        let mut config = builder.with_cert_resolver(Arc::new(ByName(credentials.identities.clone())));
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        if credentials.authorities.is_none() {
+            config.ticketer = Arc::clone(ticketer);
+        } else {
+            config.send_tls13_tickets = 0;
+        }
+        Ok(Self { credentials, config: Arc::new(config) })
     }
+}
+
+/// Shows the first certificate for the name that is asked for; else the first of all.
+#[derive(Debug)]
+struct ByName(Vec<Identity>);
+
+impl ResolvesServerCert for ByName {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let first = self.0.first()?;
+        let host = match hello.server_name() {
+            Some(host) if self.0.len() > 1 => ServerName::try_from(host).ok(),
+            _ => None,
+        };
+        let named = host.and_then(|host| self.0.iter().find(|identity| identity.is_for(&host)));
+        Some(Arc::clone(&named.unwrap_or(first).certified))
+    }
+}
+
+fn unusable(error: Error) -> Problem {
+    Problem::new(format!("TLS cannot be set up: {error}"))
+}
+
+fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, Problem> {
+    let mut roots = RootCertStore::empty();
+    for authority in authorities {
+        roots.add(authority.clone()).map_err(unusable)?;
+    }
+    Ok(roots)
 }
 
 /// rustls has only AEAD suites with this provider: nothing weaker could be switched on.
@@ -141,6 +240,13 @@ fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Problem> {
             .help("a PEM file with -----BEGIN CERTIFICATE----- is needed, this host's certificate first"));
     }
     Ok(chain)
+}
+
+fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, Problem> {
+    let authorities = read_chain(path)?;
+    roots(&authorities)
+        .map_err(|_| Problem::new(format!("a certificate in {} is not a valid X.509 certificate", path.display())))?;
+    Ok(authorities)
 }
 
 fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, Problem> {

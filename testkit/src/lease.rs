@@ -63,6 +63,8 @@ impl Leased {
             lease.arg("--remove").arg(directory);
         }
         lease.arg("--").args(command);
+        // Synapse asks git which commit it is, and below a clone of ours it would be told ours.
+        lease.env("GIT_DIR", "/dev/null");
         if let Network::Loopback = network {
             for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
                 lease.env_remove(name).env_remove(name.to_uppercase());

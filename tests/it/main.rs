@@ -1,5 +1,7 @@
 //! Mantlet as a process among others, judged by what the far side saw: real sockets, free ports, no sleeps.
 
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -7,14 +9,17 @@ mod canary;
 mod cli;
 mod common;
 mod corpus;
+mod endurance;
 mod exchanges;
 mod floods;
 mod layers;
+mod listeners;
 mod policies;
 mod pool;
 mod process;
 mod proxy;
 mod reload;
+mod routes;
 mod streams;
 mod tls;
 mod tokens;

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -19,11 +19,20 @@ pub fn mantlet(directory: &Path) -> Command {
     command
 }
 
-/// Runs a verb to its end.
+/// Runs a verb to its end; one that does not end is killed, and has no code.
 pub fn run(directory: &Path, arguments: &[&str]) -> Ran {
-    let Output { status, stdout, stderr } = mantlet(directory).args(arguments).output().expect("the binary runs");
-    let text = |bytes| String::from_utf8(bytes).expect("it prints text");
-    Ran { code: status.code(), out: text(stdout), err: text(stderr) }
+    let mut command = mantlet(directory);
+    let mut child =
+        command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    let (out, err) = (Lines::default(), Lines::default());
+    out.follow(child.stdout.take().expect("it is piped"));
+    err.follow(child.stderr.take().expect("it is piped"));
+    if !(out.ended() && err.ended()) {
+        // It may have ended in this moment.
+        let _ = child.kill();
+    }
+    let status = child.wait().expect("it is ours");
+    Ran { code: status.code(), out: out.text(), err: err.text() }
 }
 
 /// What came of a verb.
@@ -78,9 +87,23 @@ impl Site {
         process
     }
 
+    /// Starts the gateway where it may open no more files than these.
+    pub fn start_with_descriptors(&self, most: usize) -> Process {
+        let mut shell = Command::new("sh");
+        let line = format!("ulimit -n {most}; exec \"$0\" \"$@\"");
+        shell.current_dir(self.path()).args(["-c", &line, env!("CARGO_BIN_EXE_mantlet")]).stdin(Stdio::null());
+        let process = self.spawn_by(shell);
+        process.wait_log("it listens", |line| line["message"] == "listening");
+        process
+    }
+
     /// Starts the gateway and does not wait.
     pub fn spawn(&self) -> Process {
-        let mut command = mantlet(self.path());
+        self.spawn_by(mantlet(self.path()))
+    }
+
+    /// The same by a command of one's own that becomes the gateway.
+    pub fn spawn_by(&self, mut command: Command) -> Process {
         command.args(["run", "--log-format", "json"]).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary runs");
         let (log, records) = (Lines::default(), Lines::default());
@@ -146,6 +169,13 @@ impl Process {
         self.admin("/version").json()["generation"].as_u64().expect("a number")
     }
 
+    /// The memory it holds, in bytes.
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+    }
+
     /// Sends a signal, by its name.
     pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
@@ -159,7 +189,10 @@ impl Process {
         crate::common::eventually("all threads stand still", || {
             let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs");
             let stat = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-            tasks.filter_map(Result::ok).map(stat).all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")))
+            tasks
+                .filter_map(Result::ok)
+                .map(stat)
+                .all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")))
         });
     }
 
@@ -229,11 +262,11 @@ impl Lines {
         }
     }
 
-    /// Waits until the other side has closed, so that nothing is missed.
-    fn ended(&self) {
+    /// Waits until the other side has closed, so that nothing is missed; `false` if it does not.
+    fn ended(&self) -> bool {
         let (text, changed) = &*self.0;
         let text = text.lock().expect("nobody panics here");
-        let _ended = changed.wait_timeout_while(text, SOON, |text| !text.1).expect("nobody panics here");
+        changed.wait_timeout_while(text, SOON, |text| !text.1).expect("nobody panics here").0.1
     }
 
     fn text(&self) -> String {

@@ -169,7 +169,7 @@ fn bodies_of_both_framings_arrive_whole_in_both_directions() {
             Answer::Bytes([head, chunked(&answered, size)].concat())
         });
         let gateway = Gateway::start(&url(&upstream), OPEN);
-        let mut request = Request::new("POST", "/_matrix/media/v3/upload?filename=a").timeout(SOON);
+        let mut request = Request::new("POST", "/_matrix/client/v3/login").timeout(SOON);
         request = match size {
             0 => request.body(sent.clone()),
             size => request.header("Transfer-Encoding", "chunked").body(chunked(&sent, size)),
@@ -295,6 +295,22 @@ fn the_homeserver_is_not_named_where_the_policy_hides_it() {
     let open = Gateway::start(&url(&upstream), OPEN);
     let answer = Request::new("GET", VERSIONS).send(open.addr());
     assert_eq!(answer.header_all("server"), ["Synapse/1.163.2"]);
+}
+
+#[test]
+fn requests_beyond_the_rate_are_refused_as_the_homeserver_does_it() {
+    let upstream = homeserver();
+    let policy = "[[rules.rate_limit]]\nendpoints = [\"login\"]\nrequests = 3\nper = \"1h\"\nby = \"address\"";
+    // Two workers count together.
+    let gateway = Gateway::with(&url(&upstream), policy, "[workers]\ncount = 2");
+    let login = Request::new("POST", "/_matrix/client/v3/login").body("{}");
+    let statuses: Vec<_> = (0..6).map(|_| login.send(gateway.addr()).status).collect();
+    assert_eq!(statuses, [200, 200, 200, 429, 429, 429]);
+    let refused = login.send(gateway.addr());
+    assert_matrix_error(&refused, 429, "M_LIMIT_EXCEEDED");
+    assert!(refused.json()["retry_after_ms"].as_u64().is_some_and(|wait| wait > 0), "{}", refused.text());
+    assert_eq!(upstream.requests().len(), 3);
+    assert_eq!(Request::new("GET", VERSIONS).send(gateway.addr()).status, 200, "others are not counted");
 }
 
 #[test]

@@ -319,7 +319,7 @@ fn a_token_is_read_exactly_as_the_homeserver_reads_it() {
     const DOUBLED: &str = "Too many Authorization headers.";
     const INVALID: &str = "Invalid Authorization header.";
     let upstream = knowing_all();
-    let gateway = Gateway::start(&url(&upstream), POLICY);
+    let gateway = Gateway::start(&url(&upstream), "[rules.public_rooms]");
     let ask = |fields: &[&str], query: &str| {
         let request = fields.iter().fold(Request::new("GET", format!("{ROOMS}{query}")), |request, value| {
             request.header("Authorization", value)
@@ -369,6 +369,26 @@ fn a_token_is_read_exactly_as_the_homeserver_reads_it() {
         assert_eq!(others(&upstream)[0].target_text(), format!("{ROOMS}{query}"));
         assert_eq!(others(&upstream)[0].header("authorization"), None);
     }
+}
+
+#[test]
+fn a_token_that_is_moved_out_of_the_query_is_judged_as_it_stood_there() {
+    let upstream = knowing_all();
+    let gateway = Gateway::start(&url(&upstream), POLICY);
+    let target = |query: &str| format!("{ROOMS}{query}");
+    for (query, left) in [
+        ("?access_token=a-1", ""),
+        ("?since=%C3%A9;access%5Ftoken=a%2D1&x=", "?since=%C3%A9&x="),
+        ("?a=1&access_token=a-1;b", "?a=1;b"),
+    ] {
+        let answer = Request::new("GET", target(query)).send(gateway.addr());
+        let seen = others(&upstream).pop().unwrap();
+        assert_eq!(
+            (answer.status, seen.target_text(), seen.header("authorization")),
+            (200, target(left), Some("Bearer a-1"))
+        );
+    }
+    assert_eq!(whoamis(&upstream).len(), 1);
 }
 
 #[test]

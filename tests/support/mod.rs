@@ -60,7 +60,7 @@ impl Gateway {
 
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
-        self.running().listeners()[0].1
+        self.running().addr().expect("it listens on TCP")
     }
 
     /// Its URL.
@@ -105,6 +105,15 @@ impl Gateway {
     /// The access records, once there are so many.
     pub fn records(&self, at_least: usize) -> Vec<Value> {
         self.records.wait(at_least)
+    }
+
+    /// The access records, once there is one like this: they are written behind the answers.
+    pub fn records_with(&self, wanted: impl Fn(&Value) -> bool) -> Vec<Value> {
+        let mut records = self.records(1);
+        while !records.iter().any(&wanted) {
+            records = self.records(records.len() + 1);
+        }
+        records
     }
 
     /// All that was written of exchanges so far, as text.

@@ -10,6 +10,7 @@ use rustls::{
 use tempfile::TempDir;
 
 use super::*;
+use crate::config::gateway::{Door, TlsFiles};
 
 /// A directory with a certificate and its key.
 struct Files {
@@ -19,7 +20,12 @@ struct Files {
 
 impl Files {
     fn new() -> Self {
-        let made = rcgen::generate_simple_self_signed(["matrix.example".to_owned()]).unwrap();
+        Self::of(&["matrix.example"])
+    }
+
+    fn of(names: &[&str]) -> Self {
+        let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
+        let made = rcgen::generate_simple_self_signed(names).unwrap();
         let files = Self { dir: TempDir::new().unwrap(), der: made.cert.der().clone() };
         write(files.certificate(), made.cert.pem()).unwrap();
         write(files.key(), made.signing_key.serialize_pem()).unwrap();
@@ -41,6 +47,11 @@ impl Files {
 
     fn read(&self) -> Result<Identity, Problems> {
         Identity::read(&self.certificate(), &self.key())
+    }
+
+    /// What a listener with these files shows.
+    fn credentials(&self) -> Credentials {
+        credentials(&[self])
     }
 
     /// The only problem, with the directory's name taken out.
@@ -135,7 +146,7 @@ fn a_path_that_never_ends_is_not_read_whole() {
 #[test]
 fn speaks_tls_1_3_and_1_2_and_prefers_h2() {
     let files = Files::new();
-    let server = Server::new(files.read().unwrap()).unwrap();
+    let server = Server::new(files.credentials()).unwrap();
     for (version, named) in [(&TLS13, ProtocolVersion::TLSv1_3), (&TLS12, ProtocolVersion::TLSv1_2)] {
         let client = client(&[version], &["http/1.1", "h2"]);
         let (client, connection) = handshake(&client, &server).unwrap();
@@ -152,7 +163,7 @@ fn speaks_tls_1_3_and_1_2_and_prefers_h2() {
 
 #[test]
 fn a_session_is_resumed_by_a_ticket() {
-    let server = Server::new(Files::new().read().unwrap()).unwrap();
+    let server = Server::new(Files::new().credentials()).unwrap();
     for version in [&TLS13, &TLS12] {
         let client = client(&[version], &["h2"]);
         let (_, first) = handshake(&client, &server).unwrap();
@@ -166,12 +177,109 @@ fn a_session_is_resumed_by_a_ticket() {
 #[test]
 fn a_replaced_certificate_shows_in_the_next_handshake() {
     let (old, new) = (Files::new(), Files::new());
-    let server = Server::new(old.read().unwrap()).unwrap();
+    let server = Server::new(old.credentials()).unwrap();
     let (seen, _) = handshake(&client(&[&TLS13], &[]), &server).unwrap();
     assert_eq!(seen.peer_certificates().unwrap(), std::slice::from_ref(&old.der));
-    server.replace(new.read().unwrap());
+    assert!(server.replace(new.credentials()).unwrap());
     let (seen, _) = handshake(&client(&[&TLS13], &[]), &server).unwrap();
     assert_eq!(seen.peer_certificates().unwrap(), std::slice::from_ref(&new.der));
+    assert!(!server.replace(new.credentials()).unwrap(), "it is the same");
+}
+
+#[test]
+fn the_certificate_of_the_name_that_is_asked_for_is_shown() {
+    let (first, second, third) = (Files::of(&["a.example"]), Files::of(&["b.example", "*.c.example"]), Files::new());
+    let server = Server::new(credentials(&[&first, &second, &third])).unwrap();
+    for (name, files) in [
+        ("a.example", &first),
+        ("b.example", &second),
+        ("B.Example", &second),
+        ("x.c.example", &second),
+        ("matrix.example", &third),
+        ("c.example", &first),
+        ("x.y.c.example", &first),
+        ("unknown.example", &first),
+        // An address is not sent as a name.
+        ("127.0.0.1", &first),
+    ] {
+        let (seen, _) = handshake_for(name, &client(&[&TLS13], &[]), &server).unwrap();
+        assert_eq!(seen.peer_certificates().unwrap(), std::slice::from_ref(&files.der), "{name}");
+    }
+}
+
+#[test]
+fn a_session_survives_a_new_certificate_but_is_not_given_out_where_clients_show_theirs() {
+    let (old, new) = (Files::new(), Files::new());
+    let server = Server::new(old.credentials()).unwrap();
+    let client = client(&[&TLS13], &["h2"]);
+    handshake(&client, &server).unwrap();
+    server.replace(new.credentials()).unwrap();
+    let (_, second) = handshake(&client, &server).unwrap();
+    assert_eq!(second.handshake_kind(), Some(HandshakeKind::Resumed));
+    let asking = Credentials { authorities: Some(vec![new.der.clone()]), ..new.credentials() };
+    server.replace(asking).unwrap();
+    let refused = handshake(&client, &server).err();
+    assert_eq!(refused, Some(Error::NoCertificatesPresented), "an older ticket opens nothing");
+}
+
+#[test]
+fn a_client_shows_a_certificate_of_the_authority_or_is_refused() {
+    let (files, authority, stranger) = (Files::new(), Authority::new("ours"), Authority::new("ours"));
+    let ca = files.dir.path().join("ca.pem");
+    write(&ca, authority.0.pem()).unwrap();
+    let listener = Listener { client_ca: Some(ca.clone()), ..listener(&[&files]) };
+    let server = Server::new(Credentials::read(&listener).unwrap().unwrap()).unwrap();
+    for version in [&TLS13, &TLS12] {
+        let known = authority.client(&[version]);
+        for _ in 0..2 {
+            let (_, connection) = handshake(&known, &server).unwrap();
+            assert_eq!(connection.handshake_kind(), Some(HandshakeKind::Full), "each time anew");
+            assert!(connection.peer_certificates().is_some());
+        }
+        assert_eq!(handshake(&client(&[version], &[]), &server).err(), Some(Error::NoCertificatesPresented));
+        assert!(matches!(handshake(&stranger.client(&[version]), &server), Err(Error::InvalidCertificate(_))));
+    }
+    write(&ca, "nothing").unwrap();
+    let problems = Credentials::read(&listener).unwrap_err();
+    assert!(problems.0[0].what.starts_with("there is no certificate in "), "{problems}");
+}
+
+fn listener(files: &[&Files]) -> Listener {
+    let mut listener = Listener::new(Door::Ingress, "127.0.0.1:0".parse().unwrap());
+    listener.tls = files.iter().map(|files| TlsFiles { certificate: files.certificate(), key: files.key() }).collect();
+    listener
+}
+
+fn credentials(files: &[&Files]) -> Credentials {
+    Credentials::read(&listener(files)).unwrap().unwrap()
+}
+
+/// Who vouches for clients.
+struct Authority(rcgen::CertifiedIssuer<'static, rcgen::KeyPair>);
+
+impl Authority {
+    fn new(name: &str) -> Self {
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        Self(rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap())
+    }
+
+    /// A client with a certificate of this authority.
+    fn client(&self, versions: &[&'static SupportedProtocolVersion]) -> Arc<ClientConfig> {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(["client.example".to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions)
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Trusting))
+            .with_client_auth_cert(vec![certificate.der().clone()], key)
+            .unwrap();
+        Arc::new(config)
+    }
 }
 
 fn client(versions: &[&'static SupportedProtocolVersion], alpn: &[&str]) -> Arc<ClientConfig> {
@@ -187,9 +295,18 @@ fn client(versions: &[&'static SupportedProtocolVersion], alpn: &[&str]) -> Arc<
 
 /// Lets both ends talk in memory until each has what it needs, tickets included.
 fn handshake(client: &Arc<ClientConfig>, server: &Server) -> Result<(ClientConnection, ServerConnection), Error> {
-    let name = ServerName::try_from("matrix.example").unwrap();
+    handshake_for("matrix.example", client, server)
+}
+
+/// The same, with the name that the client asks for.
+fn handshake_for(
+    name: &'static str,
+    client: &Arc<ClientConfig>,
+    server: &Server,
+) -> Result<(ClientConnection, ServerConnection), Error> {
+    let name = ServerName::try_from(name).unwrap();
     let mut client = ClientConnection::new(client.clone(), name).unwrap();
-    let mut server = ServerConnection::new(server.config().clone()).unwrap();
+    let mut server = ServerConnection::new(server.config()).unwrap();
     while client.wants_write() || server.wants_write() {
         let mut wire = Vec::new();
         while client.wants_write() {

@@ -33,29 +33,30 @@ impl Drop for SocketFile {
     }
 }
 
-/// Listens on a socket file of mode 0600; the listener does not block.
+/// Listens on a socket file of this mode; the listener does not block. `table` is what the operator would change, such as
+/// `[admin]`.
 ///
 /// # Errors
 /// When somebody listens there, something else is there, or the directory does not permit it.
-pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile), Problem> {
+pub fn bind(path: &Path, mode: u32, backlog: i32, table: &str) -> Result<(UnixListener, SocketFile), Problem> {
     let unusable = |e: io::Error| Problem::new(format!("the socket {} cannot be made: {e}", path.display()));
     let address = SockAddr::unix(path).map_err(unusable)?;
-    remove_leftover(path, &address)?;
+    remove_leftover(path, &address, table)?;
     let listen = || -> io::Result<(UnixListener, SocketFile)> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.bind(&address)?;
         let file = symlink_metadata(path)?;
         let file = SocketFile { path: path.to_owned(), made: (file.dev(), file.ino()) };
         // Before `listen` nobody can connect, so nobody could before the mode was right.
-        set_permissions(path, Permissions::from_mode(0o600))?;
-        socket.listen(64)?;
+        set_permissions(path, Permissions::from_mode(mode))?;
+        socket.listen(backlog)?;
         socket.set_nonblocking(true)?;
         Ok((UnixListener::from(socket), file))
     };
     listen().map_err(unusable)
 }
 
-fn remove_leftover(path: &Path, address: &SockAddr) -> Result<(), Problem> {
+fn remove_leftover(path: &Path, address: &SockAddr, table: &str) -> Result<(), Problem> {
     let shown = path.display();
     match symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -75,10 +76,10 @@ fn remove_leftover(path: &Path, address: &SockAddr) -> Result<(), Problem> {
             .map_err(|e| Problem::new(format!("the leftover socket {shown} cannot be removed: {e}"))),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-            Err(Problem::new(format!("the socket {shown} is another user's; choose another bind for [admin]")))
+            Err(Problem::new(format!("the socket {shown} is another user's; choose another bind for {table}")))
         }
         Ok(()) | Err(_) => Err(Problem::new(format!(
-            "the socket {shown} is in use by another process; choose another bind for [admin], or stop it"
+            "the socket {shown} is in use by another process; choose another bind for {table}, or stop it"
         ))),
     }
 }
@@ -88,6 +89,10 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+
+    fn bind(path: &Path) -> Result<(UnixListener, SocketFile), Problem> {
+        super::bind(path, 0o600, 64, "[admin]")
+    }
 
     fn mode(path: &Path) -> u32 {
         symlink_metadata(path).unwrap().permissions().mode() & 0o777
