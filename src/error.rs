@@ -44,6 +44,8 @@ pub enum Kind {
     HeadTooLarge,
     /// The request's body is larger than `[limits] body`.
     TooLarge,
+    /// An upload declares no length, and is larger than `[limits] collect`.
+    LengthRequired,
     /// The client did not send the rest of its body in `[limits] body_idle`.
     SlowBody,
     /// The client's connection broke while its body was read.
@@ -71,7 +73,7 @@ impl Error {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 11] = [
         Kind::Connect,
         Kind::Closed,
         Kind::Silent,
@@ -79,6 +81,7 @@ impl Kind {
         Kind::TokenCheck,
         Kind::HeadTooLarge,
         Kind::TooLarge,
+        Kind::LengthRequired,
         Kind::SlowBody,
         Kind::BrokenBody,
         Kind::Panic,
@@ -88,7 +91,9 @@ impl Kind {
     pub fn side(self) -> Side {
         match self {
             Kind::Connect | Kind::Closed | Kind::Silent | Kind::Garbled | Kind::TokenCheck => Side::Upstream,
-            Kind::HeadTooLarge | Kind::TooLarge | Kind::SlowBody | Kind::BrokenBody => Side::Downstream,
+            Kind::HeadTooLarge | Kind::TooLarge | Kind::LengthRequired | Kind::SlowBody | Kind::BrokenBody => {
+                Side::Downstream
+            }
             Kind::Panic => Side::Gateway,
         }
     }
@@ -100,6 +105,7 @@ impl Kind {
             Kind::Silent => StatusCode::GATEWAY_TIMEOUT,
             Kind::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Kind::LengthRequired => StatusCode::LENGTH_REQUIRED,
             Kind::SlowBody => StatusCode::REQUEST_TIMEOUT,
             Kind::BrokenBody => StatusCode::BAD_REQUEST,
             Kind::Panic => StatusCode::INTERNAL_SERVER_ERROR,
@@ -110,6 +116,7 @@ impl Kind {
     pub fn errcode(self) -> &'static str {
         match self {
             Kind::HeadTooLarge | Kind::TooLarge => "M_TOO_LARGE",
+            Kind::LengthRequired => "M_MISSING_PARAM",
             Kind::Connect
             | Kind::Closed
             | Kind::Silent
@@ -131,6 +138,7 @@ impl Kind {
             Kind::TokenCheck => "The homeserver could not check the access token",
             Kind::HeadTooLarge => "The request's head is too large",
             Kind::TooLarge => "The request's body is too large",
+            Kind::LengthRequired => "The upload must declare its length in Content-Length",
             Kind::SlowBody => "The request's body did not arrive in time",
             Kind::BrokenBody => "The request's body ended early",
             Kind::Panic => "The gateway failed on this request",
@@ -147,6 +155,7 @@ impl Kind {
             Kind::TokenCheck => "token_check",
             Kind::HeadTooLarge => "head_too_large",
             Kind::TooLarge => "too_large",
+            Kind::LengthRequired => "length_required",
             Kind::SlowBody => "slow_body",
             Kind::BrokenBody => "broken_body",
             Kind::Panic => "panic",

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::output::Output;
 use super::{Common, PolicyArgument, REFUSED, USAGE};
+use crate::config::gateway::Gateway;
 use crate::matrix::Flow;
 use crate::policy::plan::Edit;
 use crate::policy::selftest::{Finding, Probe, Seen, Supposed};
@@ -61,8 +62,14 @@ impl Explain {
             }
         };
         let policy = self.policy.load(common)?.policy;
+        // A policy that is looked at by itself has no gateway file, unless one is named too.
+        let gateway = match (&self.policy.policy, &common.config) {
+            (Some(_), None) => None,
+            (None, _) | (Some(_), Some(_)) => Some(common.gateway_alone()?),
+        };
         let finding = probe.judge(&policy);
-        output.print(|| text(&probe, &finding, &policy), || structure(&probe, &finding, &policy));
+        let upstream = gateway.as_ref().and_then(|gateway| upstream(&probe, &finding, gateway));
+        output.print(|| text(&probe, &finding, &policy, upstream), || structure(&probe, &finding, &policy, upstream));
         Ok(match finding.verdict.decision {
             Decision::Deny(_) | Decision::Fail(_) => ExitCode::from(REFUSED),
             Decision::Permit(_) | Decision::Answer(_) => ExitCode::SUCCESS,
@@ -90,7 +97,14 @@ impl Explain {
     }
 }
 
-fn text(probe: &Probe, finding: &Finding, policy: &Arc<Policy>) -> String {
+/// The upstream that answers the request, if it is permitted.
+fn upstream<'a>(probe: &Probe, finding: &Finding, gateway: &'a Gateway) -> Option<&'a str> {
+    let Decision::Permit(_) = finding.verdict.decision else { return None };
+    let position = gateway.routes.choose(&probe.method, probe.target.path(), finding.classified);
+    gateway.upstreams.get(position).map(|upstream| &*upstream.name)
+}
+
+fn text(probe: &Probe, finding: &Finding, policy: &Arc<Policy>, upstream: Option<&str>) -> String {
     let mut page = Page::default();
     let endpoint = finding.classified.raw;
     page.line(
@@ -125,6 +139,9 @@ fn text(probe: &Probe, finding: &Finding, policy: &Arc<Policy>) -> String {
         page.line("reported", format!("{rule} would {} it, in report mode", reported.action));
     }
     page.line("decision", decision_words(finding, policy));
+    if let Some(upstream) = upstream {
+        page.line("upstream", upstream);
+    }
     page.0
 }
 
@@ -159,7 +176,7 @@ fn token_words(token: &TokenVerdict) -> String {
     }
 }
 
-fn structure(probe: &Probe, finding: &Finding, policy: &Arc<Policy>) -> Value {
+fn structure(probe: &Probe, finding: &Finding, policy: &Arc<Policy>, upstream: Option<&str>) -> Value {
     let seen = Seen::of(finding, policy);
     let location = match &finding.verdict.decision {
         Decision::Answer(denial) | Decision::Deny(denial) => denial.location.clone(),
@@ -199,6 +216,7 @@ fn structure(probe: &Probe, finding: &Finding, policy: &Arc<Policy>) -> Value {
         "location": location,
         "status": seen.status,
         "errcode": seen.errcode,
+        "upstream": upstream,
     })
 }
 

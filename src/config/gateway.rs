@@ -2,14 +2,17 @@
 
 use crate::config::address::{AdminAddress, ListenerAddress, SocketMode, UpstreamAddress};
 use crate::config::policy_file::{BuiltIn, PolicyFile};
+use crate::config::route::{self, RouteTable, Routes, Upstream, UpstreamTable};
 use crate::config::settings::{Forwarded, Homeserver, Limits, Log, Tokens, Workers};
 use crate::document::read::recover;
 use crate::document::source::{Sources, read_file};
+use crate::document::value::Value;
 use crate::problem::{Problem, Problems};
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_spanned::Spanned;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
@@ -21,8 +24,10 @@ use std::path::{Path, PathBuf};
 pub struct Gateway {
     /// `[[listener]]`; never empty.
     pub listeners: Vec<Listener>,
-    /// `[upstream.synapse] servers`.
-    pub synapse: UpstreamAddress,
+    /// `[upstream.NAME]`, `[upstream.synapse]` first.
+    pub upstreams: Vec<Upstream>,
+    /// `[[route]]`.
+    pub routes: Routes,
     /// `[policy] file`.
     pub policy: PolicySource,
     /// `[admin] bind`; without it there is no admin listener.
@@ -83,7 +88,9 @@ impl Gateway {
         let Some(file) = recover::<File>(&tree, "", &sources, &mut problems) else {
             return problems.or(Gateway::default());
         };
-        let gateway = file.check(&mut Check { sources: &sources, problems: &mut problems, base_dir, files });
+        let upstreams = keys_of(&tree, "upstream");
+        let mut check = Check { sources: &sources, problems: &mut problems, base_dir, files, upstreams };
+        let gateway = file.check(&mut check);
         problems.or(gateway)
     }
 
@@ -119,12 +126,29 @@ impl Gateway {
             serde_json::to_value(value).unwrap_or_default()
         }
         // Named one by one, so that a new table cannot be forgotten here.
-        let Gateway { listeners, synapse, policy, admin, limits, tokens, forwarded, log, workers, homeserver } = self;
+        let Gateway {
+            listeners,
+            upstreams,
+            routes,
+            policy,
+            admin,
+            limits,
+            tokens,
+            forwarded,
+            log,
+            workers,
+            homeserver,
+        } = self;
         let listeners = listeners.iter().enumerate();
         let mut tables: Tables =
             listeners.map(|(index, listener)| (format!("[[listener]] {}", index + 1), table(listener))).collect();
+        tables.extend(upstreams.iter().map(|Upstream { name, servers }| {
+            let servers: Vec<_> = servers.iter().map(UpstreamAddress::to_string).collect();
+            (format!("[upstream.{name}]"), serde_json::json!({ "servers": servers }))
+        }));
+        tables
+            .extend(routes.iter().enumerate().map(|(index, route)| (format!("[[route]] {}", index + 1), table(route))));
         tables.extend([
-            ("[upstream.synapse]".into(), serde_json::json!({ "servers": synapse.to_string() })),
             ("[policy]".into(), serde_json::json!({ "file": policy.to_string() })),
             ("[admin]".into(), serde_json::json!({ "bind": admin.as_ref().map(AdminAddress::to_string) })),
             ("[limits]".into(), table(limits)),
@@ -144,7 +168,8 @@ impl Default for Gateway {
     fn default() -> Self {
         Self {
             listeners: vec![Listener::new(Door::Ingress, SocketAddr::from((Ipv4Addr::LOCALHOST, 8480)))],
-            synapse: UpstreamAddress::Tcp { host: "127.0.0.1".into(), port: 8008 },
+            upstreams: vec![Upstream::synapse()],
+            routes: Routes::default(),
             policy: PolicySource::default(),
             admin: None,
             limits: Limits::default(),
@@ -255,7 +280,8 @@ impl fmt::Display for PolicySource {
 struct File {
     listener: Option<Vec<ListenerTable>>,
     #[serde(default)]
-    upstream: UpstreamTables,
+    upstream: BTreeMap<String, UpstreamTable>,
+    route: Option<Vec<Spanned<RouteTable>>>,
     #[serde(default)]
     policy: PolicyTable,
     #[serde(default)]
@@ -324,19 +350,6 @@ struct TlsTable {
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct UpstreamTables {
-    synapse: Option<UpstreamTable>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct UpstreamTable {
-    #[serde(deserialize_with = "one_server")]
-    servers: Spanned<UpstreamAddress>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct PolicyTable {
     file: Option<PathBuf>,
 }
@@ -363,11 +376,13 @@ impl TryFrom<String> for ListenerName {
 }
 
 /// What the second look at a file needs: the one at what several tables, or the file system, say together.
-struct Check<'a> {
+pub(super) struct Check<'a> {
     sources: &'a Sources,
     problems: &'a mut Problems,
     base_dir: &'a Path,
     files: Files,
+    /// The names under `[upstream]`, those of wrong tables too, and where they stand.
+    pub(super) upstreams: BTreeMap<String, Range<usize>>,
 }
 
 /// What is asked of the certificates and keys that a gateway file names.
@@ -378,7 +393,7 @@ enum Files {
 }
 
 impl Check<'_> {
-    fn problem(&mut self, problem: Problem, span: Range<usize>) {
+    pub(super) fn problem(&mut self, problem: Problem, span: Range<usize>) {
         self.problems.push(problem.at(self.sources.locate(span)));
     }
 
@@ -425,7 +440,6 @@ impl File {
     fn check(self, check: &mut Check<'_>) -> Gateway {
         let default = Gateway::default();
         let admin = self.admin.bind;
-        let synapse = self.upstream.synapse.map(|synapse| synapse.servers);
         let mut listeners: Vec<Listener> = Vec::new();
         for table in self.listener.into_iter().flatten() {
             let (span, bind) = (table.bind.span(), table.bind.into_inner());
@@ -481,16 +495,13 @@ impl File {
         {
             check.problem(Problem::new(format!("{} is taken by a listener", admin.get_ref())), admin.span());
         }
-        if let Some(synapse) = &synapse
-            && listeners.iter().any(|listener| listener.bind.is_behind(synapse.get_ref()))
-        {
-            let what =
-                format!("{} is this gateway's own listener: requests would go round for ever", synapse.get_ref());
-            check.problem(Problem::new(what), synapse.span());
-        }
+        let is_our_own = |server: &UpstreamAddress| listeners.iter().any(|listener| listener.bind.is_behind(server));
+        let upstreams = route::upstreams(self.upstream, is_our_own, check);
+        let routes = route::routes(self.route.unwrap_or_default(), &upstreams, check);
         Gateway {
             listeners,
-            synapse: synapse.map_or(default.synapse, Spanned::into_inner),
+            upstreams,
+            routes,
             policy: self.policy.file.map_or(default.policy, |file| PolicySource::File(check.base_dir.join(file))),
             admin: admin.map(Spanned::into_inner),
             limits: self.limits,
@@ -503,13 +514,15 @@ impl File {
     }
 }
 
-fn one_server<'de, D: Deserializer<'de>>(from: D) -> Result<Spanned<UpstreamAddress>, D::Error> {
-    let mut servers = Vec::<Spanned<UpstreamAddress>>::deserialize(from)?;
-    match (servers.pop(), servers.is_empty()) {
-        (Some(server), true) => Ok(server),
-        (None, _) => Err(D::Error::custom("no server\nwrite servers = [\"http://127.0.0.1:8008\"]")),
-        (Some(_), false) => Err(D::Error::custom("more than one server is not supported yet")),
-    }
+/// The keys of a table of the file, as they are written.
+fn keys_of(tree: &Spanned<Value>, name: &str) -> BTreeMap<String, Range<usize>> {
+    let entries = |value: &Spanned<Value>| match value.get_ref() {
+        Value::Table(table) => table.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+        _ => Vec::new(),
+    };
+    let table = entries(tree).into_iter().find(|(key, _)| key.get_ref() == name);
+    let keys = table.iter().flat_map(|(_, table)| entries(table));
+    keys.map(|(key, _)| (key.get_ref().clone(), key.span())).collect()
 }
 
 /// A path that is not UTF-8 is still told, and compared, well enough.
@@ -553,6 +566,12 @@ bind = "unix:/run/mantlet.sock"
 mode = "0600"
 [upstream.synapse]
 servers = ["unix:/run/synapse.sock"]
+[upstream.media]
+servers = ["http://127.0.0.1:8009", "http://127.0.0.1:8010"]
+[[route]]
+path = "/_matrix/media/.*"
+methods = ["POST"]
+upstream = "media"
 [policy]
 file = "policy.toml"
 [admin]
@@ -563,11 +582,13 @@ first_byte = "2s"
 head = "3s"
 body_idle = "4s"
 upstream_head = "5s"
+patience = "7s"
 keep_alive = "6s"
 drain = "0s"
 head_bytes = "8KiB"
 fields = 7
 body = "8MiB"
+collect = "2MiB"
 streams = 9
 connections = 10
 per_address = 11
@@ -602,7 +623,8 @@ server_name = "example.org:8448"
         assert_eq!(parse("[limits]\n[log]\n[upstream]\n[admin]\n"), Ok(Gateway::default()));
         let gateway = Gateway::default();
         assert_eq!(gateway.listeners[0].bind.to_string(), "127.0.0.1:8480");
-        assert_eq!(gateway.synapse.to_string(), "http://127.0.0.1:8008");
+        assert_eq!(gateway.upstreams, [Upstream::synapse()]);
+        assert_eq!(gateway.upstreams[0].servers[0].to_string(), "http://127.0.0.1:8008");
         assert_eq!(gateway.policy, PolicySource::BuiltIn(BuiltIn::Balanced));
         assert_eq!(gateway.limits.head_bytes, crate::units::Size::kib(15));
     }
@@ -619,7 +641,8 @@ server_name = "example.org:8448"
         assert_eq!(gateway.listeners[1].name, "unix:/run/mantlet.sock");
         assert_eq!(gateway.listeners[1].mode, SocketMode(0o600));
         assert_eq!(gateway.policy, PolicySource::File(dir.path().join("policy.toml")));
-        assert_eq!(gateway.synapse, UpstreamAddress::Unix("/run/synapse.sock".into()));
+        assert_eq!(gateway.upstreams[0].servers, [UpstreamAddress::Unix("/run/synapse.sock".into())]);
+        assert_eq!((&*gateway.upstreams[1].name, gateway.upstreams[1].servers.len()), ("media", 2));
         assert_eq!(gateway.admin.as_ref().unwrap().to_string(), "127.0.0.1:9090");
         let hops: Vec<String> = gateway.forwarded.trusted_hops.iter().map(ToString::to_string).collect();
         assert_eq!(hops, ["127.0.0.1/32", "10.0.0.0/8", "::1/128"]);
@@ -627,13 +650,14 @@ server_name = "example.org:8448"
         assert_eq!(gateway.homeserver.server_name.as_deref(), Some("example.org:8448"));
         // Every key of every table has another value than its default, so none was overlooked.
         let changed = gateway.difference(&Gateway::default());
+        let is_new = |header: &str| ["[[listener]] 2", "[upstream.media]", "[[route]] 1"].contains(&header);
         for (header, table) in gateway.tables() {
-            for key in table.as_object().unwrap().keys().filter(|_| header != "[[listener]] 2") {
+            assert!(!is_new(&header) || changed.contains(&header), "{header}");
+            for key in table.as_object().unwrap().keys().filter(|_| !is_new(&header)) {
                 let same = header == "[[listener]] 1" && (key == "door" || key == "mode");
                 assert_eq!(changed.contains(&format!("{header} {key}")), !same, "{header} {key}");
             }
         }
-        assert!(changed.contains(&"[[listener]] 2".to_owned()));
     }
 
     #[test]
@@ -679,14 +703,6 @@ server_name = "example.org:8448"
             assert!(told.iter().any(|told| told.starts_with(start)), "{start}\n-- in --\n{}", told.join("\n"));
         }
         assert_eq!(told.len(), starts.len(), "{}", told.join("\n"));
-    }
-
-    #[test]
-    fn one_server_is_needed_and_enough() {
-        let servers = |servers: &str| told(&format!("[upstream.synapse]\nservers = {servers}\n"));
-        assert!(servers("[]")[0].contains("no server"));
-        assert!(servers("['http://a:1', 'http://b:1']")[0].contains("more than one server is not supported"));
-        assert!(told("[upstream.other]\nservers = []")[0].contains("unknown key `other` in [upstream]"));
     }
 
     #[test]

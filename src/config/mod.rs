@@ -5,4 +5,5 @@ pub mod compiled;
 pub mod gateway;
 pub mod policy_file;
 mod print;
+pub mod route;
 pub mod settings;

@@ -26,6 +26,9 @@ pub struct Limits {
     /// Until Synapse answers, except for long polls.
     #[serde(deserialize_with = "above_zero")]
     pub upstream_head: Period,
+    /// How long a request of another server waits for an upstream that cannot be reached; at most 60 s, 0 waits for none.
+    #[serde(deserialize_with = "patience")]
+    pub patience: Period,
     /// An idle client connection.
     #[serde(deserialize_with = "above_zero")]
     pub keep_alive: Period,
@@ -40,6 +43,8 @@ pub struct Limits {
     /// A request body: Synapse's `max_upload_size`.
     #[serde(deserialize_with = "above_zero")]
     pub body: Size,
+    /// An upload that declares no length: so much is collected, to declare it; 0 collects nothing.
+    pub collect: Size,
     /// HTTP/2 streams, per connection.
     #[serde(deserialize_with = "above_zero")]
     pub streams: u32,
@@ -59,11 +64,13 @@ impl Default for Limits {
             head: Period::seconds(10),
             body_idle: Period::seconds(30),
             upstream_head: Period::seconds(90),
+            patience: Period::seconds(5),
             keep_alive: Period::seconds(75),
             drain: Period::seconds(30),
             head_bytes: Size::kib(15),
             fields: 200,
             body: Size::mib(50),
+            collect: Size::mib(1),
             streams: 100,
             connections: 20_000,
             per_address: 1000,
@@ -179,6 +186,16 @@ fn at_most<'de, const SECONDS: u64, D: Deserializer<'de>>(from: D) -> Result<Per
     if period > Period::seconds(SECONDS) {
         return Err(D::Error::custom(format!(
             "{period} is too long: a token that was taken back would still pass\nat most \"{SECONDS}s\""
+        )));
+    }
+    Ok(period)
+}
+
+fn patience<'de, D: Deserializer<'de>>(from: D) -> Result<Period, D::Error> {
+    let period = Period::deserialize(from)?;
+    if period > Period::seconds(60) {
+        return Err(D::Error::custom(format!(
+            "{period} is too long: the server that asks has given up by then\nat most \"1m\""
         )));
     }
     Ok(period)

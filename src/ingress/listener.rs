@@ -73,6 +73,8 @@ impl Shared {
 /// Where the process stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drain {
+    /// It begins: nobody is let in before every thread has what it needs, or the first clients could take it away.
+    Starting,
     /// It serves.
     Serving,
     /// It takes nothing new; exchanges that run may end.
@@ -116,6 +118,8 @@ impl Listener {
     /// The socket is closed then, while connections live on: who comes later is refused at once, and can go elsewhere.
     pub async fn run(self: Rc<Self>, socket: Socket) {
         let mut drain = self.shared.drain.clone();
+        // A process that is gone before it served has nobody to serve.
+        let _ = drain.wait_for(|drain| *drain != Drain::Starting).await;
         loop {
             let accepted = tokio::select! {
                 accepted = socket.accept() => accepted,
@@ -127,8 +131,10 @@ impl Listener {
             }
         }
         // Whoever was let in by the system believes to be connected: a close here would be a lost request.
-        while !self.inherited {
-            let Some(Ok(stream)) = now_or_never(socket.accept()) else { break };
+        if self.inherited {
+            return;
+        }
+        while let Some(Ok(stream)) = now_or_never(socket.accept()) {
             self.admit(stream);
         }
     }

@@ -68,11 +68,21 @@ impl http_body::Body for Body {
 
 /// The body of a request on its way upstream: counted, bounded, and given up when it stops flowing.
 pub struct RequestBody {
-    source: Option<Incoming>,
+    source: Upload,
     flow: Rc<BodyFlow>,
     limit: u64,
     idle: Duration,
     timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// Where the bytes of a request come from.
+enum Upload {
+    /// There are none, or no more.
+    Nothing,
+    /// They flow.
+    Stream(Incoming),
+    /// They have been read, counted and bounded.
+    Whole(Bytes),
 }
 
 /// What is known of a request body while it flows, shared with whoever waits for the answer.
@@ -97,13 +107,20 @@ impl BodyFlow {
 impl RequestBody {
     /// No bytes: for the gateway's own requests.
     pub fn empty() -> Self {
-        Self { source: None, flow: Rc::default(), limit: 0, idle: Duration::MAX, timer: None }
+        Self::whole(Bytes::new())
+    }
+
+    /// These bytes, which have been read already.
+    pub fn whole(bytes: Bytes) -> Self {
+        let source = if bytes.is_empty() { Upload::Nothing } else { Upload::Whole(bytes) };
+        Self { source, flow: Rc::default(), limit: 0, idle: Duration::MAX, timer: None }
     }
 
     /// What the client sends: at most `limit` bytes, never `idle` without one. Trailers are dropped: they could carry the very
     /// fields that a policy removes.
     pub fn new(incoming: Incoming, flow: Rc<BodyFlow>, limit: u64, idle: Duration) -> Self {
-        Self { source: Some(incoming).filter(|body| !body.is_end_stream()), flow, limit, idle, timer: None }
+        let source = if incoming.is_end_stream() { Upload::Nothing } else { Upload::Stream(incoming) };
+        Self { source, flow, limit, idle, timer: None }
     }
 
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -117,7 +134,7 @@ impl RequestBody {
 
     fn fail(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         self.flow.fault.set(Some(error.kind()));
-        self.source = None;
+        self.source = Upload::Nothing;
         Poll::Ready(Some(Err(error)))
     }
 }
@@ -127,7 +144,15 @@ impl http_body::Body for RequestBody {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let Some(incoming) = &mut self.source else { return Poll::Ready(None) };
+        let incoming = match &mut self.source {
+            Upload::Nothing => return Poll::Ready(None),
+            Upload::Stream(incoming) => incoming,
+            Upload::Whole(bytes) => {
+                let bytes = std::mem::take(bytes);
+                self.source = Upload::Nothing;
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+        };
         let frame = match poll_data(incoming, cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
@@ -151,11 +176,19 @@ impl http_body::Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.source.as_ref().is_none_or(|incoming| incoming.is_end_stream())
+        match &self.source {
+            Upload::Nothing => true,
+            Upload::Stream(incoming) => incoming.is_end_stream(),
+            Upload::Whole(_) => false,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.source.as_ref().map_or(SizeHint::with_exact(0), |incoming| incoming.size_hint())
+        match &self.source {
+            Upload::Nothing => SizeHint::with_exact(0),
+            Upload::Stream(incoming) => incoming.size_hint(),
+            Upload::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+        }
     }
 }
 

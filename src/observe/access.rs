@@ -68,6 +68,9 @@ pub struct AccessRecord {
     pub bytes_out: u64,
     /// Until the last byte was sent or the exchange was given up, in microseconds.
     pub duration_us: u64,
+    /// The operator's name for the upstream that was asked; none if none was.
+    #[serde(serialize_with = "some_word")]
+    pub upstream: Option<Arc<str>>,
     /// Until the upstream's response head, in microseconds; none if the upstream was not asked or did not answer.
     pub upstream_us: Option<u64>,
     /// The number of the policy generation that judged the exchange.
@@ -255,8 +258,9 @@ fn text(record: &AccessRecord, line: &mut Vec<u8>) {
     #[rustfmt::skip]
     let AccessRecord {
         time, id, flow, listener, method, endpoint, protocol, tls, status, rule, decision, mode, token, network,
-        error, bytes_in, bytes_out, duration_us, upstream_us, generation,
+        error, bytes_in, bytes_out, duration_us, upstream, upstream_us, generation,
     } = record;
+    let upstream = upstream.as_deref().unwrap_or("-");
     let time = humantime::format_rfc3339_millis(*time);
     let (flow, method, decision) = (flow.as_str(), method.as_str(), decision.as_str());
     let (rule, error) = (rule.unwrap_or("-"), error.unwrap_or("-"));
@@ -264,7 +268,7 @@ fn text(record: &AccessRecord, line: &mut Vec<u8>) {
     let _ = write!(line, "{time} {flow:<10} {decision:<9} {status:>3} {method:<7} {endpoint:<40}");
     let _ = write!(line, " id={id:016x} listener={} protocol={protocol} tls={tls}", Plain(listener));
     let _ = write!(line, " rule={rule} mode={mode} token={token} network={network} error={error}");
-    let _ = write!(line, " bytes_in={bytes_in} bytes_out={bytes_out} duration_us={duration_us}");
+    let _ = write!(line, " bytes_in={bytes_in} bytes_out={bytes_out} duration_us={duration_us} upstream={upstream}");
     let _ = match upstream_us {
         Some(us) => write!(line, " upstream_us={us}"),
         None => write!(line, " upstream_us=-"),
@@ -292,6 +296,13 @@ fn hex<S: Serializer>(id: &u64, to: S) -> Result<S::Ok, S::Error> {
 
 fn word<T: fmt::Display, S: Serializer>(word: &T, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(word)
+}
+
+fn some_word<T: fmt::Display, S: Serializer>(word: &Option<T>, to: S) -> Result<S::Ok, S::Error> {
+    match word {
+        Some(word) => to.collect_str(word),
+        None => to.serialize_none(),
+    }
 }
 
 #[cfg(test)]

@@ -39,21 +39,22 @@ pub struct Metrics {
     rule_decisions: IntCounterVec,
     token_verdicts: Vec<IntCounter>,
     token_cache: Vec<IntCounter>,
-    upstream_connections: Vec<IntGauge>,
+    upstream_duration: HistogramVec,
+    upstream_connections: IntGaugeVec,
     upstream_errors: IntCounterVec,
+    upstream_retries: IntCounterVec,
+    upstream_failovers: IntCounterVec,
+    upstream_taken_out: IntCounterVec,
+    upstream_waiting: IntGaugeVec,
     policy_reloads: Vec<IntCounter>,
     policy_last_reload_successful: IntGauge,
     policy_last_reload_success: IntGauge,
     unknown_endpoint: Vec<IntCounter>,
     requests_in_flight: IntGauge,
-    /// From the request to the upstream until its response head.
-    pub upstream_duration: Histogram,
     /// Verdicts that the token cache holds.
     pub token_cache_entries: IntGauge,
     /// From our question to the homeserver until its answer.
     pub whoami_duration: Histogram,
-    /// Requests sent a second time because a pooled connection proved dead.
-    pub upstream_retries: IntCounter,
     /// The generation in force.
     pub policy_generation: IntGauge,
     /// Access records that found the queue full.
@@ -79,7 +80,6 @@ impl Metrics {
         );
         let verdicts = counters(r, "token_verdicts_total", "Access tokens asked for, by what was found.", &["class"]);
         let cache = counters(r, "token_cache_total", "Look-ups in the token verdict cache.", &["result"]);
-        let pool = gauges(r, "upstream_connections", "Connections to upstreams.", &["state"]);
         let reloads = counters(r, "policy_reloads_total", "Attempts to load a policy.", &["result"]);
         let unknown = counters(r, "unknown_endpoint_requests_total", "Requests for no known endpoint.", &["flow"]);
         Arc::new(Self {
@@ -148,18 +148,47 @@ impl Metrics {
             token_cache: CacheResult::ALL.iter().map(|result| cache.with_label_values(&[result.as_str()])).collect(),
             token_cache_entries: gauge(r, "token_cache_entries", "Verdicts held in the token verdict cache."),
             whoami_duration: histogram(r, "whoami_duration_seconds", "The homeserver's answers about access tokens."),
-            upstream_duration: histogram(r, "upstream_duration_seconds", "Until the upstream's response head."),
-            upstream_connections: PoolState::ALL.iter().map(|s| pool.with_label_values(&[s.as_str()])).collect(),
-            upstream_retries: counter(
+            upstream_duration: histograms(
+                r,
+                "upstream_duration_seconds",
+                "Until the upstream's response head.",
+                &["upstream"],
+            ),
+            upstream_connections: gauges(
+                r,
+                "upstream_connections",
+                "Connections to upstreams.",
+                &["upstream", "state"],
+            ),
+            upstream_retries: counters(
                 r,
                 "upstream_retries_total",
                 "Requests sent again because a pooled connection proved dead.",
+                &["upstream"],
             ),
             upstream_errors: counters(
                 r,
                 "upstream_errors_total",
                 "Exchanges that failed at the upstream, by kind of error.",
-                &["kind"],
+                &["upstream", "kind"],
+            ),
+            upstream_failovers: counters(
+                r,
+                "upstream_failovers_total",
+                "Requests given to another server because the first could not be reached.",
+                &["upstream"],
+            ),
+            upstream_taken_out: counters(
+                r,
+                "upstream_taken_out_total",
+                "Times that a server was left alone for a while because it could not be reached.",
+                &["upstream"],
+            ),
+            upstream_waiting: gauges(
+                r,
+                "upstream_waiting",
+                "Requests of other servers that wait for an upstream that cannot be reached.",
+                &["upstream"],
             ),
             policy_reloads: Reload::ALL.iter().map(|result| reloads.with_label_values(&[result.as_str()])).collect(),
             policy_last_reload_successful: gauge(
@@ -247,14 +276,19 @@ impl Metrics {
         self.token_cache[result as usize].inc();
     }
 
-    /// Counts an upstream connection as open or as idle until what this returns is dropped.
-    pub fn upstream_connection(&self, state: PoolState) -> Counted {
-        Counted::new(&self.upstream_connections[state as usize])
-    }
-
-    /// Counts a failure at the upstream, by the error's kind.
-    pub fn upstream_error(&self, kind: &'static str) {
-        self.upstream_errors.with_label_values(&[kind]).inc();
+    /// Resolves the handles of one upstream.
+    pub fn upstream(&self, name: &str) -> UpstreamMetrics {
+        let connections = |state: &PoolState| self.upstream_connections.with_label_values(&[name, state.as_str()]);
+        UpstreamMetrics {
+            name: name.into(),
+            duration: self.upstream_duration.with_label_values(&[name]),
+            retries: self.upstream_retries.with_label_values(&[name]),
+            failovers: self.upstream_failovers.with_label_values(&[name]),
+            taken_out: self.upstream_taken_out.with_label_values(&[name]),
+            waiting: self.upstream_waiting.with_label_values(&[name]),
+            connections: PoolState::ALL.iter().map(connections).collect(),
+            errors: self.upstream_errors.clone(),
+        }
     }
 
     /// Counts an attempt to load a policy; `Reload::Success` also records the time.
@@ -338,6 +372,40 @@ impl ListenerMetrics {
         self.certificate_reloads.with_label_values(&[&*self.name, result.as_str()]).inc();
         let is_success = i64::from(result == Reload::Success);
         self.certificate_last_reload_successful.with_label_values(&[&*self.name]).set(is_success);
+    }
+}
+
+/// The metrics of one upstream, resolved; clones count into the same cells.
+#[derive(Clone, Debug)]
+pub struct UpstreamMetrics {
+    name: Arc<str>,
+    /// From the request until the response head.
+    pub duration: Histogram,
+    /// Requests sent a second time because a pooled connection proved dead.
+    pub retries: IntCounter,
+    /// Requests given to another server because the first could not be reached.
+    pub failovers: IntCounter,
+    /// Times that a server was left alone for a while.
+    pub taken_out: IntCounter,
+    waiting: IntGauge,
+    connections: Arc<[IntGauge]>,
+    errors: IntCounterVec,
+}
+
+impl UpstreamMetrics {
+    /// Counts a connection as open or as idle until what this returns is dropped.
+    pub fn connection(&self, state: PoolState) -> Counted {
+        Counted::new(&self.connections[state as usize])
+    }
+
+    /// Counts a request as waiting until what this returns is dropped.
+    pub fn waiting(&self) -> Counted {
+        Counted::new(&self.waiting)
+    }
+
+    /// Counts a failure, by the error's kind.
+    pub fn error(&self, kind: &'static str) {
+        self.errors.with_label_values(&[&*self.name, kind]).inc();
     }
 }
 
@@ -593,13 +661,13 @@ mod tests {
             listener.connection(),
             listener.connection(),
             metrics.request_in_flight(),
-            metrics.upstream_connection(PoolState::Idle),
+            metrics.upstream("synapse").connection(PoolState::Idle),
         );
         assert_eq!(lines(&metrics, "mantlet_connections"), [r#"mantlet_connections{listener="public"} 2"#]);
         assert_eq!(lines(&metrics, "mantlet_requests_in_flight"), ["mantlet_requests_in_flight 1"]);
         let pool = |idle| {
-            let open = r#"mantlet_upstream_connections{state="open"} 0"#.to_owned();
-            [format!(r#"mantlet_upstream_connections{{state="idle"}} {idle}"#), open]
+            let open = r#"mantlet_upstream_connections{state="open",upstream="synapse"} 0"#.to_owned();
+            [format!(r#"mantlet_upstream_connections{{state="idle",upstream="synapse"}} {idle}"#), open]
         };
         assert_eq!(lines(&metrics, "mantlet_upstream_connections"), pool(1));
         drop(held);
@@ -657,7 +725,8 @@ mod tests {
             metrics.unknown_endpoint(flow);
             metrics.request_duration(flow, Duration::from_millis(3));
         }
-        metrics.upstream_error("connect");
+        metrics.upstream("media").error("connect");
+        metrics.upstream("synapse");
         let names = ["token_verdicts_total", "token_cache_total", "unknown_endpoint_requests_total"];
         for (name, series) in names.into_iter().zip([Token::ALL.len(), CacheResult::ALL.len(), Flow::ALL.len()]) {
             let lines = lines(&metrics, &format!("mantlet_{name}"));
@@ -669,7 +738,7 @@ mod tests {
         assert!(durations.iter().all(|line| line.ends_with(" 1")), "{durations:?}");
         assert_eq!(
             lines(&metrics, "mantlet_upstream_errors_total"),
-            [r#"mantlet_upstream_errors_total{kind="connect"} 1"#]
+            [r#"mantlet_upstream_errors_total{kind="connect",upstream="media"} 1"#]
         );
     }
 

@@ -77,6 +77,11 @@ impl PathPattern {
         Regex::new(pattern)?;
         Regex::new(&format!("^(?:{pattern})$")).map(Self)
     }
+
+    /// Whether it matches this whole path as it is.
+    pub fn matches(&self, path: &str) -> bool {
+        self.0.is_match(path)
+    }
 }
 
 /// The gates that hold for paths instead of endpoints.

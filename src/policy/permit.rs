@@ -100,6 +100,11 @@ impl Permit {
 }
 
 impl<T> Permitted<T> {
+    /// What may go, to look at.
+    pub fn get(&self) -> &T {
+        &self.0
+    }
+
     /// What may go, and the duty that goes with it.
     pub fn open(self) -> (T, Hold) {
         (self.0, Hold(()))

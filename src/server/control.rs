@@ -1,9 +1,9 @@
 //! The thread that serves nobody: signals, the admin listener, and the watch over the policy's files and the certificates.
 
-use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -14,12 +14,10 @@ use super::admin::{self, AdminApi, AdminListener, BoxFuture};
 use super::notify::notify;
 use super::reload::{Reloader, Trigger};
 use super::watch::{EVERY, Watch};
-use crate::config::address::UpstreamAddress;
 use crate::error::Error;
 use crate::ingress::listener::Drain;
 use crate::observe::metrics::Metrics;
-use crate::upstream::pool::Pool;
-use crate::upstream::{Connector, Synapse};
+use crate::upstream::{Directory, Upstream, Upstreams};
 
 /// What the thread is made of.
 pub(super) struct Control {
@@ -27,11 +25,11 @@ pub(super) struct Control {
     pub signals: bool,
     pub reloader: Arc<Reloader>,
     pub metrics: Arc<Metrics>,
-    pub upstream: UpstreamAddress,
+    pub directory: Directory,
     pub server_name: Option<String>,
     pub ending: mpsc::Sender<End>,
-    /// Dropped once signals are caught: before that, SIGHUP would end the process.
-    pub starting: mpsc::Sender<()>,
+    /// Told once the thread has its runtime, its signals and its socket.
+    pub ready: mpsc::Sender<()>,
 }
 
 impl Control {
@@ -51,16 +49,16 @@ impl Control {
                 if let Some(signals) = Signals::catch() {
                     tokio::task::spawn_local(signals.obey(Arc::clone(&self.reloader), self.ending));
                 }
-                // All sockets are open by now, and every way to stop is there.
-                notify("READY=1");
             }
-            drop(self.starting);
             if let Some(listener) = self.admin {
-                let pool = Pool::new(Connector::new(self.upstream), Arc::clone(&self.metrics));
-                let health = health_of(Synapse::new(pool), self.server_name);
+                let health = health_of(Upstreams::new(&self.directory), self.server_name);
                 let api = Api { reloader: self.reloader, metrics: self.metrics, health };
                 tokio::task::spawn_local(admin::serve(listener, Arc::new(api)));
             }
+            // The tasks above take what they need when they are first polled.
+            tokio::task::yield_now().await;
+            let _ = self.ready.send(());
+            drop(self.ready);
             let _ = drain.wait_for(|drain| *drain == Drain::Over).await;
         });
     }
@@ -132,18 +130,21 @@ impl Signals {
 
 type Health = queue::Sender<oneshot::Sender<Result<(), String>>>;
 
-/// Answers questions about the homeserver's health; the pool stays on this thread.
-fn health_of(synapse: Synapse, expected: Option<String>) -> Health {
+/// Answers questions about the upstreams' health; the pools stay on this thread.
+fn health_of(upstreams: Upstreams, expected: Option<String>) -> Health {
     let (ask, mut asked) = queue::channel::<oneshot::Sender<Result<(), String>>>(16);
-    let synapse = Rc::new(synapse);
     tokio::task::spawn_local(async move {
         while let Some(answer) = asked.recv().await {
-            let (synapse, expected) = (Rc::clone(&synapse), expected.clone());
+            let (upstreams, expected) = (upstreams.clone(), expected.clone());
             tokio::task::spawn_local(async move {
-                let health = tokio::time::timeout(HEALTH, is_ready(&synapse, expected.as_deref())).await;
+                let synapse = tokio::time::timeout(HEALTH, is_ready(upstreams.synapse(), expected.as_deref()));
+                let others = join_all(upstreams.others().iter().map(|upstream| can_be_reached(upstream)));
+                let (synapse, others) = tokio::join!(synapse, others);
                 let late = |_| Err("The homeserver did not answer its health check within 5 s".to_owned());
+                let reasons = std::iter::once(synapse.unwrap_or_else(late)).chain(others).filter_map(Result::err);
+                let reasons = reasons.collect::<Vec<_>>();
                 // Whoever asked may be gone.
-                let _ = answer.send(health.unwrap_or_else(late));
+                let _ = answer.send(if reasons.is_empty() { Ok(()) } else { Err(reasons.join("; ")) });
             });
         }
     });
@@ -151,12 +152,22 @@ fn health_of(synapse: Synapse, expected: Option<String>) -> Health {
 }
 
 /// Whether the homeserver is well, and the one that is meant.
-async fn is_ready(synapse: &Synapse, expected: Option<&str>) -> Result<(), String> {
+async fn is_ready(synapse: &Upstream, expected: Option<&str>) -> Result<(), String> {
     let told = |error: Error| format!("{error}{}", cause(&error));
     synapse.health().await.map_err(told)?;
     let Some(expected) = expected else { return Ok(()) };
     let name = synapse.server_name().await.map_err(told)?;
     if name == expected { Ok(()) } else { Err(format!("The upstream is {name}, not {expected}")) }
+}
+
+/// Whether another upstream has a server that takes connections.
+async fn can_be_reached(upstream: &Upstream) -> Result<(), String> {
+    let why = match tokio::time::timeout(HEALTH, upstream.reach()).await {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => cause(&error),
+        Err(_late) => ": no connection within 5 s".into(),
+    };
+    Err(format!("The upstream {} cannot be reached{why}", upstream.name()))
 }
 
 /// How long a readiness check waits for the homeserver.

@@ -33,6 +33,7 @@ use crate::problem::{Problem, Problems};
 use crate::stack::TrustedHops;
 use crate::stack::tokens::Tokens;
 use crate::tls::server::Server as Tls;
+use crate::upstream::Directory;
 use admin::AdminListener;
 use certificates::Certificates;
 use control::Control;
@@ -102,11 +103,12 @@ pub fn start(start: Start) -> Result<Running, Problems> {
     let tokens = Tokens::new(&gateway.tokens, Arc::clone(&metrics))
         .map_err(|error| Problem::new(format!("the system gives no randomness: {error}")))?;
     let tokens = Arc::new(tokens);
-    let (drain, draining) = latest::channel(Drain::Serving);
+    let (drain, draining) = latest::channel(Drain::Starting);
     let doors = bind(&gateway, reloader.certificates(), &metrics)?;
     let admin = gateway.admin.as_ref().map(AdminListener::bind).transpose()?;
 
     let (ending, ended) = mpsc::channel();
+    let (ready, readied) = mpsc::channel();
     let mut running = Running {
         listeners: doors.iter().map(|door| (door.metrics.name().to_string(), door.socket.address())).collect(),
         admin: admin.as_ref().map(AdminListener::address),
@@ -119,6 +121,7 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         threads: Vec::new(),
     };
     let doors = Arc::new(doors);
+    let directory = Directory::new(&gateway.upstreams, gateway.limits.patience.duration(), &metrics);
     let admission = Admission::new(gateway.limits.connections, gateway.limits.per_address);
     for number in 0..worker_count(&gateway) {
         let parts = worker::Parts {
@@ -127,33 +130,43 @@ pub fn start(start: Start) -> Result<Running, Problems> {
             limits: gateway.limits.clone(),
             metrics: Arc::clone(&metrics),
             access: Arc::clone(&access),
-            upstream: gateway.synapse.clone(),
+            directory: directory.clone(),
+            routes: gateway.routes.clone(),
             admission: Arc::clone(&admission),
             hops: TrustedHops::new(&gateway.forwarded.trusted_hops),
             drain: draining.clone(),
             doors: Arc::clone(&doors),
+            ready: ready.clone(),
         };
         running.spawn(&format!("worker-{number}"), ending.clone(), move || worker::run(parts))?;
     }
-    let (starting, started) = mpsc::channel();
     let control = Control {
         admin,
         signals,
         reloader,
         metrics,
-        upstream: gateway.synapse.clone(),
+        directory,
         server_name: gateway.homeserver.server_name.clone(),
         ending: ending.clone(),
-        starting,
+        ready,
     };
     running.spawn("control", ending, move || control.run(draining))?;
-    // Nothing is sent: it ends when the sender does.
-    let _ = started.recv();
+    for _ in &running.threads {
+        readied.recv().map_err(|_| {
+            Problem::new("a thread could not be given what it needs")
+                .help("raise the limit of open files (LimitNOFILE=)")
+        })?;
+    }
+    // Nobody listens only if all threads are gone already, which `wait` tells.
+    let _ = running.drain.send(Drain::Serving);
     for (name, address) in &running.listeners {
         tracing::info!(listener = %name, %address, "listening");
     }
     if let Some(admin) = &running.admin {
         tracing::info!(address = %admin, "the admin listener is up");
+    }
+    if signals {
+        notify::notify("READY=1");
     }
     Ok(running)
 }

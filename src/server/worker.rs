@@ -1,13 +1,13 @@
 //! One thread: a runtime, a chain, a pool, and its share of every listener.
 
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
 
 use super::Door;
-use crate::config::address::UpstreamAddress;
+use crate::config::route::Routes;
 use crate::config::settings::Limits;
 use crate::ingress::admission::Admission;
 use crate::ingress::listener::{Drain, Listener, Shared};
@@ -16,8 +16,7 @@ use crate::observe::metrics::Metrics;
 use crate::snapshot::Snapshot;
 use crate::stack::tokens::Tokens;
 use crate::stack::{self, TrustedHops, stack};
-use crate::upstream::pool::Pool;
-use crate::upstream::{Connector, Synapse};
+use crate::upstream::{Directory, Upstreams};
 
 /// What a worker is made of.
 pub(super) struct Parts {
@@ -26,11 +25,14 @@ pub(super) struct Parts {
     pub limits: Limits,
     pub metrics: Arc<Metrics>,
     pub access: Arc<Writer>,
-    pub upstream: UpstreamAddress,
+    pub directory: Directory,
+    pub routes: Routes,
     pub admission: Arc<Admission>,
     pub hops: TrustedHops,
     pub drain: watch::Receiver<Drain>,
     pub doors: Arc<Vec<Door>>,
+    /// Told once the worker has its runtime and its sockets.
+    pub ready: mpsc::Sender<()>,
 }
 
 /// Serves until the process drains.
@@ -48,14 +50,14 @@ pub(super) fn run(parts: Parts) {
 
 #[expect(clippy::expect_used, reason = "as above")]
 async fn serve(parts: Parts) {
-    let pool = Pool::new(Connector::new(parts.upstream), Arc::clone(&parts.metrics));
     let stack = stack(stack::Parts {
         snapshot: parts.snapshot,
         tokens: parts.tokens,
         limits: parts.limits.clone(),
         metrics: Arc::clone(&parts.metrics),
         access: parts.access,
-        upstream: Rc::new(Synapse::new(pool)),
+        routes: parts.routes,
+        upstreams: Upstreams::new(&parts.directory),
     });
     let shared = Rc::new(Shared::new(stack, parts.limits, parts.admission, parts.hops, parts.drain, parts.metrics));
     let listeners: Vec<_> = parts
@@ -73,6 +75,9 @@ async fn serve(parts: Parts) {
             tokio::task::spawn_local(Rc::new(listener).run(socket))
         })
         .collect();
+    // Whoever waits for it may have given up already.
+    let _ = parts.ready.send(());
+    drop(parts.ready);
     for listener in listeners {
         // A listener ends when the process drains; one that panics takes the worker, and so the process, with it.
         listener.await.expect("a listener ended by itself");

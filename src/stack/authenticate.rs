@@ -17,19 +17,20 @@ use serde::Deserialize;
 
 use super::client::{Client, FORWARDED_FOR};
 use super::policy::set_own_fields;
-use super::tokens::{Remembered, Tokens};
+use super::revoke::{Revocation, Revokes};
+use super::tokens::{Refusal, Remembered, Tokens};
 use crate::error::{Error, Kind};
 use crate::matrix::token::{self, Token};
-use crate::message::{Answer, RequestBody};
+use crate::message::RequestBody;
 use crate::observe::metrics::Metrics;
 use crate::policy::{Exchange, Permit, Policy, Purpose, TokenVerdict};
-use crate::upstream::Synapse;
+use crate::upstream::Upstream;
 
 /// Gives verdicts on tokens: remembered ones, or the homeserver's.
 #[derive(Clone)]
 pub struct Authenticator {
     tokens: Arc<Tokens>,
-    upstream: Rc<Synapse>,
+    upstream: Rc<Upstream>,
     metrics: Arc<Metrics>,
     patience: Duration,
 }
@@ -61,7 +62,7 @@ impl Credentials {
 impl Authenticator {
     /// An authenticator over this memory and this homeserver, which waits so long for an answer, and never longer than 20
     /// seconds.
-    pub fn new(tokens: Arc<Tokens>, upstream: Rc<Synapse>, metrics: Arc<Metrics>, patience: Duration) -> Self {
+    pub fn new(tokens: Arc<Tokens>, upstream: Rc<Upstream>, metrics: Arc<Metrics>, patience: Duration) -> Self {
         Self { tokens, upstream, metrics, patience: patience.min(PATIENCE) }
     }
 
@@ -93,17 +94,30 @@ impl Authenticator {
         }
     }
 
-    /// Whose token it is, if that is known.
-    pub fn user_of(&self, credentials: &Credentials) -> Option<Arc<str>> {
-        self.tokens.user_of(&credentials.token()?.value)
+    /// Forgets what a request may end, as far as it is known whose it is.
+    pub fn revoke(&self, revokes: Revokes, credentials: &Credentials) -> Revocation {
+        // Asked first: once a token is forgotten, nobody knows whose it was.
+        let user = || self.tokens.user_of(&credentials.token()?.value);
+        let revocation = match revokes {
+            Revokes::Nothing => return Revocation::Nothing,
+            Revokes::Anybody => return Revocation::Everybody,
+            Revokes::Session | Revokes::User => match (user(), revokes) {
+                (Some(user), _) => Revocation::User(user),
+                (None, Revokes::Session) => Revocation::Token,
+                (None, _) => return Revocation::Everybody,
+            },
+        };
+        self.confirm(&revocation, credentials);
+        revocation
     }
 
-    /// Forgets all tokens of this user; all of everybody, if it is not known who that is: a password that was reset by e-mail
-    /// ends tokens that the request did not show.
-    pub fn forget_user_or_all(&self, user: Option<&str>) {
-        match user {
-            Some(user) => self.tokens.forget_user(user),
-            None => self.tokens.forget_all(),
+    /// Forgets it for good: the homeserver has done what it was asked.
+    pub fn confirm(&self, revocation: &Revocation, credentials: &Credentials) {
+        match revocation {
+            Revocation::Nothing => {}
+            Revocation::Token => self.forget(credentials),
+            Revocation::User(user) => self.tokens.forget_user(user),
+            Revocation::Everybody => self.tokens.forget_all(),
         }
     }
 
@@ -120,7 +134,7 @@ impl Authenticator {
 
     async fn whoami(&self, question: Question) -> Result<Remembered, Error> {
         let Question { permit, request } = question;
-        let response = self.upstream.send(permit.permit(request, |_| {})).await?.release(&permit);
+        let response = self.upstream.send(permit.permit(request, |_| {}), false).await?.release(&permit);
         read_answer(response).await
     }
 }
@@ -189,7 +203,7 @@ async fn read_answer(response: Response<Incoming>) -> Result<Remembered, Error> 
         StatusCode::OK => {
             let whoami: WhoAmI = serde_json::from_slice(&body).map_err(|error| nonsense(&error))?;
             ruma_identifiers_validation::user_id::validate(&whoami.user_id).map_err(|error| nonsense(&error))?;
-            Ok(Remembered::valid(whoami.user_id, whoami.is_guest))
+            Ok(Remembered::Valid { user: whoami.user_id.into(), guest: whoami.is_guest })
         }
         // Its clear refusals pass in its own words: clients act on `errcode` and `soft_logout`.
         StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => {
@@ -201,16 +215,15 @@ async fn read_answer(response: Response<Incoming>) -> Result<Remembered, Error> 
 
 fn refusal(status: StatusCode, headers: &HeaderMap, body: Bytes) -> Result<Remembered, Error> {
     #[derive(Deserialize)]
-    struct Refusal {
+    struct MatrixError {
         #[serde(rename = "errcode")]
         _errcode: String,
     }
-    serde_json::from_slice::<Refusal>(&body).map_err(|error| nonsense(&error))?;
-    let mut answer = Answer::json_bytes(status, body);
-    if let Some(after) = headers.get(header::RETRY_AFTER) {
-        answer = answer.with_header(header::RETRY_AFTER, after.clone());
-    }
-    Ok(Remembered::refused(answer))
+    serde_json::from_slice::<MatrixError>(&body).map_err(|error| nonsense(&error))?;
+    let retry_after = headers.get(header::RETRY_AFTER).cloned();
+    // A copy: what was read is a slice of a whole read buffer, and would keep it.
+    let body = Bytes::copy_from_slice(&body);
+    Ok(Remembered::Refused(Arc::new(Refusal { status, body, retry_after })))
 }
 
 /// What was said is not repeated: it may hold anything.
@@ -225,7 +238,7 @@ fn unavailable(error: &Error) -> Remembered {
         Kind::Connect => Kind::Connect,
         _ => Kind::TokenCheck,
     };
-    Remembered::unavailable(kind)
+    Remembered::Unavailable(kind)
 }
 
 const WHOAMI: &str = "/_matrix/client/v3/account/whoami";

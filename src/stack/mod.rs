@@ -4,11 +4,14 @@ pub mod authenticate;
 mod canonical;
 pub mod client;
 mod classify;
+mod collect;
 mod limit;
 pub mod pace;
 mod policy;
 pub mod record;
 mod rescue;
+mod revoke;
+mod route;
 pub mod tokens;
 
 use std::rc::Rc;
@@ -17,18 +20,21 @@ use std::sync::Arc;
 use http::Request;
 use tower::ServiceBuilder;
 
+use crate::config::route::Routes;
 use crate::config::settings::Limits;
 use crate::observe::access::{Protocol, Writer};
 use crate::observe::metrics::{ListenerMetrics, Metrics};
 use crate::snapshot::Snapshot;
-use crate::upstream::Synapse;
+use crate::upstream::Upstreams;
 use authenticate::Authenticator;
 use canonical::{Canonical, CanonicalLayer};
 use classify::{Classify, ClassifyLayer};
+use collect::Collector;
 use limit::{Limit, LimitLayer};
 use policy::{Policy, PolicyLayer};
 use record::{Record, RecordLayer};
 use rescue::{Rescue, RescueLayer};
+use route::{Route, RouteLayer};
 use tokens::Tokens;
 
 pub use client::{Client, TrustedHops, UnlistedHop};
@@ -36,21 +42,23 @@ pub use pace::Pace;
 pub use record::Facts;
 
 /// The whole chain. A worker has one; an exchange borrows it, so that nothing is cloned for a request.
-pub type Stack = Record<Rescue<Limit<Canonical<Classify<Policy<Rc<Synapse>>>>>>>;
+pub type Stack = Record<Rescue<Limit<Canonical<Classify<Policy<Route>>>>>>;
 
 /// Builds the chain of one worker.
 #[rustfmt::skip]
 pub fn stack(parts: Parts) -> Stack {
     let patience = parts.limits.upstream_head.duration();
-    let authenticator = Authenticator::new(parts.tokens, Rc::clone(&parts.upstream), Arc::clone(&parts.metrics), patience);
+    let authenticator = Authenticator::new(parts.tokens, Rc::clone(parts.upstreams.synapse()), Arc::clone(&parts.metrics), patience);
+    let collector = Collector::new(parts.limits.collect.get());
     ServiceBuilder::new()
-        .layer(RecordLayer::new(parts.metrics, parts.access))   // 1 sees every outcome, once
-        .layer(RescueLayer)                                     // 2 an Error may travel below here, none above
-        .layer(LimitLayer::new(parts.limits))                   // 3 size and time
-        .layer(CanonicalLayer)                                  // 4 one spelling, or a refusal
-        .layer(ClassifyLayer)                                   // 5 which endpoint is this?
-        .layer(PolicyLayer::new(parts.snapshot, authenticator)) // 6 permit, answer or deny
-        .service(parts.upstream)                                //   takes only what is permitted
+        .layer(RecordLayer::new(parts.metrics, parts.access))              // 1 sees every outcome, once
+        .layer(RescueLayer)                                                // 2 an Error may travel below here, none above
+        .layer(LimitLayer::new(parts.limits))                              // 3 size and time
+        .layer(CanonicalLayer)                                             // 4 one spelling, or a refusal
+        .layer(ClassifyLayer)                                              // 5 which endpoint is this?
+        .layer(PolicyLayer::new(parts.snapshot, authenticator, collector)) // 6 permit, answer or deny
+        .layer(RouteLayer::new(parts.routes))                              // 7 which upstream?
+        .service(parts.upstreams)                                          //   takes only what is permitted
 }
 
 /// What the chain is made of.
@@ -65,8 +73,10 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Where records go.
     pub access: Arc<Writer>,
-    /// The homeserver, as this worker reaches it.
-    pub upstream: Rc<Synapse>,
+    /// Which upstream answers what.
+    pub routes: Routes,
+    /// The upstreams, as this worker reaches them.
+    pub upstreams: Upstreams,
 }
 
 /// A request with the connection it came on, and what is noted of it on its way.

@@ -5,26 +5,30 @@ use std::task::{Context, Poll};
 
 use futures_util::future::LocalBoxFuture;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 use hyper::body::Incoming;
 use tower::{Layer, Service};
 
 use super::authenticate::{Authenticator, Credentials};
 use super::classify::Known;
 use super::client::{Client, FORWARDED_FOR, FORWARDED_PROTO};
+use super::collect::Collector;
+use super::revoke::Revokes;
+use super::route::Cleared;
 use super::{Arrival, Facts};
 use crate::error::Error;
-use crate::matrix::{Endpoint, Flow};
-use crate::message::{Body, RequestBody};
+use crate::matrix::Flow;
+use crate::message::Body;
 use crate::observe::access::{self, Mode};
 use crate::policy::decision::Need;
-use crate::policy::{Decision, Denial, Exchange, Held, Permit, Permitted, Verdict};
+use crate::policy::{Decision, Denial, Exchange, Held, Permit, Verdict};
 use crate::snapshot::{Current, Generation, Snapshot};
 
 /// Makes [`Policy`].
 pub struct PolicyLayer {
     snapshot: Snapshot,
     authenticator: Authenticator,
+    collector: Collector,
 }
 
 /// Lets upstream only what the policy permits.
@@ -32,12 +36,13 @@ pub struct Policy<S> {
     upstream: S,
     current: Current,
     authenticator: Authenticator,
+    collector: Collector,
 }
 
 impl PolicyLayer {
-    /// A layer that judges by what is in force, and asks this authenticator about tokens.
-    pub fn new(snapshot: Snapshot, authenticator: Authenticator) -> Self {
-        Self { snapshot, authenticator }
+    /// A layer that judges by what is in force, asks this authenticator about tokens, and lets this one collect what it permits.
+    pub fn new(snapshot: Snapshot, authenticator: Authenticator, collector: Collector) -> Self {
+        Self { snapshot, authenticator, collector }
     }
 }
 
@@ -45,13 +50,14 @@ impl<S> Layer<S> for PolicyLayer {
     type Service = Policy<S>;
 
     fn layer(&self, upstream: S) -> Policy<S> {
-        Policy { upstream, current: self.snapshot.current(), authenticator: self.authenticator.clone() }
+        let (authenticator, collector) = (self.authenticator.clone(), self.collector.clone());
+        Policy { upstream, current: self.snapshot.current(), authenticator, collector }
     }
 }
 
 impl<'a, S> Service<Known> for &'a Policy<S>
 where
-    S: Clone + Service<Permitted<Request<RequestBody>>, Response = Held<Response<Incoming>>, Error = Error>,
+    S: Clone + Service<Cleared, Response = Held<Response<Incoming>>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Error;
@@ -68,7 +74,7 @@ where
 
 impl<S> Policy<S>
 where
-    S: Clone + Service<Permitted<Request<RequestBody>>, Response = Held<Response<Incoming>>, Error = Error>,
+    S: Clone + Service<Cleared, Response = Held<Response<Incoming>>, Error = Error>,
 {
     async fn judge(&self, known: Known) -> Result<Response<Body>, Error> {
         let generation = self.current.load();
@@ -127,23 +133,21 @@ where
 
     async fn forward(&self, known: Known, permit: &Permit, generation: &Generation) -> Result<Response<Body>, Error> {
         let client = known.arrival.client().clone();
-        let Arrival { request, facts, .. } = known.arrival;
+        let Known { arrival: Arrival { request, facts, .. }, classified, flow } = known;
         facts.note(|record| record.decision = access::Decision::Permit);
         for rule in permit.unmade_edits(&request) {
             generation.counters(rule).edit.inc();
         }
         // Kept for what the answer says of the token.
         let credentials = Credentials::of(&request);
-        let revokes = revokes(known.classified.raw, request.method());
-        // Asked now: once its own token is forgotten, nobody knows whose it was.
-        let user = if revokes { self.authenticator.user_of(&credentials) } else { None };
-        if user.is_some() {
-            self.authenticator.forget_user_or_all(user.as_deref());
-        }
+        // What is known is forgotten now: a client that goes away before the answer has been heard all the same.
+        let revocation = self.authenticator.revoke(Revokes::by(classified.raw, request.method()), &credentials);
         let id = facts.id();
-        let permitted = permit.permit(request, |headers| set_own_fields(headers, &client, id));
+        // Only what is permitted is worth the memory.
+        let (request, _place) = self.collector.with_length(request, classified).await?;
+        let request = permit.permit(request, |headers| set_own_fields(headers, &client, id));
         let mut upstream = self.upstream.clone();
-        let sent = upstream.call(permitted).await;
+        let sent = upstream.call(Cleared { request, classified, flow, facts: Rc::clone(&facts) }).await;
         let held = match sent {
             Ok(held) => held,
             Err(error) => {
@@ -155,8 +159,8 @@ where
         facts.note(|record| record.upstream_us = Some(facts.elapsed_us()));
         if response.status() == StatusCode::UNAUTHORIZED {
             self.authenticator.forget(&credentials);
-        } else if revokes && response.status().is_success() {
-            self.authenticator.forget_user_or_all(user.as_deref());
+        } else if response.status().is_success() {
+            self.authenticator.confirm(&revocation, &credentials);
         }
         Ok(response.map(Body::stream))
     }
@@ -187,19 +191,6 @@ pub(super) fn set_own_fields(headers: &mut HeaderMap, client: &Client, id: u64) 
     headers.insert(FORWARDED_PROTO, client.forwarded_proto.clone());
     if let Ok(id) = HeaderValue::try_from(format!("{id:016x}")) {
         headers.insert(REQUEST_ID, id);
-    }
-}
-
-/// Requests after which tokens that were valid may not be.
-fn revokes(endpoint: Endpoint, method: &Method) -> bool {
-    match endpoint {
-        Endpoint::Logout
-        | Endpoint::LogoutAll
-        | Endpoint::ChangePassword
-        | Endpoint::Deactivate
-        | Endpoint::DeleteDevices => *method == Method::POST,
-        Endpoint::DeleteDevice => *method == Method::DELETE,
-        _ => false,
     }
 }
 

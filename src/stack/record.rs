@@ -190,6 +190,7 @@ impl Facts {
             bytes_in: 0,
             bytes_out: 0,
             duration_us: 0,
+            upstream: None,
             upstream_us: None,
             generation: 0,
         };

@@ -4,10 +4,12 @@
 //! token, under all circumstances in which it was shown, so that it can be forgotten as a whole. A question that is under way
 //! writes into the entry it began with: once that was forgotten, nobody finds the answer any more.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::{HeaderValue, RETRY_AFTER};
 use quick_cache::sync::Cache;
 use tokio::sync::watch;
 
@@ -34,15 +36,35 @@ pub struct Key {
     circumstances: Hash,
 }
 
-/// A verdict, and whose token it is if that is known.
+/// What the homeserver said of a token, kept small: a stranger may make as many entries as there is room for.
 #[derive(Clone, Debug)]
-pub struct Remembered {
-    verdict: TokenVerdict,
-    user: Option<Arc<str>>,
+pub enum Remembered {
+    /// It knows the user.
+    Valid {
+        /// Who that is.
+        user: Arc<str>,
+        /// Whether it is a guest.
+        guest: bool,
+    },
+    /// It refused the token.
+    Refused(Arc<Refusal>),
+    /// It could not be asked.
+    Unavailable(Kind),
+}
+
+/// The homeserver's own words.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its JSON.
+    pub body: Bytes,
+    /// When to come again, if it said so.
+    pub retry_after: Option<HeaderValue>,
 }
 
 #[derive(Default)]
-struct Entry(Mutex<VecDeque<Known>>);
+struct Entry(Mutex<Vec<Known>>);
 
 struct Known {
     circumstances: Hash,
@@ -57,19 +79,22 @@ enum State {
 }
 
 impl Remembered {
-    /// The homeserver knows the user.
-    pub fn valid(user: String, guest: bool) -> Self {
-        Self { verdict: TokenVerdict::Valid { guest }, user: Some(user.into()) }
+    fn verdict(&self) -> TokenVerdict {
+        match self {
+            Remembered::Valid { guest, .. } => TokenVerdict::Valid { guest: *guest },
+            Remembered::Refused(refusal) => TokenVerdict::Refused(refusal.answer()),
+            Remembered::Unavailable(kind) => TokenVerdict::Unavailable(*kind),
+        }
     }
+}
 
-    /// The homeserver refused the token.
-    pub fn refused(answer: Answer) -> Self {
-        Self { verdict: TokenVerdict::Refused(answer), user: None }
-    }
-
-    /// The homeserver could not be asked.
-    pub fn unavailable(kind: Kind) -> Self {
-        Self { verdict: TokenVerdict::Unavailable(kind), user: None }
+impl Refusal {
+    fn answer(&self) -> Answer {
+        let answer = Answer::json_bytes(self.status, self.body.clone());
+        match &self.retry_after {
+            Some(after) => answer.with_header(RETRY_AFTER, after.clone()),
+            None => answer,
+        }
     }
 }
 
@@ -119,7 +144,7 @@ impl Tokens {
         };
         let answered = waiting.wait_for(Option::is_some).await;
         match answered.as_deref() {
-            Ok(Some(remembered)) => remembered.verdict.clone(),
+            Ok(Some(remembered)) => remembered.verdict(),
             // The asker ended without an answer: its worker went down.
             Ok(None) | Err(_) => TokenVerdict::Unavailable(Kind::TokenCheck),
         }
@@ -165,11 +190,11 @@ impl Tokens {
 
     /// How long an answer is believed. What is no answer, and what says "not now", is not.
     fn believed(&self, remembered: &Remembered) -> Duration {
-        match &remembered.verdict {
-            TokenVerdict::Valid { .. } => self.positive,
-            TokenVerdict::Refused(answer) if answer.status() == http::StatusCode::TOO_MANY_REQUESTS => Duration::ZERO,
-            TokenVerdict::Refused(_) => self.negative,
-            TokenVerdict::Unreadable(_) | TokenVerdict::Unavailable(_) => Duration::ZERO,
+        match remembered {
+            Remembered::Valid { .. } => self.positive,
+            Remembered::Refused(refusal) if refusal.status == StatusCode::TOO_MANY_REQUESTS => Duration::ZERO,
+            Remembered::Refused(_) => self.negative,
+            Remembered::Unavailable(_) => Duration::ZERO,
         }
     }
 }
@@ -191,14 +216,16 @@ impl Entry {
             State::Asked(waiting) => waiting.has_changed().is_ok(),
         });
         match all.iter().find(|known| known.circumstances == *circumstances) {
-            Some(Known { state: State::Answered(remembered, _), .. }) => Look::Known(remembered.verdict.clone()),
+            Some(Known { state: State::Answered(remembered, _), .. }) => Look::Known(remembered.verdict()),
             Some(Known { state: State::Asked(waiting), .. }) => Look::Asked(waiting.clone()),
             None => {
                 let (sender, waiting) = watch::channel(None);
                 if all.len() >= MOST_CIRCUMSTANCES {
-                    all.pop_front();
+                    all.remove(0);
                 }
-                all.push_back(Known { circumstances: *circumstances, state: State::Asked(waiting.clone()) });
+                // Almost every token is shown in one way only.
+                all.reserve_exact(1);
+                all.push(Known { circumstances: *circumstances, state: State::Asked(waiting.clone()) });
                 Look::Nothing(sender, waiting)
             }
         }
@@ -209,14 +236,14 @@ impl Entry {
         all.retain(|known| known.circumstances != circumstances);
         if !believed.is_zero() {
             let state = State::Answered(remembered.clone(), Instant::now() + believed);
-            all.push_back(Known { circumstances, state });
+            all.push(Known { circumstances, state });
         }
     }
 
     fn user(&self) -> Option<Arc<str>> {
         self.lock().iter().find_map(|known| match &known.state {
-            State::Answered(remembered, _) => remembered.user.clone(),
-            State::Asked(_) => None,
+            State::Answered(Remembered::Valid { user, .. }, _) => Some(Arc::clone(user)),
+            State::Answered(Remembered::Refused(_) | Remembered::Unavailable(_), _) | State::Asked(_) => None,
         })
     }
 
@@ -224,7 +251,7 @@ impl Entry {
         self.lock().iter().any(|known| matches!(known.state, State::Asked(_)))
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Known>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Known>> {
         // Nothing is left half-done under this lock, so what a panic elsewhere poisoned is still good.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,4 @@
-//! One worker's connections to the homeserver, kept open between requests.
+//! One worker's connections to one server, kept open between requests.
 //!
 //! The connection that was used last is used next, so that those above the need grow old and close. Each is driven by a task of
 //! its own, which also puts it back: it is the first to know that an exchange is over, body and all.
@@ -7,7 +7,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,20 +17,24 @@ use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
 use super::connector::{Connector, Stream};
-use crate::error::{Error, Kind, Side};
+use crate::error::{Error, Kind};
 use crate::message::RequestBody;
-use crate::observe::metrics::{Counted, Metrics, PoolState};
+use crate::observe::metrics::{Counted, PoolState, UpstreamMetrics};
 
 /// One worker's connections. Not shared between threads: an exchange runs on one.
 pub struct Pool {
     connector: Connector,
     shelf: Rc<Shelf>,
-    metrics: Arc<Metrics>,
+    metrics: UpstreamMetrics,
 }
 
 /// The idle connections, the one used last at the back.
 #[derive(Default)]
-struct Shelf(RefCell<VecDeque<Idle>>);
+struct Shelf {
+    idle: RefCell<VecDeque<Idle>>,
+    /// Connections that carry an exchange.
+    busy: Cell<usize>,
+}
 
 struct Idle {
     line: Rc<Line>,
@@ -47,7 +50,7 @@ struct Line {
 
 impl Pool {
     /// An empty pool.
-    pub fn new(connector: Connector, metrics: Arc<Metrics>) -> Self {
+    pub fn new(connector: Connector, metrics: UpstreamMetrics) -> Self {
         Self { connector, shelf: Rc::default(), metrics }
     }
 
@@ -58,34 +61,36 @@ impl Pool {
     ///
     /// # Errors
     /// [`Kind::Connect`], [`Kind::Closed`] or [`Kind::Garbled`]; [`Kind::BrokenBody`] where the request's own body failed, whose
-    /// flow tells how.
-    pub async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Error> {
-        let began = Instant::now();
-        let sent = self.send_once_or_twice(request).await;
-        match &sent {
-            Ok(_) => self.metrics.upstream_duration.observe(began.elapsed().as_secs_f64()),
-            Err(error) if error.kind().side() == Side::Upstream => self.metrics.upstream_error(error.kind().as_str()),
-            Err(_) => {}
-        }
-        sent
-    }
-
-    async fn send_once_or_twice(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Error> {
+    /// flow tells how. The request comes back if nothing of it was written.
+    pub async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Failure> {
         let request = match self.shelf.take() {
             None => request,
             Some(line) => match line.send(request).await {
                 Ok(response) => return Ok(response),
-                Err(failure) => match failure.unsent {
-                    Some(request) => {
-                        self.metrics.upstream_retries.inc();
-                        *request
-                    }
-                    None => return Err(failure.error),
-                },
+                Err(Failure { unsent: Some(request), .. }) => {
+                    self.metrics.retries.inc();
+                    *request
+                }
+                Err(failure) => return Err(failure),
             },
         };
-        let line = self.connect().await?;
-        line.send(request).await.map_err(|failure| failure.error)
+        match self.connect().await {
+            Ok(line) => line.send(request).await,
+            Err(error) => Err(Failure { error, unsent: Some(Box::new(request)) }),
+        }
+    }
+
+    /// How many exchanges its connections carry.
+    pub fn busy(&self) -> usize {
+        self.shelf.busy.get()
+    }
+
+    /// Opens a connection and closes it again.
+    ///
+    /// # Errors
+    /// [`Kind::Connect`].
+    pub async fn reach(&self) -> Result<(), Error> {
+        self.connector.connect().await.map(drop)
     }
 
     async fn connect(&self) -> Result<Rc<Line>, Error> {
@@ -95,14 +100,11 @@ impl Pool {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| Error::caused_by(Kind::Connect, error))?;
-        let line = Rc::new(Line { sender: RefCell::new(Some(sender)), is_busy: Cell::new(true) });
-        let open = self.metrics.upstream_connection(PoolState::Open);
-        let driver = Driver {
-            connection,
-            line: Rc::clone(&line),
-            shelf: Rc::clone(&self.shelf),
-            metrics: Arc::clone(&self.metrics),
-        };
+        let line = Rc::new(Line { sender: RefCell::new(Some(sender)), is_busy: Cell::new(false) });
+        line.begin(&self.shelf);
+        let open = self.metrics.connection(PoolState::Open);
+        let driver =
+            Driver { connection, line: Rc::clone(&line), shelf: Rc::clone(&self.shelf), metrics: self.metrics.clone() };
         tokio::task::spawn_local(async move {
             // How it ended is told to whoever used it; here it only ends.
             driver.await;
@@ -114,7 +116,7 @@ impl Pool {
 
 impl Shelf {
     fn take(&self) -> Option<Rc<Line>> {
-        let mut idle = self.0.borrow_mut();
+        let mut idle = self.idle.borrow_mut();
         while let Some(Idle { line, since, .. }) = idle.pop_back() {
             if since.elapsed() > IDLE {
                 // All before it are older still.
@@ -123,6 +125,7 @@ impl Shelf {
                 return None;
             }
             if line.is_open() {
+                line.begin(self);
                 return Some(line);
             }
         }
@@ -130,7 +133,7 @@ impl Shelf {
     }
 
     fn put(&self, line: Rc<Line>, counted: Counted) {
-        let mut idle = self.0.borrow_mut();
+        let mut idle = self.idle.borrow_mut();
         while idle.front().is_some_and(|oldest| oldest.since.elapsed() > IDLE || !oldest.line.is_open())
             || idle.len() >= MOST_IDLE
         {
@@ -142,10 +145,12 @@ impl Shelf {
     }
 }
 
-struct Failure {
-    error: Error,
-    /// The request, if nothing of it was written.
-    unsent: Option<Box<Request<RequestBody>>>,
+/// Why there is no response.
+pub struct Failure {
+    /// What happened.
+    pub error: Error,
+    /// The request, if nothing of it was written: it may be sent elsewhere.
+    pub unsent: Option<Box<Request<RequestBody>>>,
 }
 
 impl Line {
@@ -154,7 +159,6 @@ impl Line {
             return Err(Failure { error: Error::new(Kind::Closed), unsent: Some(Box::new(request)) });
         };
         let response = sender.try_send_request(request);
-        self.is_busy.set(true);
         self.sender.replace(Some(sender));
         response.await.map_err(|mut failure| {
             let unsent = failure.take_message().map(Box::new);
@@ -167,6 +171,18 @@ impl Line {
             };
             Failure { error: Error::caused_by(kind, error), unsent }
         })
+    }
+
+    /// An exchange begins; it ends when the driver shelves the connection or gives it up.
+    fn begin(&self, shelf: &Shelf) {
+        self.is_busy.set(true);
+        shelf.busy.set(shelf.busy.get() + 1);
+    }
+
+    fn end(&self, shelf: &Shelf) {
+        if self.is_busy.replace(false) {
+            shelf.busy.set(shelf.busy.get() - 1);
+        }
     }
 
     fn is_open(&self) -> bool {
@@ -184,7 +200,7 @@ struct Driver {
     connection: http1::Connection<TokioIo<Stream>, RequestBody>,
     line: Rc<Line>,
     shelf: Rc<Shelf>,
-    metrics: Arc<Metrics>,
+    metrics: UpstreamMetrics,
 }
 
 impl Future for Driver {
@@ -193,13 +209,14 @@ impl Future for Driver {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         if Pin::new(&mut self.connection).poll(cx).is_ready() {
             self.line.close();
+            self.line.end(&self.shelf);
             return Poll::Ready(());
         }
         if self.line.is_busy.get() {
             let ready = self.line.sender.borrow_mut().as_mut().map(|sender| sender.poll_ready(cx));
             if let Some(Poll::Ready(Ok(()))) = ready {
-                self.line.is_busy.set(false);
-                let counted = self.metrics.upstream_connection(PoolState::Idle);
+                self.line.end(&self.shelf);
+                let counted = self.metrics.connection(PoolState::Idle);
                 self.shelf.put(Rc::clone(&self.line), counted);
             }
         }

@@ -63,16 +63,22 @@ def main() -> None:
 
 def routes(settings: dict) -> set[tuple[str, str, str]]:
     """All routes of a homeserver with these settings added to the smallest configuration."""
-    with tempfile.TemporaryDirectory() as directory, LoggingContext(name="main", server_name="server.invalid"):
-        homeserver = app.create_homeserver(configuration(Path(directory), settings), reactor)
+    with tempfile.TemporaryDirectory() as directory:
+        return {route for tree in trees(Path(directory), settings) for route in walk(tree, "")}
+
+
+def trees(directory: Path, settings: dict) -> list:
+    """The roots of what such a homeserver serves, one a listener."""
+    with LoggingContext(name="main", server_name="server.invalid"):
+        homeserver = app.create_homeserver(configuration(directory, settings), reactor)
         # The in-memory database is filled through one connection and read through none, so nothing but the
         # registration itself may run: no background task is started.
         homeserver.setup()
-        trees = []
-        app.listen_http = lambda hs, listener, root, *rest, **named: trees.append(root) or []
+        roots = []
+        app.listen_http = lambda hs, listener, root, *rest, **named: roots.append(root) or []
         for listener in homeserver.config.server.listeners:
             homeserver._listener_http(homeserver.config, listener)
-        return {route for tree in trees for route in walk(tree, "")}
+        return roots
 
 
 def configuration(directory: Path, settings: dict) -> HomeServerConfig:

@@ -1,7 +1,7 @@
 //! The real Synapse, real clients and a view of the wire, for Mantlet's tests and its demo.
 //!
 //! Everything is blocking and on loopback, ends with the value that stands for it, and ends also when the test process
-//! is killed. What is missing (Synapse, matrix-nio) is installed from PyPI below cargo's target directory, once.
+//! is killed. What is missing of Synapse and its clients is installed below cargo's target directory, once.
 //!
 //! ```no_run
 //! use mantlet_testkit::http::Request;
@@ -26,13 +26,16 @@ pub mod backend;
 pub mod certificate;
 pub mod error;
 pub mod http;
+pub mod js_sdk;
 mod lease;
+pub mod nginx;
 pub mod nio;
 pub mod peer;
 mod record;
 pub mod recorder;
 mod socket;
 pub mod synapse;
+pub mod tool;
 pub mod venv;
 mod wire;
 

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -38,15 +38,24 @@ pub enum Users {
 /// authenticated download, profile, logout.
 pub fn run_session(url: &str, options: &SessionOptions) -> Result<Vec<String>> {
     let python = venv::nio_python()?;
-    let script = script("session.py");
-    let users = match &options.users {
+    let asked = json!({"homeserver": url, "ca": options.ca, "users": users(options)}).to_string();
+    let command = [python.clone().into(), script("session.py").into(), asked.into()];
+    checks(&python, &command, &format!("matrix-nio with {url}"))
+}
+
+/// The users as a session's script wants them.
+pub(crate) fn users(options: &SessionOptions) -> Value {
+    match &options.users {
         Users::Register => Value::Null,
         Users::Login(users) => json!(users),
-    };
-    let asked = OsString::from(json!({"homeserver": url, "ca": options.ca, "users": users}).to_string());
+    }
+}
+
+/// Runs a session's script, which prints a JSON line for each check.
+pub(crate) fn checks(python: &Path, command: &[OsString], whose: &str) -> Result<Vec<String>> {
     let output = Output { stdout: Stdio::piped(), stderr: Stdio::piped() };
-    let command: [&OsStr; 3] = [python.as_os_str(), script.as_os_str(), &asked];
-    let mut child = Leased::spawn(&python, None, &command, Network::Loopback, output)?;
+    let command: Vec<&OsStr> = command.iter().map(OsString::as_os_str).collect();
+    let mut child = Leased::spawn(python, None, &command, Network::Loopback, output)?;
     let (stdout, stderr) = (child.stdout(), child.stderr());
     let complaints = std::thread::spawn(move || read(stderr));
     let said = read(stdout);
@@ -59,7 +68,7 @@ pub fn run_session(url: &str, options: &SessionOptions) -> Result<Vec<String>> {
     if status.success() && passed.len() == checks.len() && !passed.is_empty() {
         return Ok(passed);
     }
-    Err(Error::new(format!("the session of matrix-nio with {url} failed ({status}):\n{said}{complaints}")))
+    Err(Error::new(format!("the session of {whose} failed ({status}):\n{said}{complaints}")))
 }
 
 fn read(pipe: Option<impl Read>) -> String {

@@ -29,6 +29,8 @@ pub struct Options {
     pub enable_registration: bool,
     /// Whether it also listens on a unix socket. Default: true.
     pub unix_socket: bool,
+    /// Whether it shows its metrics to whoever reaches it, where clients do. Default: false.
+    pub metrics: bool,
     /// The authority of the servers it federates with, as in [`crate::peer::Peer::ca_path`].
     pub federation_ca: Option<PathBuf>,
     /// Where clients are told to go. Default: itself. Most clients follow it, so tests through a gateway name that.
@@ -43,6 +45,7 @@ impl Default for Options {
             server_name: "hs.localtest".into(),
             enable_registration: true,
             unix_socket: true,
+            metrics: false,
             federation_ca: None,
             public_baseurl: None,
             extra_yaml: String::new(),
@@ -307,7 +310,7 @@ pub enum Role {
 }
 
 /// A port that is free now, below the range from which the kernel takes ports for outgoing connections.
-fn free_port() -> Result<u16> {
+pub(crate) fn free_port() -> Result<u16> {
     for _ in 0..200 {
         let random = u16::from_be_bytes(random()?);
         let port = 10_000 + random % (32_768 - 10_000);

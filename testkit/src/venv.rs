@@ -1,4 +1,4 @@
-//! Finds Python, and installs the real Synapse and a real client below cargo's target directory, once.
+//! Finds Python, and installs the real Synapse and real clients below cargo's target directory, once.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -16,6 +16,9 @@ pub const SYNAPSE: &str = "1.163.2";
 /// The client that holds full sessions.
 pub const NIO: &str = "0.26.0";
 
+/// The library below most web clients.
+pub const JS_SDK: &str = "43.0.0";
+
 /// Returns a Python >= 3.10 that can make virtual environments; the error names the Debian package that is missing.
 pub fn python() -> Result<PathBuf> {
     find_python(&NAMES.map(OsStr::new))
@@ -29,6 +32,22 @@ pub fn synapse_python() -> Result<PathBuf> {
 /// Returns the Python that has matrix-nio, after installing it if need be (about 15 s).
 pub fn nio_python() -> Result<PathBuf> {
     install(&target_directory(), &format!("nio-{NIO}"), &[&format!("matrix-nio=={NIO}")])
+}
+
+/// Returns the directory that has matrix-js-sdk in its `node_modules`, after installing it if need be (about 10 s).
+pub(crate) fn js_sdk(npm: &OsStr) -> Result<PathBuf> {
+    let sdk = format!("matrix-js-sdk@{JS_SDK}");
+    let entry = |directory: &Path| directory.join("node_modules/matrix-js-sdk/lib/index.js");
+    let works = |directory: &Path| entry(directory).is_file();
+    kept(&target_directory(), &format!("js-sdk-{JS_SDK}"), &sdk, works, |directory| {
+        fs::create_dir_all(directory).context(|| format!("make {}", directory.display()))?;
+        // Without one npm would look for a project in the directories above.
+        let project = directory.join("package.json");
+        fs::write(&project, "{\"private\": true}").context(|| format!("write {}", project.display()))?;
+        let mut command = vec![npm, "install".as_ref(), "--prefix".as_ref(), directory.as_os_str(), sdk.as_ref()];
+        command.extend(NPM.map(OsStr::new));
+        run(&python()?, &command)
+    })
 }
 
 /// Cargo's target directory: `CARGO_TARGET_DIR`, else `target` in the workspace.
@@ -88,17 +107,29 @@ fn install(target: &Path, name: &str, requirements: &[&str]) -> Result<PathBuf> 
     })
 }
 
-/// Builds an environment that is not there yet, or not with `wanted`, or not whole.
+/// Builds a Python environment that is not there yet, or not with `wanted`, or not whole; returns its Python.
+fn once(target: &Path, name: &str, wanted: &str, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    let works = |directory: &Path| runs(&directory.join(INTERPRETER));
+    Ok(kept(target, name, wanted, works, build)?.join(INTERPRETER))
+}
+
+/// Builds a directory that is not there yet, or not with `wanted`, or does not work; returns it.
 ///
 /// Several test binaries may call this at once: one builds, the others wait at the lock. The marker is written last,
 /// so what was interrupted is done anew.
-fn once(target: &Path, name: &str, wanted: &str, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+fn kept(
+    target: &Path,
+    name: &str,
+    wanted: &str,
+    works: impl Fn(&Path) -> bool,
+    build: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
     let home = target.join("mantlet-testkit");
     let directory = home.join(name);
-    let (marker, interpreter) = (directory.join("complete"), directory.join(INTERPRETER));
-    let is_complete = || fs::read_to_string(&marker).is_ok_and(|text| text == wanted) && runs(&interpreter);
+    let marker = directory.join("complete");
+    let is_complete = || fs::read_to_string(&marker).is_ok_and(|text| text == wanted) && works(&directory);
     if is_complete() {
-        return Ok(interpreter);
+        return Ok(directory);
     }
 
     fs::create_dir_all(&home).context(|| format!("make {}", home.display()))?;
@@ -109,7 +140,7 @@ fn once(target: &Path, name: &str, wanted: &str, build: impl FnOnce(&Path) -> Re
         lock.lock().context(|| format!("lock {}", lock_path.display()))?;
     }
     if is_complete() {
-        return Ok(interpreter);
+        return Ok(directory);
     }
 
     let since = Instant::now();
@@ -122,7 +153,7 @@ fn once(target: &Path, name: &str, wanted: &str, build: impl FnOnce(&Path) -> Re
     build(&directory)?;
     fs::write(&marker, wanted).context(|| format!("write {}", marker.display()))?;
     say(&format!("installed in {} s", since.elapsed().as_secs()));
-    Ok(interpreter)
+    Ok(directory)
 }
 
 /// Whether this interpreter still starts: the system's Python below it may have been replaced.
@@ -185,6 +216,8 @@ print(kind)
 print('Python %d.%d' % sys.version_info[:2])
 print(sys.executable)
 ";
+
+const NPM: [&str; 5] = ["--no-audit", "--no-fund", "--no-package-lock", "--no-update-notifier", "--ignore-scripts"];
 
 const PIP: [&str; 8] = [
     "-m",

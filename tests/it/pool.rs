@@ -24,7 +24,7 @@ fn requests_in_turn_share_one_connection() {
         assert_eq!(request.send(gateway.addr()).status, 200);
     }
     assert_eq!((upstream.requests().len(), upstream.connections()), (20, 1));
-    assert_eq!(gateway.metric("mantlet_upstream_connections{state=\"open\"}"), 1.0);
+    assert_eq!(gateway.metric("mantlet_upstream_connections{state=\"open\",upstream=\"synapse\"}"), 1.0);
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn a_request_that_was_picked_up_before_the_news_of_the_closing_is_sent_once_on_a
         assert_eq!(answer.status, 200, "round {n}: {}", answer.text());
         let seen = upstream.take();
         assert_eq!(seen.iter().map(|request| &request.body[..]).collect::<Vec<_>>(), [b"once"], "round {n}");
-        assert_eq!(process.metric("mantlet_upstream_retries_total"), Some(f64::from(n)));
+        assert_eq!(process.metric("mantlet_upstream_retries_total{upstream=\"synapse\"}"), Some(f64::from(n)));
     }
 }
 

@@ -87,6 +87,16 @@ impl Site {
         process
     }
 
+    /// Starts the gateway where it may open no more files than these.
+    pub fn start_with_descriptors(&self, most: usize) -> Process {
+        let mut shell = Command::new("sh");
+        let line = format!("ulimit -n {most}; exec \"$0\" run --log-format json");
+        shell.current_dir(self.path()).args(["-c", &line, env!("CARGO_BIN_EXE_mantlet")]).stdin(Stdio::null());
+        let process = self.follow(shell);
+        process.wait_log("it listens", |line| line["message"] == "listening");
+        process
+    }
+
     /// Starts the gateway and does not wait.
     pub fn spawn(&self) -> Process {
         self.spawn_by(mantlet(self.path()))
@@ -94,7 +104,12 @@ impl Site {
 
     /// The same by a command of one's own that becomes the gateway.
     pub fn spawn_by(&self, mut command: Command) -> Process {
-        command.args(["run", "--log-format", "json"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(["run", "--log-format", "json"]);
+        self.follow(command)
+    }
+
+    fn follow(&self, mut command: Command) -> Process {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary runs");
         let (log, records) = (Lines::default(), Lines::default());
         log.follow(child.stderr.take().expect("it is piped"));
@@ -157,6 +172,13 @@ impl Process {
     /// The generation in force.
     pub fn generation(&self) -> u64 {
         self.admin("/version").json()["generation"].as_u64().expect("a number")
+    }
+
+    /// The memory it holds, in bytes.
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
     }
 
     /// Sends a signal, by its name.

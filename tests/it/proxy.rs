@@ -169,7 +169,7 @@ fn bodies_of_both_framings_arrive_whole_in_both_directions() {
             Answer::Bytes([head, chunked(&answered, size)].concat())
         });
         let gateway = Gateway::start(&url(&upstream), OPEN);
-        let mut request = Request::new("POST", "/_matrix/media/v3/upload?filename=a").timeout(SOON);
+        let mut request = Request::new("POST", "/_matrix/client/v3/login").timeout(SOON);
         request = match size {
             0 => request.body(sent.clone()),
             size => request.header("Transfer-Encoding", "chunked").body(chunked(&sent, size)),

@@ -1,4 +1,4 @@
-//! Streams stay streams: nothing is collected, nobody waits for what is not needed, and whoever goes away ends the work.
+//! Streams stay streams: nothing is collected but uploads without a length, nobody waits for what is not needed, and whoever goes away ends the work.
 
 use std::sync::mpsc::{self, TrySendError};
 use std::time::{Duration, Instant};
@@ -11,6 +11,8 @@ use crate::common::*;
 use crate::support::Gateway;
 
 const UPLOAD: &str = "/_matrix/media/v3/upload";
+/// Takes a body that declares no length as it comes.
+const LOGIN: &str = "/_matrix/client/v3/login";
 
 /// A homeserver that gives each of these answers once, in order.
 fn once(answers: impl IntoIterator<Item = Answer>) -> Backend {
@@ -62,7 +64,7 @@ fn the_homeserver_sees_the_first_bytes_of_an_upload_before_the_client_sends_the_
         let upstream = homeserver();
         let gateway = Gateway::start(&url(&upstream), OPEN);
         let mut client = Connection::open(gateway.addr()).unwrap();
-        client.write(format!("POST {UPLOAD} HTTP/1.1\r\nHost: hs\r\n{framing}\r\n\r\n").as_bytes()).unwrap();
+        client.write(format!("POST {LOGIN} HTTP/1.1\r\nHost: hs\r\n{framing}\r\n\r\n").as_bytes()).unwrap();
         upstream.wait_requests(1, SOON).unwrap();
         client.write(first.as_bytes()).unwrap();
         eventually("the first bytes arrive", || upstream.last().unwrap().body == b"first");
@@ -231,7 +233,7 @@ fn a_body_that_stops_flowing_is_given_up() {
         let upstream = homeserver();
         let gateway = Gateway::with(&url(&upstream), OPEN, "[limits]\nbody_idle = \"100ms\"");
         let mut client = Connection::open(gateway.addr()).unwrap();
-        client.write(format!("POST {UPLOAD} HTTP/1.1\r\nHost: hs\r\n{framing}").as_bytes()).unwrap();
+        client.write(format!("POST {LOGIN} HTTP/1.1\r\nHost: hs\r\n{framing}").as_bytes()).unwrap();
         let answer = client.response("POST").unwrap();
         assert_matrix_error(&answer, 408, "M_UNKNOWN");
         upstream.wait_closed(SOON).unwrap();

@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
+pub mod mutate;
+
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -101,6 +103,15 @@ impl Gateway {
     /// The access records, once there are so many.
     pub fn records(&self, at_least: usize) -> Vec<Value> {
         self.records.wait(at_least)
+    }
+
+    /// The access records, once there is one like this: they are written behind the answers.
+    pub fn records_with(&self, wanted: impl Fn(&Value) -> bool) -> Vec<Value> {
+        let mut records = self.records(1);
+        while !records.iter().any(&wanted) {
+            records = self.records(records.len() + 1);
+        }
+        records
     }
 
     /// All that was written of exchanges so far, as text.

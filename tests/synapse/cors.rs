@@ -12,7 +12,7 @@ fn preflight(path: &str, method: &str) -> Request {
 }
 
 /// The fields of an answer by name, without those that are another one each time, or the server's own name.
-fn fields(response: &Response) -> Vec<(String, String)> {
+pub fn fields(response: &Response) -> Vec<(String, String)> {
     let own = ["date", "server", "content-length", "transfer-encoding", "connection", "x-mantlet-rule"];
     let fields = response.headers.iter().map(|(name, value)| (name.to_lowercase(), value.clone()));
     let mut fields: Vec<_> = fields.filter(|(name, _)| !own.contains(&name.as_str())).collect();

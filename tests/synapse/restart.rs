@@ -24,6 +24,30 @@ fn assert_accident(answer: &Response, status: u16) {
 }
 
 #[test]
+fn another_server_does_not_notice_a_restart() {
+    let options = Options { server_name: "patience.localtest".into(), unix_socket: false, ..Options::default() };
+    let mut synapse = Synapse::start(options).unwrap();
+    let gateway = Gateway::with(&synapse.base_url(), &extends("balanced"), "[limits]\npatience = \"1m\"");
+    let key = Request::new("GET", "/_matrix/key/v2/server").timeout(2 * PATIENCE);
+    assert_eq!(key.send(gateway.addr()).status, 200);
+    synapse.stop().unwrap();
+    let addr = gateway.addr();
+    let answer = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| key.send(addr));
+        while gateway.metric("mantlet_upstream_waiting{upstream=\"synapse\"}") < 1.0 {
+            assert!(!waiting.is_finished(), "it does not wait");
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+        // A person is told at once.
+        assert_accident(&Request::new("GET", "/_matrix/client/versions").send(gateway.addr()), 502);
+        assert!(!waiting.is_finished());
+        synapse.start_again().unwrap();
+        waiting.join().unwrap()
+    });
+    assert_eq!((answer.status, answer.json()["server_name"].as_str()), (200, Some("patience.localtest")));
+}
+
+#[test]
 fn synapse_goes_and_comes_back() {
     let options = Options { server_name: "restart.localtest".into(), unix_socket: false, ..Options::default() };
     let mut synapse = Synapse::start(options).unwrap();

@@ -1,11 +1,11 @@
 //! What the tests share: one Synapse that protects nothing, a room in its directory, and a foreign server that it believes.
 
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
 
 use mantlet_testkit::http::{Request, Response};
 use mantlet_testkit::peer::Peer;
 use mantlet_testkit::synapse::{Options, Role, Session, Synapse};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::Gateway;
 
@@ -14,6 +14,16 @@ pub const POLICIES: [&str; 2] = ["balanced", "strict"];
 
 /// Every user's password.
 pub const PASSWORD: &str = "a password";
+
+/// The token of an application service that makes users whose names begin with `bridge-`.
+pub const BRIDGE_TOKEN: &str = "the-token-of-the-bridge";
+
+static BRIDGE: LazyLock<Value> = LazyLock::new(|| {
+    json!({
+        "id": "bridge", "url": null, "as_token": BRIDGE_TOKEN, "hs_token": "unused", "sender_localpart": "bridge",
+        "namespaces": {"users": [{"exclusive": true, "regex": "@bridge-.*"}]},
+    })
+});
 
 /// One for the whole binary.
 pub struct World {
@@ -32,9 +42,20 @@ pub fn world() -> &'static World {
     static WORLD: OnceLock<World> = OnceLock::new();
     WORLD.get_or_init(|| {
         let peer = Peer::start().unwrap();
+        // Synapse reads it at its start only.
+        let directory = tempfile::tempdir().unwrap();
+        let bridge = directory.path().join("bridge.yaml");
+        std::fs::write(&bridge, BRIDGE.to_string()).unwrap();
         let options = Options {
             federation_ca: Some(peer.ca_path().to_owned()),
-            extra_yaml: "experimental_features: {msc4133_enabled: true}\n".into(),
+            metrics: true,
+            extra_yaml: json!({
+                "experimental_features": {"msc4133_enabled": true},
+                "app_service_config_files": [bridge],
+                // What Synapse says to whoever asks too often is seen where nothing else asks.
+                "rc_registration_token_validity": {"per_second": 0.001, "burst_count": 1},
+            })
+            .to_string(),
             ..Options::default()
         };
         let synapse = Synapse::start(options).unwrap();

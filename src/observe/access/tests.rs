@@ -28,6 +28,7 @@ fn record() -> AccessRecord {
         bytes_in: 0,
         bytes_out: 63,
         duration_us: 215,
+        upstream: None,
         upstream_us: None,
         generation: 7,
     }
@@ -68,7 +69,7 @@ fn writes_these_fields_in_this_order_and_no_others() {
         r#"{"time":"2025-11-24T16:00:00.123Z","id":"00000000000000ab","flow":"client","listener":"public","#,
         r#""method":"GET","endpoint":"get_public_rooms","protocol":"h2","tls":true,"status":401,"#,
         r#""rule":"public_rooms","decision":"deny","mode":"enforce","token":"invalid","network":"public","#,
-        r#""error":null,"bytes_in":0,"bytes_out":63,"duration_us":215,"upstream_us":null,"generation":7}"#,
+        r#""error":null,"bytes_in":0,"bytes_out":63,"duration_us":215,"upstream":null,"upstream_us":null,"generation":7}"#,
         "\n"
     );
     assert_eq!(String::from_utf8(line).unwrap(), expected);
@@ -79,17 +80,20 @@ fn text_has_aligned_columns_and_then_pairs() {
     let mut lines = Vec::new();
     text(&record(), &mut lines);
     let long = AccessRecord { flow: Flow::Federation, decision: Decision::Cancelled, status: 0, ..record() };
-    text(&AccessRecord { upstream_us: Some(12), error: Some("connect"), ..long }, &mut lines);
+    text(
+        &AccessRecord { upstream: Some("media".into()), upstream_us: Some(12), error: Some("connect"), ..long },
+        &mut lines,
+    );
     let lines = String::from_utf8(lines).unwrap();
     let (first, second) = lines.trim_end().split_once('\n').unwrap();
     assert_eq!(
         first,
         "2025-11-24T16:00:00.123Z client     deny      401 GET     get_public_rooms                         \
          id=00000000000000ab listener=public protocol=h2 tls=true rule=public_rooms mode=enforce token=invalid \
-         network=public error=- bytes_in=0 bytes_out=63 duration_us=215 upstream_us=- generation=7"
+         network=public error=- bytes_in=0 bytes_out=63 duration_us=215 upstream=- upstream_us=- generation=7"
     );
     assert_eq!(first.find(" id="), second.find(" id="));
-    assert!(second.contains(" error=connect ") && second.contains(" upstream_us=12 "), "{second}");
+    assert!(second.contains(" error=connect ") && second.contains(" upstream=media upstream_us=12 "), "{second}");
 }
 
 #[test]

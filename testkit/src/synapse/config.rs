@@ -19,7 +19,10 @@ impl Instance<'_> {
     /// Writes the configuration as JSON, which is YAML too.
     pub(super) fn configure(&self, options: &Options) -> Result<()> {
         let file = |name: &str| self.directory.join(name).display().to_string();
-        let resources = json!([{"names": ["client", "federation"], "compress": false}]);
+        let mut resources = json!([{"names": ["client", "federation"], "compress": false}]);
+        if options.metrics {
+            resources[0]["names"] = json!(["client", "federation", "metrics"]);
+        }
         let mut listeners = vec![json!({
             "type": "http", "port": self.port, "bind_addresses": ["127.0.0.1"], "tls": false,
             "x_forwarded": true, "request_id_header": "X-Request-ID", "resources": resources,
@@ -50,6 +53,7 @@ impl Instance<'_> {
             "federation_ip_range_blacklist": [],
             // Else a destination that failed once stays off for ten minutes.
             "federation": {"destination_min_retry_interval": "1s", "destination_max_retry_interval": "5s"},
+            "enable_metrics": options.metrics,
             "enable_registration": options.enable_registration,
             "enable_registration_without_verification": options.enable_registration,
             "allow_guest_access": true,
