@@ -131,8 +131,10 @@ impl Listener {
             }
         }
         // Whoever was let in by the system believes to be connected: a close here would be a lost request.
-        while !self.inherited {
-            let Some(Ok(stream)) = now_or_never(socket.accept()) else { break };
+        if self.inherited {
+            return;
+        }
+        while let Some(Ok(stream)) = now_or_never(socket.accept()) {
             self.admit(stream);
         }
     }
