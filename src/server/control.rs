@@ -49,8 +49,6 @@ impl Control {
                 if let Some(signals) = Signals::catch() {
                     tokio::task::spawn_local(signals.obey(Arc::clone(&self.reloader), self.ending));
                 }
-                // All sockets are open by now, and every way to stop is there.
-                notify("READY=1");
             }
             if let Some(listener) = self.admin {
                 let health = health_of(Upstreams::new(&self.directory), self.server_name);

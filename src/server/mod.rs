@@ -165,6 +165,9 @@ pub fn start(start: Start) -> Result<Running, Problems> {
     if let Some(admin) = &running.admin {
         tracing::info!(address = %admin, "the admin listener is up");
     }
+    if signals {
+        notify::notify("READY=1");
+    }
     Ok(running)
 }
 

@@ -90,9 +90,9 @@ impl Site {
     /// Starts the gateway where it may open no more files than these.
     pub fn start_with_descriptors(&self, most: usize) -> Process {
         let mut shell = Command::new("sh");
-        let line = format!("ulimit -n {most}; exec \"$0\" \"$@\"");
+        let line = format!("ulimit -n {most}; exec \"$0\" run --log-format json");
         shell.current_dir(self.path()).args(["-c", &line, env!("CARGO_BIN_EXE_mantlet")]).stdin(Stdio::null());
-        let process = self.spawn_by(shell);
+        let process = self.follow(shell);
         process.wait_log("it listens", |line| line["message"] == "listening");
         process
     }
@@ -104,7 +104,12 @@ impl Site {
 
     /// The same by a command of one's own that becomes the gateway.
     pub fn spawn_by(&self, mut command: Command) -> Process {
-        command.args(["run", "--log-format", "json"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(["run", "--log-format", "json"]);
+        self.follow(command)
+    }
+
+    fn follow(&self, mut command: Command) -> Process {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary runs");
         let (log, records) = (Lines::default(), Lines::default());
         log.follow(child.stderr.take().expect("it is piped"));
