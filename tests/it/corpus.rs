@@ -210,9 +210,12 @@ fn run(cases: Vec<Case>, start: impl Fn(&Upstream) -> Target + Sync) {
 
 /// A gateway and how it is spoken to.
 struct Target {
-    send: Box<dyn Fn(&[u8]) -> Answer>,
-    probe: Box<dyn Fn(&[u8])>,
+    send: Speak<Answer>,
+    probe: Speak<()>,
 }
+
+/// Sends bytes and tells what came back.
+type Speak<T> = Box<dyn Fn(&[u8]) -> T>;
 
 #[test]
 fn the_homeserver_sees_of_http1_what_the_rfc_says_or_nothing() {

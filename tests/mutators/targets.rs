@@ -28,7 +28,7 @@ pub fn endpoint(data: &[u8]) {
     }
     assert_eq!(found.raw, found.decoded, "{method} {path}");
     // Each third byte by its escape, from the place that the choice says.
-    let is_escaped = |at: usize, byte: u8| byte != b'/' && at > 0 && (at + usize::from(*choice)) % 3 == 0;
+    let is_escaped = |at: usize, byte: u8| byte != b'/' && at > 0 && (at + usize::from(*choice)).is_multiple_of(3);
     let escaped: String = (path.bytes().enumerate())
         .map(|(at, byte)| if is_escaped(at, byte) { format!("%{byte:02x}") } else { char::from(byte).to_string() })
         .collect();
