@@ -6,7 +6,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::Request;
+use http::header::{self, HeaderValue};
+use http::{Method, Request};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -16,8 +17,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tower::Service;
 
+use super::frames::Frames;
 use super::listener::{Drain, Listener};
-use crate::observe::access::Protocol;
 use crate::observe::metrics::Refusal;
 use crate::stack::pace::Phase;
 use crate::stack::{Pace, Peer};
@@ -27,9 +28,18 @@ pub async fn serve_h1<IO: AsyncRead + AsyncWrite + Unpin>(listener: &Listener, i
     let limits = &listener.shared.limits;
     let service = service_fn(|request: Request<Incoming>| {
         let (shared, peer) = (Rc::clone(&listener.shared), Rc::clone(&peer));
-        async move { (&shared.stack).call((request, peer)).await }
+        let is_last = is_last(&request);
+        async move {
+            let mut response = (&shared.stack).call((request, peer)).await;
+            if let Ok(response) = &mut response
+                && is_last
+            {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            response
+        }
     });
-    let io = Paced { io, pace: Rc::clone(&peer.pace), protocol: Protocol::H1 };
+    let io = Paced { io, pace: Rc::clone(&peer.pace), frames: None };
     let mut connection = http1::Builder::new().max_headers(limits.fields).serve_connection(TokioIo::new(io), service);
     let ended = attend(listener, &peer.pace, |cx, stop| {
         if stop {
@@ -61,12 +71,14 @@ pub async fn serve_h2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(listener: &L
         let (shared, peer) = (Rc::clone(&shared), Rc::clone(&peer));
         async move { (&shared.stack).call((request, peer)).await }
     });
-    let io = Paced { io, pace: Rc::clone(&pace), protocol: Protocol::H2 };
+    let io = Paced { io, pace: Rc::clone(&pace), frames: Some(Frames::new()) };
     let head_bytes = u32::try_from(limits.head_bytes.get()).unwrap_or(u32::MAX);
     let connection = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)
         .max_header_list_size(head_bytes)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_local_error_reset_streams(LOCAL_RESETS)
         .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);
     let ended = attend(listener, &pace, |cx, stop| {
@@ -79,6 +91,14 @@ pub async fn serve_h2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(listener: &L
     if let Ended::Closed(Err(error)) = ended {
         tracing::debug!(listener = %listener.metrics.name(), %error, "an HTTP/2 connection ended with an error");
     }
+}
+
+/// Whether nothing that follows this request may be taken for another one.
+///
+/// The HTTP library does not tell whether a Content-Length stood beside a Transfer-Encoding: what comes next may be the rest of
+/// what somebody before us took for the body (RFC 9112, section 6.3). And who asks for a tunnel may send on as if there were one.
+fn is_last(request: &Request<Incoming>) -> bool {
+    request.headers().contains_key(header::TRANSFER_ENCODING) || request.method() == Method::CONNECT
 }
 
 enum Ended {
@@ -149,19 +169,24 @@ fn count_refusal(listener: &Listener, error: &hyper::Error) {
     }
 }
 
-/// Tells bytes that come in to the pace of their connection.
+/// Tells bytes that come in to the pace of their connection, and ends one of HTTP/2 that asks for too much.
 struct Paced<IO> {
     io: IO,
     pace: Rc<Pace>,
-    protocol: Protocol,
+    frames: Option<Frames>,
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Paced<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.io).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            self.pace.read(self.protocol == Protocol::H1);
+        let new = &buf.filled()[before..];
+        if new.is_empty() {
+            return read;
+        }
+        self.pace.read(self.frames.is_none());
+        if self.frames.as_mut().is_some_and(|frames| !frames.read(new)) {
+            return Poll::Ready(Err(io::Error::other("too many frames that bring nothing")));
         }
         read
     }
@@ -204,6 +229,12 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
         });
     }
 }
+
+/// Streams that a client opened and took back before we looked at them, until its connection ends.
+const PENDING_RESETS: usize = 20;
+
+/// Streams that a client made us reset by breaking the protocol.
+const LOCAL_RESETS: usize = 100;
 
 const LAST_WORD: Duration = Duration::from_secs(1);
 const TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";

@@ -110,6 +110,30 @@ impl Socket {
             Self::Unix(socket) => socket.accept().await.map(|(stream, _)| Stream::Unix(stream)),
         }
     }
+
+    /// Closes the socket, and gives what still waits in its queue. The kernel itself is asked: of what came in this moment the
+    /// runtime has not heard yet.
+    fn queue(self) -> Vec<Stream> {
+        let queue = match self {
+            Self::Tcp(socket) => socket.into_std().map(|socket| {
+                let next = || {
+                    let (stream, address) = socket.accept()?;
+                    stream.set_nonblocking(true)?;
+                    io::Result::Ok(Stream::Tcp(TcpStream::from_std(stream)?, address.ip().to_canonical()))
+                };
+                std::iter::from_fn(|| next().ok()).collect()
+            }),
+            Self::Unix(socket) => socket.into_std().map(|socket| {
+                let next = || {
+                    let (stream, _) = socket.accept()?;
+                    stream.set_nonblocking(true)?;
+                    io::Result::Ok(Stream::Unix(UnixStream::from_std(stream)?))
+                };
+                std::iter::from_fn(|| next().ok()).collect()
+            }),
+        };
+        queue.unwrap_or_default()
+    }
 }
 
 impl Listener {
@@ -134,7 +158,7 @@ impl Listener {
         if self.inherited {
             return;
         }
-        while let Some(Ok(stream)) = now_or_never(socket.accept()) {
+        for stream in socket.queue() {
             self.admit(stream);
         }
     }
@@ -186,8 +210,4 @@ async fn wait_out(error: &io::Error) {
     }
     tracing::warn!(%error, "no connection can be accepted; trying again in a second. Raise the limit of open files (LimitNOFILE=)");
     tokio::time::sleep(Duration::from_secs(1)).await;
-}
-
-fn now_or_never<F: Future>(future: F) -> Option<F::Output> {
-    futures_util::FutureExt::now_or_never(future)
 }

@@ -3,5 +3,6 @@
 mod acceptor;
 pub mod admission;
 mod connection;
+mod frames;
 pub mod listener;
 mod proxy_header;

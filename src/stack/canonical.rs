@@ -1,11 +1,12 @@
 //! 4 One spelling, or a refusal: what is ambiguous in target, host or framing never reaches those who judge.
 
 use std::future::{Ready, ready};
+use std::net::Ipv6Addr;
 use std::task::{Context, Poll};
 
 use futures_util::future::Either;
 use http::header::{self, HeaderValue};
-use http::uri::Authority;
+use http::uri::{Authority, Scheme};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use tower::{Layer, Service};
 
@@ -63,6 +64,8 @@ enum Refusal {
     Bytes,
     /// No host, several, or two that differ.
     Host,
+    /// A body whose end two readers would see in two places.
+    Framing,
 }
 
 impl Refusal {
@@ -72,6 +75,7 @@ impl Refusal {
             Refusal::Target => "The request target must be a path",
             Refusal::Bytes => "The request target must be ASCII: percent-encode the rest",
             Refusal::Host => "The request must name exactly one valid host",
+            Refusal::Framing => "The request must have one Content-Length, or be chunked and nothing else",
         };
         Answer::matrix(StatusCode::BAD_REQUEST, "M_UNKNOWN", error)
     }
@@ -85,7 +89,11 @@ fn canonicalize(request: &mut Request<RequestBody>) -> Result<(), Refusal> {
     let authority = take_target(request)?;
     let host = one_host(request.headers(), authority)?;
     let is_h2 = request.version() == Version::HTTP_2;
+    // The next hop is a connection of its own: one that a client of HTTP/1.0 asks for must not end with its request.
+    *request.version_mut() = Version::HTTP_11;
+    let has_content = ![Method::GET, Method::HEAD].contains(request.method());
     let headers = request.headers_mut();
+    one_framing(headers, has_content)?;
     if let Some(host) = host {
         headers.insert(header::HOST, host);
     }
@@ -94,7 +102,6 @@ fn canonicalize(request: &mut Request<RequestBody>) -> Result<(), Refusal> {
     headers.remove(header::EXPECT);
     if is_h2 {
         join_cookies(headers);
-        *request.version_mut() = Version::HTTP_11;
     }
     Ok(())
 }
@@ -115,6 +122,11 @@ fn take_target(request: &mut Request<RequestBody>) -> Result<Option<Authority>, 
     }
     if !is_h2 {
         return Ok(None);
+    }
+    let is_ours = |scheme: &Scheme| *scheme == Scheme::HTTPS || *scheme == Scheme::HTTP;
+    // Without an authority, the library drops the scheme.
+    if uri.authority().is_some() && !uri.scheme().is_some_and(is_ours) {
+        return Err(Refusal::Target);
     }
     let mut parts = std::mem::take(request.uri_mut()).into_parts();
     let authority = parts.authority.take();
@@ -149,10 +161,51 @@ fn one_host(headers: &HeaderMap, authority: Option<Authority>) -> Result<Option<
 
 /// A host as RFC 3986 has it, with an optional port: no user, no path, no list.
 fn is_host(text: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']');
-    !text.is_empty()
-        && text.bytes().all(plain)
-        && text.parse::<Authority>().is_ok_and(|parsed| !parsed.host().is_empty())
+    let (is_name, rest) = match text.strip_prefix('[') {
+        Some(literal) => match literal.split_once(']') {
+            Some((address, rest)) => (address.parse::<Ipv6Addr>().is_ok(), rest),
+            None => return false,
+        },
+        None => {
+            let (name, rest) = text.split_at(text.find(':').unwrap_or(text.len()));
+            (is_name(name), rest)
+        }
+    };
+    is_name && (rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port))
+}
+
+fn is_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    // One dot may stand at the end: the root of the domain names.
+    let labels = name.strip_suffix('.').unwrap_or(name);
+    labels.split('.').all(|label| !label.is_empty() && label.bytes().all(plain))
+}
+
+fn is_port(port: &str) -> bool {
+    port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
+}
+
+/// One length that is a number, or chunks and no other coding (RFC 9112, section 6).
+///
+/// The HTTP library reads the same, but passes on what it read: Synapse would read it again, by its own lights.
+fn one_framing(headers: &mut HeaderMap, has_content: bool) -> Result<(), Refusal> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    // Towards Synapse the library would leave the chunks of a GET away, and their end with them.
+    if codings.next().is_some_and(|coding| !has_content || !is_chunked(coding)) || codings.next().is_some() {
+        return Err(Refusal::Framing);
+    }
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let Some(length) = lengths.next() else { return Ok(()) };
+    if lengths.next().is_some() {
+        return Err(Refusal::Framing);
+    }
+    let number = length.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let number = HeaderValue::from(number.and_then(|text| text.parse::<u64>().ok()).ok_or(Refusal::Framing)?);
+    if number != length {
+        headers.insert(header::CONTENT_LENGTH, number);
+    }
+    Ok(())
 }
 
 /// h2 may split cookies into crumbs; Synapse reads one field (RFC 9113, section 8.2.3).
@@ -203,9 +256,38 @@ mod tests {
         for good in ["hs", "hs.example:8448", "[::1]:8008", "127.0.0.1"] {
             assert_eq!(h1("/", &[good]), Ok(()), "{good}");
         }
-        for bad in [&[][..], &["a", "a"], &["a,b"], &["u@a"], &["a/b"], &["a b"], &[""], &[":8008"]] {
+        let odd =
+            ["a,b", "u@a", "a/b", "a b", "", ":8008", "a:", "a:+1", "a:65536", "[::1", "[::1]x", "[a]", "a..b", "."];
+        for bad in odd.each_ref().map(std::slice::from_ref).into_iter().chain([&[][..], &["a", "a"]]) {
             assert_eq!(h1("/", bad), Err(Refusal::Host), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_body_ends_in_one_place() {
+        let framed = |fields: &[(&str, &str)]| {
+            let mut request = request("POST", "/", Version::HTTP_11, &[&[("host", "hs")], fields].concat());
+            canonicalize(&mut request).map(|()| request.headers().get("content-length").cloned())
+        };
+        assert_eq!(framed(&[("transfer-encoding", "Chunked")]), Ok(None));
+        assert_eq!(framed(&[("content-length", "007")]), Ok(Some("7".parse().unwrap())));
+        for bad in [
+            &[("transfer-encoding", "gzip, chunked")][..],
+            &[("transfer-encoding", ",chunked")],
+            &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
+            &[("content-length", "3"), ("content-length", "3")],
+            &[("content-length", "+3")],
+            &[("content-length", "")],
+        ] {
+            assert_eq!(framed(bad), Err(Refusal::Framing), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_next_hop_speaks_http_1_1_whatever_the_client_does() {
+        let mut old = request("GET", "/", Version::HTTP_10, &[("host", "hs")]);
+        assert_eq!(canonicalize(&mut old), Ok(()));
+        assert_eq!(old.version(), Version::HTTP_11);
     }
 
     #[test]
@@ -213,6 +295,8 @@ mod tests {
         let mut good = request("GET", "https://hs:8448/x?y", Version::HTTP_2, &[]);
         assert_eq!(canonicalize(&mut good), Ok(()));
         assert_eq!((good.uri().to_string().as_str(), good.headers()["host"].to_str().unwrap()), ("/x?y", "hs:8448"));
+        let mut other = request("GET", "matrix-federation://hs/x", Version::HTTP_2, &[]);
+        assert_eq!(canonicalize(&mut other), Err(Refusal::Target));
         let mut two = request("GET", "https://hs/x", Version::HTTP_2, &[("host", "other")]);
         assert_eq!(canonicalize(&mut two), Err(Refusal::Host));
     }

@@ -1,10 +1,11 @@
 //! HTTPS: HTTP/1.1 and HTTP/2 on one port.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mantlet_testkit::backend::Answer;
@@ -43,7 +44,10 @@ async fn connect(addr: SocketAddr, ca: &str, alpn: &[&[u8]]) -> tokio_rustls::cl
     tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
 }
 
-async fn h2(addr: SocketAddr, ca: &str) -> SendRequest<Full<Bytes>> {
+async fn h2<B>(addr: SocketAddr, ca: &str) -> SendRequest<B>
+where
+    B: http_body::Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
+{
     let stream = connect(addr, ca, &[b"h2"]).await;
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
@@ -196,6 +200,31 @@ fn http2_bodies_beyond_the_limit_and_upstream_failures_are_answered() {
             assert_eq!(answer.headers()["access-control-allow-origin"], "*");
         }
     });
+}
+
+#[test]
+fn an_upload_over_http2_that_declares_no_length_gets_one() {
+    let upstream = homeserver();
+    let (gateway, ca) = gateway(&url(&upstream), OPEN);
+    // 1 MiB is what is collected by default.
+    let whole = noise(1024 * 1024 + 1);
+    let upload = |size: usize| {
+        let pieces: Vec<_> = whole[..size].chunks(10_000).map(Bytes::copy_from_slice).collect();
+        let pieces = pieces.into_iter().map(|piece| Ok::<_, Infallible>(http_body::Frame::data(piece)));
+        let body = StreamBody::new(futures_util::stream::iter(pieces));
+        http::Request::post("https://hs/_matrix/media/v3/upload").body(body).unwrap()
+    };
+    run(async {
+        let mut sender = h2(gateway.addr(), &ca).await;
+        let answer = sender.send_request(upload(1024 * 1024)).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let answer = sender.send_request(upload(1024 * 1024 + 1)).await.unwrap();
+        assert_eq!(answer.status(), 411);
+    });
+    let seen = upstream.requests();
+    assert_eq!(seen.len(), 1);
+    assert_eq!(seen[0].header_all("content-length"), [(1024 * 1024).to_string()]);
+    assert!(seen[0].header("transfer-encoding").is_none() && seen[0].body == whole[..1024 * 1024]);
 }
 
 #[test]

@@ -3,7 +3,9 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
+pub mod frames;
 pub mod mutate;
+pub mod strict;
 
 use std::io::Write;
 use std::net::SocketAddr;

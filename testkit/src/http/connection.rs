@@ -54,9 +54,14 @@ impl Connection {
 
     /// Connects over TLS (ALPN `http/1.1`) and trusts only this authority; the handshake is done on return.
     pub fn open_tls(to: SocketAddr, server_name: &str, ca_pem: &str) -> Result<Connection> {
+        Connection::open_tls_for(to, server_name, ca_pem, b"http/1.1")
+    }
+
+    /// The same with another protocol, such as `h2`: its bytes are the test's to write and to read.
+    pub fn open_tls_for(to: SocketAddr, server_name: &str, ca_pem: &str, alpn: &[u8]) -> Result<Connection> {
         let plain = Connection::open(to)?;
         let Stream::Plain(mut socket) = plain.stream else { return Err(Error::new("TLS within TLS")) };
-        let mut tls = client(server_name, ca_pem)?;
+        let mut tls = client(server_name, ca_pem, alpn)?;
         plain.control.set_timeout(TIMEOUT).context(|| "set a timeout".into())?;
         while tls.is_handshaking() {
             tls.complete_io(&mut socket).context(|| format!("TLS handshake with {to} as {server_name}"))?;
@@ -218,7 +223,7 @@ impl Connection {
     }
 }
 
-fn client(server_name: &str, ca_pem: &str) -> Result<ClientConnection> {
+fn client(server_name: &str, ca_pem: &str, alpn: &[u8]) -> Result<ClientConnection> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
         let certificate = certificate.context(|| "read the authority's PEM".into())?;
@@ -230,7 +235,7 @@ fn client(server_name: &str, ca_pem: &str) -> Result<ClientConnection> {
         .context(|| "set up TLS".into())?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![alpn.to_vec()];
     let name = ServerName::try_from(server_name.to_owned()).context(|| format!("{server_name} is no name"))?;
     ClientConnection::new(Arc::new(config), name).context(|| "set up TLS".into())
 }

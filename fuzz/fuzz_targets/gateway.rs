@@ -1,0 +1,9 @@
+//! Any text of a gateway file.
+
+#![no_main]
+#![allow(dead_code, reason = "each target is one of several")]
+
+#[path = "../../tests/mutators/targets.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::gateway(data));

@@ -1,0 +1,9 @@
+//! Any text of a policy.
+
+#![no_main]
+#![allow(dead_code, reason = "each target is one of several")]
+
+#[path = "../../tests/mutators/targets.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::policy(data));
