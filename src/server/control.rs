@@ -45,10 +45,10 @@ impl Control {
             .expect("the control thread needs a runtime: raise the limit of open files");
         runtime.block_on(async {
             tokio::task::spawn_local(watch_files(Arc::clone(&self.reloader)));
-            if self.signals {
-                if let Some(signals) = Signals::catch() {
-                    tokio::task::spawn_local(signals.obey(Arc::clone(&self.reloader), self.ending));
-                }
+            if self.signals
+                && let Some(signals) = Signals::catch()
+            {
+                tokio::task::spawn_local(signals.obey(Arc::clone(&self.reloader), self.ending));
             }
             if let Some(listener) = self.admin {
                 let health = health_of(Upstreams::new(&self.directory), self.server_name);
