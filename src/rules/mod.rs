@@ -1,5 +1,6 @@
 //! The registry: one privacy rule a file, in the order in which their gates are tried.
 
+mod access;
 mod closed_endpoint;
 mod internal_endpoints;
 mod profiles;
@@ -212,19 +213,10 @@ fn take_mode(table: &mut Spanned<Value>, context: &str, sources: &Sources, probl
 }
 
 /// The value that was written, and its line as the origin of what follows; else the default.
-fn chosen<T: Copy + Default>(to: &mut Compiler<'_>, written: Option<&Spanned<T>>) -> T {
-    let Some(written) = written else { return T::default() };
+fn chosen<T: Copy>(to: &mut Compiler<'_>, written: Option<&Spanned<T>>, default: T) -> T {
+    let Some(written) = written else { return default };
     to.from(written.span());
     *written.get_ref()
-}
-
-/// A list of servers is worth nothing while whoever asks may name himself as he likes.
-fn refuse_listed(to: &mut Compiler<'_>, span: Range<usize>) {
-    to.problem(
-        span,
-        "`listed` needs verified signatures of other servers, which this version does not check",
-        "write `deny`, or `open`",
-    );
 }
 
 /// Networks as they are written; a single address is the network of that address. `None` where one is none, which is told.

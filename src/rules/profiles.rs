@@ -10,13 +10,12 @@
 //!     client = "token"        # open | token | deny
 //!     federation = "open"     # open | deny
 
-use http::StatusCode;
 use serde::Deserialize;
 use serde_spanned::Spanned;
 
 use super::Rule;
+use super::access::{Clients, Servers};
 use crate::matrix::endpoint::Endpoint;
-use crate::message::Answer;
 use crate::policy::{Compiler, Guests};
 
 /// What `[rules.profiles]` may say.
@@ -24,27 +23,9 @@ use crate::policy::{Compiler, Guests};
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Who may read profiles through the client API. Default: `token`.
-    client: Option<Spanned<Client>>,
+    client: Option<Spanned<Clients>>,
     /// Which servers may read profiles. Default: `open`.
-    federation: Option<Spanned<Federation>>,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Client {
-    Open,
-    #[default]
-    Token,
-    Deny,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Federation {
-    #[default]
-    Open,
-    Deny,
-    Listed,
+    federation: Option<Spanned<Servers>>,
 }
 
 /// What is read; writing needs the user's own token at Synapse in any case.
@@ -53,28 +34,10 @@ const READS: [Endpoint; 4] =
 
 impl Rule for Config {
     fn compile(&self, to: &mut Compiler<'_>) {
-        let client = super::chosen(to, self.client.as_ref());
-        for endpoint in READS {
-            match client {
-                Client::Open => {}
-                Client::Token => to.endpoint(endpoint).require_token(Guests::Refused),
-                Client::Deny => to.endpoint(endpoint).deny(Answer::matrix(
-                    StatusCode::FORBIDDEN,
-                    "M_FORBIDDEN",
-                    "Profile isn't available",
-                )),
-            }
-        }
-        match super::chosen(to, self.federation.as_ref()) {
-            Federation::Open => {}
-            Federation::Deny => to
-                .endpoint(Endpoint::FederationQueryProfile)
-                .forbid("Profile lookup over federation is disabled on this homeserver"),
-            Federation::Listed => {
-                let span = self.federation.as_ref().map(Spanned::span).unwrap_or_default();
-                super::refuse_listed(to, span);
-            }
-        }
+        let refusal = "Profile isn't available";
+        Clients::close(self.client.as_ref(), Clients::Token, (&READS, Guests::Refused, refusal), to);
+        let refusal = "Profile lookup over federation is disabled on this homeserver";
+        Servers::close(self.federation.as_ref(), Servers::Open, (&[Endpoint::FederationQueryProfile], refusal), to);
     }
 }
 

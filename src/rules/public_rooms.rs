@@ -9,13 +9,12 @@
 //!     client = "token"        # open | token | deny
 //!     federation = "deny"     # open | deny
 
-use http::StatusCode;
 use serde::Deserialize;
 use serde_spanned::Spanned;
 
 use super::Rule;
+use super::access::{Clients, Servers};
 use crate::matrix::endpoint::Endpoint;
-use crate::message::Answer;
 use crate::policy::{Compiler, Guests};
 
 /// What `[rules.public_rooms]` may say.
@@ -23,56 +22,19 @@ use crate::policy::{Compiler, Guests};
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Who may list rooms through the client API. Default: `token`.
-    client: Option<Spanned<Client>>,
+    client: Option<Spanned<Clients>>,
     /// Which servers may list rooms. Default: `deny`.
-    federation: Option<Spanned<Federation>>,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Client {
-    Open,
-    #[default]
-    Token,
-    Deny,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Federation {
-    Open,
-    #[default]
-    Deny,
-    Listed,
+    federation: Option<Spanned<Servers>>,
 }
 
 impl Rule for Config {
     fn compile(&self, to: &mut Compiler<'_>) {
-        let client = super::chosen(to, self.client.as_ref());
-        for endpoint in [Endpoint::GetPublicRooms, Endpoint::GetPublicRoomsFiltered] {
-            match client {
-                Client::Open => {}
-                Client::Token => to.endpoint(endpoint).require_token(Guests::Allowed),
-                Client::Deny => to.endpoint(endpoint).deny(Answer::matrix(
-                    StatusCode::FORBIDDEN,
-                    "M_FORBIDDEN",
-                    "This server does not list its rooms",
-                )),
-            }
-        }
-        let federation = super::chosen(to, self.federation.as_ref());
-        for endpoint in [Endpoint::FederationGetPublicRooms, Endpoint::FederationGetPublicRoomsFiltered] {
-            match federation {
-                Federation::Open => {}
-                Federation::Deny => {
-                    to.endpoint(endpoint).forbid("This server does not list its rooms to other servers")
-                }
-                Federation::Listed => {}
-            }
-        }
-        if let (Federation::Listed, Some(written)) = (federation, &self.federation) {
-            super::refuse_listed(to, written.span());
-        }
+        let lists = [Endpoint::GetPublicRooms, Endpoint::GetPublicRoomsFiltered];
+        let refusal = "This server does not list its rooms";
+        Clients::close(self.client.as_ref(), Clients::Token, (&lists, Guests::Allowed, refusal), to);
+        let lists = [Endpoint::FederationGetPublicRooms, Endpoint::FederationGetPublicRoomsFiltered];
+        let refusal = "This server does not list its rooms to other servers";
+        Servers::close(self.federation.as_ref(), Servers::Deny, (&lists, refusal), to);
     }
 }
 

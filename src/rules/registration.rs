@@ -29,11 +29,10 @@ pub struct Config {
     guests: Option<Spanned<Door>>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Door {
     Open,
-    #[default]
     Closed,
 }
 
@@ -47,13 +46,13 @@ const BESIDE: [Endpoint; 4] = [
 
 impl Rule for Config {
     fn compile(&self, to: &mut Compiler<'_>) {
-        let guests = super::chosen(to, self.guests.as_ref());
+        let guests = super::chosen(to, self.guests.as_ref(), Door::Closed);
         if guests == Door::Closed {
             // Synapse reads the first `kind` of the query only; whatever calls itself a guest anywhere is taken for one.
             let when = When { argument: Some(("kind", "guest")), ..When::default() };
             to.endpoint(Endpoint::Register).when(when).deny(closed("Guest access is disabled"));
         }
-        let users = super::chosen(to, self.users.as_ref());
+        let users = super::chosen(to, self.users.as_ref(), Door::Closed);
         if users == Door::Closed {
             let but_guests = When { first_argument_is_not: Some(("kind", "guest")), ..When::default() };
             to.endpoint(Endpoint::Register).when(but_guests).require_token_or(closed("Registration has been disabled"));

@@ -36,10 +36,9 @@ pub struct Config {
     keep: Vec<Spanned<String>>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Fields {
-    #[default]
     Remove,
     Allow,
 }
@@ -61,7 +60,7 @@ impl Rule for Config {
             return;
         }
         let agent = self.user_agent.as_ref().map_or(Agent::Strip, |agent| *agent.get_ref());
-        let fields = super::chosen(to, self.fields.as_ref());
+        let fields = super::chosen(to, self.fields.as_ref(), Fields::Remove);
         let edit = match fields {
             Fields::Remove => {
                 let keep = set(self.keep.iter().map(|name| name.get_ref().as_str()));

@@ -6,13 +6,14 @@
 //! Cost: with `federation = "deny"` nobody elsewhere joins by alias. Web pages that preview rooms without logging in show none.
 //! Example:
 //!     [rules.room_directory]
-//!     client = "token"        # open | token
+//!     client = "token"        # open | token | deny
 //!     federation = "open"     # open | deny
 
 use serde::Deserialize;
 use serde_spanned::Spanned;
 
 use super::Rule;
+use super::access::{Clients, Servers};
 use crate::matrix::endpoint::Endpoint;
 use crate::policy::{Compiler, Guests};
 
@@ -21,26 +22,9 @@ use crate::policy::{Compiler, Guests};
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Who may resolve aliases and read summaries through the client API. Default: `token`.
-    client: Option<Spanned<Client>>,
+    client: Option<Spanned<Clients>>,
     /// Which servers may resolve aliases. Default: `open`.
-    federation: Option<Spanned<Federation>>,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Client {
-    Open,
-    #[default]
-    Token,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Federation {
-    #[default]
-    Open,
-    Deny,
-    Listed,
+    federation: Option<Spanned<Servers>>,
 }
 
 /// What is read; writing needs a token at Synapse in any case.
@@ -48,22 +32,10 @@ const READS: [Endpoint; 3] = [Endpoint::GetAlias, Endpoint::GetRoomVisibility, E
 
 impl Rule for Config {
     fn compile(&self, to: &mut Compiler<'_>) {
-        match super::chosen(to, self.client.as_ref()) {
-            Client::Open => {}
-            Client::Token => {
-                READS.into_iter().for_each(|endpoint| to.endpoint(endpoint).require_token(Guests::Allowed))
-            }
-        }
-        match super::chosen(to, self.federation.as_ref()) {
-            Federation::Open => {}
-            Federation::Deny => to
-                .endpoint(Endpoint::FederationQueryDirectory)
-                .forbid("This server does not resolve its aliases for other servers"),
-            Federation::Listed => {
-                let span = self.federation.as_ref().map(Spanned::span).unwrap_or_default();
-                super::refuse_listed(to, span);
-            }
-        }
+        let refusal = "This server does not resolve its aliases";
+        Clients::close(self.client.as_ref(), Clients::Token, (&READS, Guests::Allowed, refusal), to);
+        let refusal = "This server does not resolve its aliases for other servers";
+        Servers::close(self.federation.as_ref(), Servers::Open, (&[Endpoint::FederationQueryDirectory], refusal), to);
     }
 }
 
