@@ -28,6 +28,7 @@ impl Run {
             LogFormat::Json => Format::Json,
         };
         log::init(gateway.log.level.as_str(), format)?;
+        log::quote_no_panics();
         let running = server::start(Start { gateway, file: common.file(), signals: true, access: None })?;
         match running.wait() {
             Outcome::Drained => Ok(ExitCode::SUCCESS),

@@ -42,6 +42,15 @@ pub fn init(level: &str, format: Format) -> Result<Installed, Problem> {
     }
 }
 
+/// Has the process tell of a panic by its place only. The words of a panic may quote what a client sent: a slice that ends
+/// inside a character shows the whole text.
+pub fn quote_no_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(place, "a defect stopped what a thread was doing");
+    }));
+}
+
 fn filter(level: &str, rust_log: Option<&str>) -> Result<EnvFilter, Problem> {
     let own = own_level(level)?;
     if let Some(directives) = rust_log.filter(|directives| !directives.trim().is_empty()) {

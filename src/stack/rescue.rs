@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use http::{HeaderValue, Response, header};
@@ -69,17 +69,23 @@ impl<F: Future<Output = Result<Response<Body>, Error>>> Future for RescueFuture<
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let inner = this.inner;
-        // The state that a panic may leave half-changed is this exchange's own, and is dropped with it.
-        let error = match catch_unwind(AssertUnwindSafe(|| inner.poll(cx))) {
-            Ok(Poll::Pending) => return Poll::Pending,
-            Ok(Poll::Ready(Ok(response))) => return Poll::Ready(Ok(response)),
-            Ok(Poll::Ready(Err(error))) => error,
-            Err(_panic) => Error::new(Kind::Panic),
-        };
-        this.teller.tell(&error, this.facts);
-        Poll::Ready(Ok(respond(&error, this.facts)))
+        match ready!(poll_caught(this.inner, cx)) {
+            Ok(response) => Poll::Ready(Ok(response)),
+            Err(error) => {
+                this.teller.tell(&error, this.facts);
+                Poll::Ready(Ok(respond(&error, this.facts)))
+            }
+        }
     }
+}
+
+/// Polls what may panic. The state that a panic may leave half-changed is this exchange's own, and is dropped with it.
+fn poll_caught<T>(
+    inner: Pin<&mut impl Future<Output = Result<T, Error>>>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<T, Error>> {
+    // What the panic says is not repeated: it may quote what a client sent.
+    catch_unwind(AssertUnwindSafe(|| inner.poll(cx))).unwrap_or_else(|_| Poll::Ready(Err(Error::new(Kind::Panic))))
 }
 
 fn respond(error: &Error, facts: &Facts) -> Response<Body> {
@@ -128,3 +134,21 @@ impl Teller {
 }
 
 const PAUSE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::Waker;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_error_of_one_exchange() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let broken = pin!(async { if true { panic!("on purpose") } else { Ok(()) } });
+        let Poll::Ready(Err(error)) = poll_caught(broken, &mut cx) else { panic!("it was not caught") };
+        assert_eq!(error.kind(), Kind::Panic);
+        let whole = pin!(async { Ok(7) });
+        assert!(matches!(poll_caught(whole, &mut cx), Poll::Ready(Ok(7))));
+    }
+}
