@@ -1,0 +1,322 @@
+use super::*;
+use crate::config::settings::{AccessLog, LogLevel};
+use std::fs;
+
+fn parse(text: &str) -> Result<Gateway, Problems> {
+    Gateway::parse("mantlet.toml", text, Path::new(""))
+}
+
+fn told(text: &str) -> Vec<String> {
+    parse(text).unwrap_err().0.iter().map(ToString::to_string).collect()
+}
+
+/// Every table and key.
+const WHOLE: &str = r#"
+[[listener]]
+door = "ingress"
+bind = "0.0.0.0:8448"
+name = "federation"
+tls = { certificate = "cert.pem", key = "key.pem" }
+client_ca = "cert.pem"
+proxy_protocol = true
+[[listener]]
+door = "ingress"
+bind = "unix:/run/mantlet.sock"
+mode = "0600"
+[upstream.synapse]
+servers = ["unix:/run/synapse.sock"]
+[upstream.media]
+servers = ["http://127.0.0.1:8009", "http://127.0.0.1:8010"]
+[[route]]
+path = "/_matrix/media/.*"
+methods = ["POST"]
+upstream = "media"
+[policy]
+file = "policy.toml"
+[admin]
+bind = "127.0.0.1:9090"
+[limits]
+handshake = "1s"
+first_byte = "2s"
+head = "3s"
+body_idle = "4s"
+upstream_head = "5s"
+patience = "7s"
+keep_alive = "6s"
+drain = "0s"
+head_bytes = "8KiB"
+fields = 7
+body = "8MiB"
+collect = "2MiB"
+streams = 9
+connections = 10
+per_address = 11
+[tokens]
+positive = "12s"
+negative = "1s"
+capacity = 13
+[forwarded]
+trusted_hops = ["127.0.0.1", "10.1.2.3/8", "::1"]
+[log]
+access = "text"
+level = "debug"
+[workers]
+count = 2
+[homeserver]
+server_name = "example.org:8448"
+"#;
+
+/// A directory in which `WHOLE` finds its files.
+fn dir() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, mode) in [("cert.pem", 0o644), ("key.pem", 0o600)] {
+        fs::write(dir.path().join(name), "PEM").unwrap();
+        fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn an_empty_file_is_the_default() {
+    assert_eq!(parse(""), Ok(Gateway::default()));
+    assert_eq!(parse("[limits]\n[log]\n[upstream]\n[admin]\n"), Ok(Gateway::default()));
+    let gateway = Gateway::default();
+    assert_eq!(gateway.listeners[0].bind.to_string(), "127.0.0.1:8480");
+    assert_eq!(gateway.upstreams, [Upstream::synapse()]);
+    assert_eq!(gateway.upstreams[0].servers[0].to_string(), "http://127.0.0.1:8008");
+    assert_eq!(gateway.policy, PolicySource::BuiltIn(BuiltIn::Balanced));
+    assert_eq!(gateway.limits.head_bytes, crate::units::Size::kib(15));
+}
+
+#[test]
+fn every_key_is_read() {
+    let dir = dir();
+    let path = dir.path().join("mantlet.toml");
+    fs::write(&path, WHOLE).unwrap();
+    let gateway = Gateway::load(&path).unwrap_or_else(|problems| panic!("{problems}"));
+    let [tls] = &gateway.listeners[0].tls[..] else { panic!("{:?}", gateway.listeners[0].tls) };
+    assert_eq!((&tls.certificate, &tls.key), (&dir.path().join("cert.pem"), &dir.path().join("key.pem")));
+    assert_eq!(gateway.listeners[0].name, "federation");
+    assert_eq!(gateway.listeners[1].name, "unix:/run/mantlet.sock");
+    assert_eq!(gateway.listeners[1].mode, SocketMode(0o600));
+    assert_eq!(gateway.policy, PolicySource::File(dir.path().join("policy.toml")));
+    assert_eq!(gateway.upstreams[0].servers, [UpstreamAddress::Unix("/run/synapse.sock".into())]);
+    assert_eq!((&*gateway.upstreams[1].name, gateway.upstreams[1].servers.len()), ("media", 2));
+    assert_eq!(gateway.admin.as_ref().unwrap().to_string(), "127.0.0.1:9090");
+    let hops: Vec<String> = gateway.forwarded.trusted_hops.iter().map(ToString::to_string).collect();
+    assert_eq!(hops, ["127.0.0.1/32", "10.0.0.0/8", "::1/128"]);
+    assert_eq!(gateway.log, Log { access: AccessLog::Text, level: LogLevel::Debug });
+    assert_eq!(gateway.homeserver.server_name.as_deref(), Some("example.org:8448"));
+    // Every key of every table has another value than its default, so none was overlooked.
+    let changed = gateway.difference(&Gateway::default());
+    let is_new = |header: &str| ["[[listener]] 2", "[upstream.media]", "[[route]] 1"].contains(&header);
+    for (header, table) in gateway.tables() {
+        assert!(!is_new(&header) || changed.contains(&header), "{header}");
+        for key in table.as_object().unwrap().keys().filter(|_| !is_new(&header)) {
+            let same = header == "[[listener]] 1" && (key == "door" || key == "mode");
+            assert_eq!(changed.contains(&format!("{header} {key}")), !same, "{header} {key}");
+        }
+    }
+}
+
+#[test]
+fn a_difference_names_its_keys() {
+    let old = parse(
+        "[[listener]]\ndoor='ingress'\nbind='127.0.0.1:1'\n[[listener]]\ndoor='ingress'\nbind='127.0.0.1:2'\nname='b'",
+    )
+    .unwrap();
+    let new = parse("[[listener]]\ndoor='ingress'\nbind='127.0.0.1:1'\n[[listener]]\ndoor='ingress'\nbind='127.0.0.1:3'\nname='b'\n[limits]\nhead='11s'\n[admin]\nbind='unix:/a'").unwrap();
+    assert_eq!(old.difference(&new), ["[[listener]] 2 bind", "[admin] bind", "[limits] head"]);
+    assert_eq!(new.difference(&old), old.difference(&new));
+    assert_eq!(old.difference(&old), [""; 0]);
+    let one = parse("[[listener]]\ndoor='ingress'\nbind='127.0.0.1:1'").unwrap();
+    assert_eq!(old.difference(&one), ["[[listener]] 2"]);
+    assert_eq!(one.difference(&old), ["[[listener]] 2"]);
+}
+
+#[test]
+fn problems_of_all_tables_are_told_at_once() {
+    let text = "[[listener]]\r\ndoor = \"proxy\"\r\nbind = \"127.0.0.1:8118\"\r\n[[listener]]\r\ndoor = \"ingress\"\r\n\
+                    bind = \"0.0.0.0\"\r\n[[listener]]\r\ndoor = \"ingress\"\r\ntls = { certificate = \"none.pem\" }\r\n\
+                    [limits]\r\nhadshake = \"1s\"\r\nbody = 0\r\nhead_bytes = \"1KiB\"\r\n[limit]\r\n[tokens]\r\n\
+                    positive = \"1m\"\r\nnegative = \"3s\"\r\n[upstream.synapse]\r\nservers = [\"https://a:1\"]\r\n\
+                    [forwarded]\r\ntrusted_hops = [\"10.0.0.0/33\"]\r\n[homeserver]\r\nserver_name = \"not a name\"\r\n\
+                    [log]\r\naccess = \"jason\"\r\n[workers]\r\ncount = -1\r\n[admin]\r\nbind = \"0.0.0.0:9090\"\r\n";
+    let told = told(text);
+    let starts = [
+        "mantlet.toml:2:8: unknown value \"proxy\" for `door` in [[listener]]\n    help: known: ingress",
+        "mantlet.toml:6:8: `bind` in [[listener]]: \"0.0.0.0\" has no port",
+        "mantlet.toml:9:7: `key` is missing in [listener.tls]",
+        "mantlet.toml:7:1: `bind` is missing in [[listener]]",
+        "mantlet.toml:11:1: unknown key `hadshake` in [limits]\n    help: did you mean `handshake`?",
+        "mantlet.toml:12:8: `body` in [limits]: 0 would refuse everything",
+        "mantlet.toml:13:14: `head_bytes` in [limits]: 1KiB is too small\n    help: at least \"8KiB\"",
+        "mantlet.toml:14:2: unknown key `limit`\n    help: did you mean `limits`?",
+        "mantlet.toml:16:12: `positive` in [tokens]: 1m is too long",
+        "mantlet.toml:17:12: `negative` in [tokens]: 3s is too long",
+        "mantlet.toml:19:12: entry 1 of `servers` in [upstream.synapse]: https:// is not supported",
+        "mantlet.toml:21:17: entry 1 of `trusted_hops` in [forwarded]: \"10.0.0.0/33\" is not an address",
+        "mantlet.toml:23:15: `server_name` in [homeserver]: \"not a name\" is not a server name",
+        "mantlet.toml:25:10: unknown value \"jason\" for `access` in [log]\n    help: did you mean \"json\"?",
+        "mantlet.toml:27:9: `count` in [workers]: expected a whole number, not below 0, found -1",
+        "mantlet.toml:29:8: `bind` in [admin]: 0.0.0.0 is not a loopback address",
+    ];
+    for start in starts {
+        assert!(told.iter().any(|told| told.starts_with(start)), "{start}\n-- in --\n{}", told.join("\n"));
+    }
+    assert_eq!(told.len(), starts.len(), "{}", told.join("\n"));
+}
+
+#[test]
+fn a_key_file_that_others_can_read_is_refused() {
+    let dir = dir();
+    let key = dir.path().join("key.pem");
+    let check = || Gateway::parse("mantlet.toml", WHOLE, dir.path());
+    for mode in [0o640, 0o604, 0o660, 0o644, 0o620] {
+        fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+        let problems = check().unwrap_err();
+        let expected = format!(
+            "mantlet.toml:6:41: the private key {0} is open to its group or to others (mode {mode:04o})\n    help: chmod 600 {0}",
+            key.display()
+        );
+        assert_eq!(problems.to_string(), expected);
+    }
+    for mode in [0o600, 0o400] {
+        fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+        assert!(check().is_ok(), "{mode:o}");
+    }
+}
+
+#[test]
+fn a_missing_certificate_is_told_with_its_path() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("key.pem")).unwrap();
+    let problems = Gateway::parse("mantlet.toml", WHOLE, dir.path()).unwrap_err();
+    let path = dir.path().display();
+    assert_eq!(problems.0[0].what, format!("the certificate {path}/cert.pem does not exist"));
+    assert_eq!(problems.0[1].what, format!("the private key {path}/key.pem is not a file"));
+    assert_eq!(problems.0[2].what, format!("the client_ca {path}/cert.pem does not exist"));
+    assert_eq!(problems.0.len(), 3);
+    let file = dir.path().join("mantlet.toml");
+    fs::write(&file, WHOLE).unwrap();
+    assert!(Gateway::load(&file).is_err() && Gateway::load_alone(&file).is_ok());
+}
+
+#[test]
+fn several_certificates_are_a_list_or_tables() {
+    let dir = dir();
+    let listener = "[[listener]]\ndoor='ingress'\nbind='127.0.0.1:1'\n";
+    let read = |tls: &str| Gateway::parse("mantlet.toml", format!("{listener}{tls}"), dir.path());
+    let list = read("tls = [{ certificate='cert.pem', key='key.pem' }, { certificate='cert.pem', key='key.pem' }]");
+    let pair = "[[listener.tls]]\ncertificate='cert.pem'\nkey='key.pem'\n";
+    let tables = read(&format!("{pair}{pair}"));
+    assert_eq!(list, tables);
+    assert_eq!(list.unwrap().listeners[0].tls.len(), 2);
+    let told = |tls: &str| read(tls).unwrap_err().to_string();
+    assert_eq!(
+        told("tls = []"),
+        "mantlet.toml:4:7: `tls` in [[listener]]: no certificate\n    help: leave `tls` out for plain HTTP"
+    );
+    assert_eq!(
+        told("tls = 'cert.pem'"),
+        "mantlet.toml:4:7: `tls` in [[listener]]: expected a table or a list of tables, found \"cert.pem\""
+    );
+    assert_eq!(
+        told("tls = [{ certificate='cert.pem', key='key.pem' }, { certificate='cert.pem', kee='key.pem' }]"),
+        "mantlet.toml:4:77: unknown key `kee` in [[listener.tls]]\n    help: did you mean `key`?"
+    );
+    assert_eq!(
+        told("client_ca = 'cert.pem'"),
+        "mantlet.toml:4:13: client certificates are shown in TLS, and this listener has no `tls`"
+    );
+}
+
+#[test]
+fn two_listeners_on_one_address_are_refused() {
+    let two = |one: &str, other: &str| {
+        parse(&format!("[[listener]]\ndoor='ingress'\nbind='{one}'\n[[listener]]\ndoor='ingress'\nbind='{other}'\n"))
+    };
+    let problems = two("127.0.0.1:1", "127.0.0.1:1").unwrap_err();
+    assert_eq!(problems.to_string(), "mantlet.toml:6:6: 127.0.0.1:1 is taken by another listener (127.0.0.1:1)");
+    assert!(two("0.0.0.0:1", "127.0.0.1:1").is_err());
+    assert!(two("127.0.0.1:1", "127.0.0.1:2").is_ok());
+    assert!(two("127.0.0.1:0", "127.0.0.1:0").is_ok());
+    let twins = "[[listener]]\ndoor='ingress'\nbind='127.0.0.1:1'\nname='a'\n[[listener]]\ndoor='ingress'\nbind='127.0.0.1:2'\nname='a'\n";
+    assert_eq!(told(twins), ["mantlet.toml:8:6: two listeners are named \"a\""]);
+}
+
+#[test]
+fn a_socket_has_a_mode_and_nothing_else_has() {
+    let mode = |bind: &str, mode: &str| parse(&format!("[[listener]]\ndoor='ingress'\nbind='{bind}'\nmode={mode}"));
+    assert_eq!(mode("unix:/a", "'0666'").unwrap().listeners[0].mode, SocketMode(0o666));
+    for odd in ["'660'", "'0880'", "'0060'", "'01777'", "'rw'", "'0+66'", "''", "432"] {
+        assert!(mode("unix:/a", odd).is_err(), "{odd}");
+    }
+    let problems = mode("127.0.0.1:1", "'0660'").unwrap_err();
+    assert_eq!(
+        problems.to_string(),
+        "mantlet.toml:4:6: `mode` says who may connect to a unix socket, and this listener is none"
+    );
+}
+
+#[test]
+fn sockets_of_systemd_may_share_a_name_but_listeners_may_not() {
+    let listener = |more: &str| format!("[[listener]]\ndoor='ingress'\nbind='systemd:public'\n{more}\n");
+    assert_eq!(parse(&listener("")).unwrap().listeners[0].name, "systemd:public");
+    assert!(parse(&(listener("") + &listener("name='b'"))).is_ok());
+    assert_eq!(told(&(listener("") + &listener(""))), ["mantlet.toml:7:6: two listeners are named \"systemd:public\""]);
+    for odd in ["", "a b", "a:b", "ä"] {
+        assert!(told(&listener("").replace("public", odd))[0].contains("is not the name of a socket"), "{odd}");
+    }
+}
+
+#[test]
+fn somebody_must_be_able_to_send_a_proxy_header() {
+    let listener = |bind: &str| format!("[[listener]]\ndoor='ingress'\nbind='{bind}'\nproxy_protocol=true\n");
+    assert_eq!(
+        told(&listener("127.0.0.1:1")),
+        ["mantlet.toml:4:16: nobody may send a PROXY header: [forwarded] trusted_hops is empty"]
+    );
+    assert!(parse(&listener("unix:/a")).unwrap().listeners[0].proxy_protocol);
+    assert!(parse(&format!("{}[forwarded]\ntrusted_hops=['10.0.0.1']", listener("127.0.0.1:1"))).is_ok());
+}
+
+#[test]
+fn a_gateway_in_front_of_itself_is_refused() {
+    assert!(told("[upstream.synapse]\nservers = ['http://127.0.0.1:8480']\n")[0].contains("round for ever"));
+    assert!(told("[admin]\nbind = '127.0.0.1:8480'\n")[0].contains("is taken by a listener"));
+    let socket = "[[listener]]\ndoor='ingress'\nbind='unix:/a'\n";
+    assert!(told(&format!("{socket}[admin]\nbind = 'unix:/a'"))[0].contains("is taken by a listener"));
+    assert!(told(&format!("{socket}[upstream.synapse]\nservers = ['unix:/a']"))[0].contains("round for ever"));
+    assert!(told(&format!("{socket}{socket}"))[0].contains("is taken by another listener (unix:/a)"));
+    let all = "[[listener]]\ndoor='ingress'\nbind='0.0.0.0:8008'\n[upstream.synapse]\nservers=['http://10.0.0.1:8008']";
+    assert!(parse(all).is_ok(), "Synapse on another machine may have our port");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_one_problem() {
+    let dir = tempfile::tempdir().unwrap();
+    let problems = Gateway::load(&dir.path().join("none.toml")).unwrap_err();
+    assert_eq!(problems.to_string(), format!("{}/none.toml does not exist", dir.path().display()));
+    assert!(Gateway::load(dir.path()).unwrap_err().to_string().ends_with("is a directory, not a file"));
+}
+
+#[test]
+fn a_syntax_error_hides_nothing_behind_guesses() {
+    let told = told("[[listener]]\ndoor = \nbind = \"127.0.0.1:1\n[limits]\nhead = \"1s\"\n");
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].starts_with("mantlet.toml:2:") && told[1].starts_with("mantlet.toml:3:"), "{told:?}");
+}
+
+#[test]
+fn no_broken_file_panics() {
+    let dir = dir();
+    for end in (0..=WHOLE.len()).filter(|end| WHOLE.is_char_boundary(*end)) {
+        let _ = Gateway::parse("mantlet.toml", &WHOLE[..end], dir.path());
+        let _ = Gateway::parse("mantlet.toml", &WHOLE[end..], dir.path());
+        let with = ["\"", "[", "=", "\n", "{", "🗝", "\0", "]", ".", "\r"][end % 10];
+        let mut broken = WHOLE.to_owned();
+        broken.replace_range(end..(end + 1).min(WHOLE.len()), with);
+        let _ = Gateway::parse("mantlet.toml", broken, dir.path());
+    }
+}
