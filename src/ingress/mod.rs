@@ -7,3 +7,6 @@ mod frames;
 mod heads;
 pub mod listener;
 mod proxy_header;
+
+#[cfg(test)]
+mod tests;
