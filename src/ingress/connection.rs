@@ -1,5 +1,6 @@
 //! Drives one HTTP connection: hyper speaks, the chain answers, the pace ends it.
 
+use std::cell::RefCell;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -18,16 +19,21 @@ use tokio::time::Instant;
 use tower::Service;
 
 use super::frames::Frames;
+use super::heads::Heads;
 use super::listener::{Drain, Listener};
 use crate::observe::metrics::Refusal;
 use crate::stack::pace::Phase;
-use crate::stack::{Pace, Peer};
+use crate::stack::{Pace, Peer, Unclear};
 
 /// Serves HTTP/1.
 pub async fn serve_h1<IO: AsyncRead + AsyncWrite + Unpin>(listener: &Listener, io: IO, peer: Rc<Peer>) {
     let limits = &listener.shared.limits;
-    let service = service_fn(|request: Request<Incoming>| {
+    let heads = Rc::new(RefCell::new(Heads::new()));
+    let service = service_fn(|mut request: Request<Incoming>| {
         let (shared, peer) = (Rc::clone(&listener.shared), Rc::clone(&peer));
+        if !heads.borrow_mut().is_next_clear() {
+            request.extensions_mut().insert(Unclear);
+        }
         let is_last = is_last(&request);
         async move {
             let mut response = (&shared.stack).call((request, peer)).await;
@@ -39,7 +45,7 @@ pub async fn serve_h1<IO: AsyncRead + AsyncWrite + Unpin>(listener: &Listener, i
             response
         }
     });
-    let io = Paced { io, pace: Rc::clone(&peer.pace), frames: None };
+    let io = Paced { io, pace: Rc::clone(&peer.pace), follow: Follow::Heads(Rc::clone(&heads)) };
     let mut connection = http1::Builder::new().max_headers(limits.fields).serve_connection(TokioIo::new(io), service);
     let ended = attend(listener, &peer.pace, |cx, stop| {
         if stop {
@@ -71,7 +77,7 @@ pub async fn serve_h2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(listener: &L
         let (shared, peer) = (Rc::clone(&shared), Rc::clone(&peer));
         async move { (&shared.stack).call((request, peer)).await }
     });
-    let io = Paced { io, pace: Rc::clone(&pace), frames: Some(Frames::new()) };
+    let io = Paced { io, pace: Rc::clone(&pace), follow: Follow::Frames(Frames::new()) };
     let head_bytes = u32::try_from(limits.head_bytes.get()).unwrap_or(u32::MAX);
     let connection = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
@@ -95,10 +101,13 @@ pub async fn serve_h2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(listener: &L
 
 /// Whether nothing that follows this request may be taken for another one.
 ///
-/// The HTTP library does not tell whether a Content-Length stood beside a Transfer-Encoding: what comes next may be the rest of
-/// what somebody before us took for the body (RFC 9112, section 6.3). And who asks for a tunnel may send on as if there were one.
+/// Nobody but the library reads chunks, so nobody could tell that it saw their end where others do. Behind what can be read in
+/// two ways may be the rest of what somebody before us took for the body (RFC 9112, section 6.3). And who asks for a tunnel may
+/// send on as if there were one.
 fn is_last(request: &Request<Incoming>) -> bool {
-    request.headers().contains_key(header::TRANSFER_ENCODING) || request.method() == Method::CONNECT
+    request.headers().contains_key(header::TRANSFER_ENCODING)
+        || request.extensions().get::<Unclear>().is_some()
+        || request.method() == Method::CONNECT
 }
 
 enum Ended {
@@ -169,11 +178,17 @@ fn count_refusal(listener: &Listener, error: &hyper::Error) {
     }
 }
 
-/// Tells bytes that come in to the pace of their connection, and ends one of HTTP/2 that asks for too much.
+/// Tells bytes that come in to the pace of their connection and to who follows them, and ends one of HTTP/2 that asks for too
+/// much.
 struct Paced<IO> {
     io: IO,
     pace: Rc<Pace>,
-    frames: Option<Frames>,
+    follow: Follow,
+}
+
+enum Follow {
+    Heads(Rc<RefCell<Heads>>),
+    Frames(Frames),
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Paced<IO> {
@@ -184,11 +199,22 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Paced<IO> {
         if new.is_empty() {
             return read;
         }
-        self.pace.read(self.frames.is_none());
-        if self.frames.as_mut().is_some_and(|frames| !frames.read(new)) {
-            return Poll::Ready(Err(io::Error::other("too many frames that bring nothing")));
+        let this = &mut *self;
+        match &mut this.follow {
+            Follow::Heads(heads) => {
+                this.pace.read(true);
+                heads.borrow_mut().read(new);
+                read
+            }
+            Follow::Frames(frames) => {
+                this.pace.read(false);
+                if frames.read(new) {
+                    read
+                } else {
+                    Poll::Ready(Err(io::Error::other("too many frames that bring nothing")))
+                }
+            }
         }
-        read
     }
 }
 

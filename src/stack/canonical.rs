@@ -8,6 +8,7 @@ use futures_util::future::Either;
 use http::header::{self, HeaderValue};
 use http::uri::{Authority, Scheme};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use http_body::Body as _;
 use tower::{Layer, Service};
 
 use super::Arrival;
@@ -53,6 +54,10 @@ where
     }
 }
 
+/// Marks a request, among its extensions, of which the HTTP library read one of two framings and hid the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Unclear;
+
 /// Why a request is not looked at any further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refusal {
@@ -66,6 +71,8 @@ enum Refusal {
     Host,
     /// A body whose end two readers would see in two places.
     Framing,
+    /// Content of what has none by its method, and no length of it: HTTP/1.1 has no way to write that the library takes.
+    Content,
 }
 
 impl Refusal {
@@ -76,6 +83,7 @@ impl Refusal {
             Refusal::Bytes => "The request target must be ASCII: percent-encode the rest",
             Refusal::Host => "The request must name exactly one valid host",
             Refusal::Framing => "The request must have one Content-Length, or be chunked and nothing else",
+            Refusal::Content => "A GET or HEAD request with content must have a Content-Length",
         };
         Answer::matrix(StatusCode::BAD_REQUEST, "M_UNKNOWN", error)
     }
@@ -91,9 +99,15 @@ fn canonicalize(request: &mut Request<RequestBody>) -> Result<(), Refusal> {
     let is_h2 = request.version() == Version::HTTP_2;
     // The next hop is a connection of its own: one that a client of HTTP/1.0 asks for must not end with its request.
     *request.version_mut() = Version::HTTP_11;
-    let has_content = ![Method::GET, Method::HEAD].contains(request.method());
+    if request.extensions().get::<Unclear>().is_some() {
+        return Err(Refusal::Framing);
+    }
+    // Towards Synapse the library would leave it away.
+    if [Method::GET, Method::HEAD].contains(request.method()) && request.body().size_hint().exact().is_none() {
+        return Err(Refusal::Content);
+    }
     let headers = request.headers_mut();
-    one_framing(headers, has_content)?;
+    one_framing(headers)?;
     if let Some(host) = host {
         headers.insert(header::HOST, host);
     }
@@ -188,11 +202,10 @@ fn is_port(port: &str) -> bool {
 /// One length that is a number, or chunks and no other coding (RFC 9112, section 6).
 ///
 /// The HTTP library reads the same, but passes on what it read: Synapse would read it again, by its own lights.
-fn one_framing(headers: &mut HeaderMap, has_content: bool) -> Result<(), Refusal> {
+fn one_framing(headers: &mut HeaderMap) -> Result<(), Refusal> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
-    // Towards Synapse the library would leave the chunks of a GET away, and their end with them.
-    if codings.next().is_some_and(|coding| !has_content || !is_chunked(coding)) || codings.next().is_some() {
+    if codings.next().is_some_and(|coding| !is_chunked(coding)) || codings.next().is_some() {
         return Err(Refusal::Framing);
     }
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();

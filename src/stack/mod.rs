@@ -38,6 +38,7 @@ use rescue::{Rescue, RescueLayer};
 use route::{Route, RouteLayer};
 use tokens::Tokens;
 
+pub use canonical::Unclear;
 pub use client::{Client, TrustedHops, UnlistedHop};
 pub use pace::Pace;
 pub use record::Facts;
