@@ -14,6 +14,8 @@ pub enum HeadEdit {
     KeepOnly(Arc<FieldSet>),
     /// Changes `User-Agent`.
     Agent(Agent),
+    /// Leaves of `User-Agent` the name of the product, without its version.
+    Product,
     /// Sets a field to this one value, whatever it was.
     Set(HeaderName, HeaderValue),
 }
@@ -84,6 +86,11 @@ impl HeadEdit {
             HeadEdit::Strip(set) => remove_where(headers, |name| set.contains(name)),
             HeadEdit::KeepOnly(set) => remove_where(headers, |name| !set.contains(name)),
             HeadEdit::Agent(agent) => agent.apply(headers),
+            HeadEdit::Product => {
+                if let Some(product) = product(headers) {
+                    headers.insert(USER_AGENT, product);
+                }
+            }
             HeadEdit::Set(name, value) => {
                 headers.insert(name, value.clone());
             }
@@ -97,6 +104,7 @@ impl HeadEdit {
             HeadEdit::KeepOnly(set) => headers.keys().any(|name| !set.contains(name)),
             HeadEdit::Agent(Agent::Keep) => false,
             HeadEdit::Agent(Agent::Strip | Agent::Class) => headers.contains_key(USER_AGENT),
+            HeadEdit::Product => product(headers).is_some(),
             HeadEdit::Set(name, value) => headers.get(name) != Some(value),
         }
     }
@@ -109,9 +117,17 @@ impl HeadEdit {
             HeadEdit::Agent(Agent::Strip) => "remove user-agent".into(),
             HeadEdit::Agent(Agent::Class) => "reduce user-agent to its class".into(),
             HeadEdit::Agent(Agent::Keep) => "keep user-agent".into(),
+            HeadEdit::Product => "reduce user-agent to the product's name".into(),
             HeadEdit::Set(name, value) => format!("set {name}: {}", String::from_utf8_lossy(value.as_bytes())),
         }
     }
+}
+
+/// The name of the first product, if a version stands behind it.
+fn product(headers: &HeaderMap) -> Option<HeaderValue> {
+    let agent = headers.get(USER_AGENT)?.as_bytes();
+    let end = agent.iter().position(|byte| matches!(byte, b'/' | b' ')).filter(|end| agent[*end] == b'/')?;
+    HeaderValue::from_bytes(&agent[..end]).ok()
 }
 
 fn remove_where(headers: &mut HeaderMap, mut hit: impl FnMut(&HeaderName) -> bool) {
@@ -188,6 +204,25 @@ mod tests {
         let mut headers = headers();
         HeadEdit::KeepOnly(Arc::new(FieldSet::new(["accept"]).unwrap())).apply(&mut headers);
         assert_eq!(names(&headers), ["accept"]);
+    }
+
+    #[test]
+    fn of_a_product_only_the_name_is_left() {
+        for (agent, product) in [
+            ("Synapse/1.163.2", "Synapse"),
+            ("Synapse/1.163.2 (b=develop,1234567)", "Synapse"),
+            ("Synapse (bot; +https://example.org)", "Synapse (bot; +https://example.org)"),
+            ("Synapse", "Synapse"),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(USER_AGENT, agent.parse().unwrap());
+            assert_eq!(HeadEdit::Product.bites(&headers), agent != product);
+            HeadEdit::Product.apply(&mut headers);
+            assert_eq!(headers[USER_AGENT], product);
+        }
+        let mut headers = HeaderMap::new();
+        HeadEdit::Product.apply(&mut headers);
+        assert!(headers.is_empty());
     }
 
     #[test]
