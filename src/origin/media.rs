@@ -105,13 +105,15 @@ impl Parts {
     /// Reads past the next of these, and gives what stood before it.
     async fn take_past(&mut self, needle: &[u8]) -> Result<BytesMut, Error> {
         loop {
-            if let Some(at) = memmem::find(&self.read, needle) {
+            let found = memmem::find(&self.read, needle);
+            // However much came at once.
+            if found.unwrap_or(self.read.len()) > MOST_HEAD {
+                return Err(garbled());
+            }
+            if let Some(at) = found {
                 let before = self.read.split_to(at);
                 let _needle = self.read.split_to(needle.len());
                 return Ok(before);
-            }
-            if self.read.len() > MOST_HEAD {
-                return Err(garbled());
             }
             let frame = self.body.frame().await.ok_or_else(garbled)?;
             let frame = frame.map_err(|_| Error::new(Kind::OriginClosed))?;

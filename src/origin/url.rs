@@ -28,6 +28,84 @@ impl Url {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addresses::Guard;
+    use crate::matrix::Host;
+
+    /// Every way to write a host that some reader takes for an address: each part in any base, few parts or many, IPv6 in any
+    /// clothes, and what stands around it.
+    fn spellings() -> Vec<String> {
+        let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+        let mut random = move |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        };
+        let inside = [
+            0x7f00_0001_u32,
+            0,
+            0x0a00_0001,
+            0xa9fe_a9fe,
+            0xc0a8_0001,
+            0xac10_0001,
+            0x6464_64c8,
+            0xa83f_8110,
+            0xe000_0001,
+        ];
+        let mut all = Vec::new();
+        while all.len() < 12_000 {
+            let address = inside[random(inside.len() as u64) as usize];
+            let [a, b, c, d] = address.to_be_bytes().map(u32::from);
+            let parts = match random(4) {
+                0 => vec![address],
+                1 => vec![a, address & 0xff_ffff],
+                2 => vec![a, b, address & 0xffff],
+                _ => vec![a, b, c, d],
+            };
+            let mut part = |part: u32| match random(6) {
+                0 => format!("{part:#x}"),
+                1 => format!("0X{part:X}"),
+                2 => format!("0{part:o}"),
+                3 => format!("{part:0>5}"),
+                4 => format!("0x{part:0>10x}"),
+                _ => part.to_string(),
+            };
+            let dotted = parts.into_iter().map(&mut part).collect::<Vec<_>>().join(".");
+            let (high, low) = (address >> 16, address & 0xffff);
+            all.push(match random(14) {
+                0 => format!("[::ffff:{high:x}:{low:x}]"),
+                1 => format!("[0:0:0:0:0:ffff:{a}.{b}.{c}.{d}]"),
+                2 => format!("[::{high:x}:{low:x}]"),
+                3 => format!("[64:ff9b::{high:x}:{low:x}]"),
+                4 => format!("[64:ff9b:1::{a}.{b}.{c}.{d}]"),
+                5 => format!("[2002:{high:x}:{low:x}::{:x}]", random(0xffff)),
+                6 => format!("[2001:0:{high:x}:{low:x}::{:x}]", random(0xffff)),
+                7 => format!("[fe80::{:x}%25lo]", random(0xffff)),
+                8 => format!("user@{dotted}"),
+                9 => format!("cdn.example:443@{dotted}"),
+                10 => format!("{dotted}."),
+                11 => dotted.replace('.', "%2e"),
+                _ => dotted,
+            });
+        }
+        all
+    }
+
+    #[test]
+    fn no_spelling_of_an_address_within_is_one_without() {
+        let guard = Guard::default();
+        for spelling in spellings() {
+            for url in [format!("https://{spelling}/x"), format!("https://{spelling}:8448/x")] {
+                match Url::parse(url.as_bytes()).map(|url| url.server.host().clone()) {
+                    None => {}
+                    Some(Host::Address(address)) => {
+                        assert!(guard.check(&address.to_string(), address).is_err(), "{url} is {address}");
+                    }
+                    Some(Host::Name(name)) => panic!("{url} is a name: {name}"),
+                }
+            }
+        }
+    }
 
     #[test]
     fn only_what_is_encrypted_and_absolute_is_followed() {

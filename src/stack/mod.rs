@@ -81,10 +81,11 @@ pub fn federation_stack(parts: Parts, secret: Secret, client: Rc<origins::Client
     let patience = parts.limits.upstream_head.duration();
     let authenticator = Authenticator::new(parts.tokens, Rc::clone(parts.upstreams.synapse()), Arc::clone(&parts.metrics), patience);
     let collector = Collector::new(parts.limits.collect.get());
+    let deadline = patience.min(SYNAPSE_WAITS);
     ServiceBuilder::new()
         .layer(RecordLayer::new(parts.metrics, parts.access))
         .layer(RescueLayer)
-        .layer(LimitLayer::with_deadline(parts.limits, SYNAPSE_WAITS))
+        .layer(LimitLayer::with_deadline(parts.limits, deadline))
         .layer(HookLayer::new(secret))                                     // 4 Synapse itself, one spelling, one server; or a refusal
         .layer(ClassifyLayer::outbound())
         .layer(PolicyLayer::new(parts.snapshot, authenticator, collector))

@@ -41,7 +41,7 @@ impl World {
         Self::with("extends = \"transparent\"", "", play)
     }
 
-    fn with(policy: &str, allow: &str, play: impl FnMut(&RecordedRequest) -> Answer + Send + 'static) -> World {
+    fn with(policy: &str, more: &str, play: impl FnMut(&RecordedRequest) -> Answer + Send + 'static) -> World {
         let (dns, authority) = (Dns::start(), Authority::new().unwrap());
         let backend = Backend::start(play).unwrap();
         let at = |address: &str, port: u16| SocketAddr::new(address.parse().unwrap(), port);
@@ -66,7 +66,7 @@ impl World {
         let text = format!(
             "[[listener]]\nname = \"out\"\ndoor = \"federation\"\nbind = \"127.0.0.1:0\"\nsecret_file = \"secret\"\n\
              extra_roots = [\"ca.crt\"]\n[policy]\nfile = \"policy.toml\"\n[upstream.synapse]\nservers = [\"http://127.0.0.1:9\"]\n\
-             [egress]\nnameservers = [\"{}\"]\n[egress.addresses]\nallow = [\"127.0.1.0/24\"{allow}]\n",
+             [egress]\nnameservers = [\"{}\"]\n[egress.addresses]\nallow = [\"127.0.1.0/24\"]\n{more}",
             dns.addr()
         );
         let gateway = Gateway::load(dir, &text, |config| config.egress.ports = ports);
@@ -651,6 +651,23 @@ fn a_file_that_breaks_off_is_never_whole() {
 }
 
 #[test]
+fn silence_is_a_504_before_synapse_gives_up() {
+    let world = World::with("extends = \"transparent\"", "[limits]\nupstream_head = \"1s\"\n", |_| Answer::Hang);
+    world.dns.address("hs.test", "127.0.1.1");
+    let server = format!("hs.test:{}", world.home.addr().port());
+    // Joins may take their time where clients ask for them; Synapse itself waits for no more than a minute.
+    for path in [PROFILE, "/_matrix/federation/v2/send_join/!a/$b"] {
+        let method = if path == PROFILE { "GET" } else { "PUT" };
+        let began = Instant::now();
+        let answer = world.request(method, &server, path).send(world.gateway.addr());
+        assert_matrix_error(&answer, 504, "M_UNKNOWN");
+        assert!((Duration::from_secs(1)..Duration::from_secs(5)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    }
+    assert_eq!(world.gateway.records(2)[1]["error"], "origin_silent");
+    world.backend.wait_none_open(Duration::from_secs(5)).unwrap();
+}
+
+#[test]
 fn no_spelling_of_any_name_reaches_this_machine() {
     let world = World::with("extends = \"transparent\"", "", |_| ok());
     world.dns.address("inside.test", "127.0.0.1");
@@ -685,11 +702,49 @@ fn no_spelling_of_any_name_reaches_this_machine() {
         assert_eq!(answer.status, 502, "{name}: {}", answer.text());
     }
     assert!(world.others["127.0.0.1"].names().is_empty() && world.backend.requests().is_empty());
+    // What this machine is in spellings that some readers know: nobody is asked what they might mean.
+    let asked = world.dns.asked().len();
+    for address in [[127, 0, 0, 1], [0, 0, 0, 0], [10, 1, 2, 3], [169, 254, 169, 254], [192, 168, 0, 1]] {
+        for spelling in spellings(address) {
+            let answer = world.ask(&spelling, "/_matrix/key/v2/server");
+            assert!(matches!(answer.status, 400 | 502), "{spelling}: {}", answer.text());
+        }
+    }
+    assert_eq!(world.dns.asked().len(), asked, "{:?}", &world.dns.asked()[asked..]);
+    assert!(world.others["127.0.0.1"].names().is_empty() && world.backend.requests().is_empty());
     // Of two addresses, the one that may be asked is.
     world.dns.address("hs.test", "127.0.0.1");
     world.dns.address("hs.test", "127.0.1.1");
     assert_eq!(world.ask(&format!("hs.test:{port}"), PROFILE).status, 200);
     assert!(world.others["127.0.0.1"].names().is_empty());
+}
+
+/// An address as a URL may hold it.
+fn spellings([a, b, c, d]: [u8; 4]) -> Vec<String> {
+    let whole = u32::from_be_bytes([a, b, c, d]);
+    let (last_two, last_three) = (u32::from(c) << 8 | u32::from(d), whole & 0xff_ffff);
+    vec![
+        format!("{whole}"),
+        format!("{whole:#x}"),
+        format!("{whole:#X}").replace("0X", "0x"),
+        format!("0{whole:o}"),
+        format!("{a}.{last_three}"),
+        format!("{a}.{b}.{last_two}"),
+        format!("{a:#x}.{b:#x}.{c:#x}.{d:#x}"),
+        format!("0{a:o}.0{b:o}.0{c:o}.0{d:o}"),
+        format!("{a:#04x}.{b}.0{c:o}.{d}"),
+        format!("{a:03}.{b:03}.{c:03}.{d:03}"),
+        format!("{a}.{b}.{c}.{d}."),
+        format!("[::ffff:{a}.{b}.{c}.{d}]"),
+        format!("[::ffff:{:x}:{last_two:x}]", whole >> 16),
+        format!("[::{a}.{b}.{c}.{d}]"),
+        format!("[64:ff9b::{a}.{b}.{c}.{d}]"),
+        format!("[2002:{:x}:{last_two:x}::]", whole >> 16),
+        format!("[0:0:0:0:0:FFFF:{:X}:{last_two:X}]", whole >> 16),
+        format!("[::ffff:{a}.{b}.{c}.{d}%25lo]"),
+        format!("x@{a}.{b}.{c}.{d}"),
+        format!("{a}.{b}.{c}.{d}%00.example"),
+    ]
 }
 
 #[test]
