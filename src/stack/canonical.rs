@@ -112,8 +112,6 @@ fn canonicalize(request: &mut Request<RequestBody>) -> Result<(), Refusal> {
         headers.insert(header::HOST, host);
     }
     hop::remove_hop_by_hop(headers);
-    // The HTTP library answers `100-continue` itself when the body is first asked for.
-    headers.remove(header::EXPECT);
     if is_h2 {
         join_cookies(headers);
     }
