@@ -70,7 +70,11 @@ const CASES: [Case; 5] = [
     Case {
         name: "strip-three",
         what: "the same, and Origin, Referer and User-Agent are removed",
-        setup: Setup { policy: STRIP_THREE, target: sample::OPEN, removed: &["origin", "referer", "user-agent"] },
+        setup: Setup {
+            policy: sample::STRIP_THREE,
+            target: sample::OPEN,
+            removed: &["origin", "referer", "user-agent"],
+        },
     },
     Case {
         name: "strip-allow-list",
@@ -89,18 +93,6 @@ const CASES: [Case; 5] = [
 ];
 
 const STRIP_NONE: &str = "extends = \"balanced\"\n[rules.request_headers]\nmode = \"off\"\n";
-
-/// All names of the rule's list are kept but two; the agent is removed by its own key.
-const STRIP_THREE: &str = r#"
-extends = "balanced"
-[rules.request_headers]
-keep = [
-    "accept-language", "sec-ch-*", "sec-fetch-*", "sec-gpc", "dnt", "save-data", "device-memory", "downlink", "ect", "rtt", "dpr",
-    "width", "viewport-width", "from", "via", "forwarded", "x-forwarded-*", "x-real-ip", "x-client-ip", "x-cluster-client-ip",
-    "x-original-*", "x-requested-with", "client-ip", "true-client-ip", "fastly-client-ip", "fly-client-ip", "cf-*", "cdn-loop",
-    "x-amzn-*", "x-envoy-*",
-]
-"#;
 
 const STRIP_ALL: &str = "extends = \"balanced\"\n[rules.request_headers]\nfields = \"allow\"\n";
 

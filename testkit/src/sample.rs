@@ -31,6 +31,19 @@ pub const GUARDED: &str = "/_matrix/client/v3/profile/%40alice%3Aexample.org";
 /// Where a gateway asks whose token it is.
 pub const WHOAMI: &str = "/_matrix/client/v3/account/whoami";
 
+/// A policy that removes three fields: all names of the rule's list are kept but Origin and Referer, and the agent goes by
+/// its own key.
+pub const STRIP_THREE: &str = r#"
+extends = "balanced"
+[rules.request_headers]
+keep = [
+    "accept-language", "sec-ch-*", "sec-fetch-*", "sec-gpc", "dnt", "save-data", "device-memory", "downlink", "ect", "rtt", "dpr",
+    "width", "viewport-width", "from", "via", "forwarded", "x-forwarded-*", "x-real-ip", "x-client-ip", "x-cluster-client-ip",
+    "x-original-*", "x-requested-with", "client-ip", "true-client-ip", "fastly-client-ip", "fly-client-ip", "cf-*", "cdn-loop",
+    "x-amzn-*", "x-envoy-*",
+]
+"#;
+
 /// That client's GET request.
 pub fn request(target: &str) -> Request {
     FIELDS.iter().fold(Request::new("GET", target), |request, (name, value)| request.header(name, value))
