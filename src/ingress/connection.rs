@@ -46,7 +46,12 @@ pub async fn serve_h1<IO: AsyncRead + AsyncWrite + Unpin>(listener: &Listener, i
         }
     });
     let io = Paced { io, pace: Rc::clone(&peer.pace), follow: Follow::Heads(Rc::clone(&heads)) };
-    let mut connection = http1::Builder::new().max_headers(limits.fields).serve_connection(TokioIo::new(io), service);
+    // The same bound holds for the head of a request.
+    let buffer = BUFFER + usize::try_from(limits.head_bytes.get()).unwrap_or(BUFFER);
+    let mut connection = http1::Builder::new()
+        .max_headers(limits.fields)
+        .max_buf_size(buffer)
+        .serve_connection(TokioIo::new(io), service);
     let ended = attend(listener, &peer.pace, |cx, stop| {
         if stop {
             Pin::new(&mut connection).graceful_shutdown();
@@ -85,6 +90,7 @@ pub async fn serve_h2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(listener: &L
         .max_header_list_size(head_bytes)
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .max_local_error_reset_streams(LOCAL_RESETS)
+        .max_send_buf_size(BUFFER)
         .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);
     let ended = attend(listener, &pace, |cx, stop| {
@@ -261,6 +267,10 @@ const PENDING_RESETS: usize = 20;
 
 /// Streams that a client made us reset by breaking the protocol.
 const LOCAL_RESETS: usize = 100;
+
+/// What waits for a client that does not read, per exchange: the library's own bounds would let a few hundred such clients fill
+/// the memory of a small machine.
+const BUFFER: usize = 64 * 1024;
 
 const LAST_WORD: Duration = Duration::from_secs(1);
 const TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
