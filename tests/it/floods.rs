@@ -91,10 +91,11 @@ fn streams_that_are_taken_back_at_once_end_their_connection() {
 #[test]
 fn streams_that_we_are_made_to_reset_end_their_connection() {
     let block = request_block();
-    // A window of nothing more is an error of the stream, and the reset is ours.
+    // A window beyond all bounds is an error of the stream, and the reset is ours.
     flood("made to reset", b"", |n| {
         let stream = 2 * n + 1;
-        [head(stream, &block, END_STREAM), frame(WINDOW_UPDATE, 0, stream, &[0; 4])].concat()
+        let window = frame(WINDOW_UPDATE, 0, stream, &(u32::MAX >> 1).to_be_bytes());
+        [head(stream, &block, END_STREAM), window].concat()
     });
 }
 
@@ -103,6 +104,10 @@ fn a_head_without_end_ends_its_connection() {
     flood("continuation", &frame(HEADERS, END_STREAM, 1, &request_block()), |_| {
         frame(CONTINUATION, 0, 1, &block([(&b"x-a"[..], &[b'a'; 100][..])]))
     });
+}
+
+#[test]
+fn a_head_of_nothing_without_end_ends_its_connection() {
     flood("empty continuation", &frame(HEADERS, END_STREAM, 1, &request_block()), |_| frame(CONTINUATION, 0, 1, b""));
 }
 
@@ -118,10 +123,22 @@ fn data_without_data_ends_its_connection() {
 }
 
 #[test]
-fn frames_that_bring_nothing_end_their_connection() {
+fn pings_without_end_end_their_connection() {
     flood("ping", b"", |_| frame(PING, 0, 0, &[0; 8]));
+}
+
+#[test]
+fn settings_without_end_end_their_connection() {
     flood("settings", b"", |_| frame(SETTINGS, 0, 0, b""));
+}
+
+#[test]
+fn priorities_without_end_end_their_connection() {
     flood("priority", b"", |n| frame(PRIORITY, 0, 2 * n + 1, &[0, 0, 0, 0, 9]));
+}
+
+#[test]
+fn frames_of_no_known_kind_without_end_end_their_connection() {
     flood("unknown", b"", |_| frame(0xfa, 0, 0, &[0; 8]));
 }
 
