@@ -22,8 +22,9 @@ use super::frames::Frames;
 use super::heads::Heads;
 use super::listener::{Drain, Listener};
 use crate::observe::metrics::Refusal;
+use crate::stack::canonical::Unclear;
 use crate::stack::pace::Phase;
-use crate::stack::{Pace, Peer, Unclear};
+use crate::stack::{Pace, Peer};
 
 /// Serves HTTP/1.
 pub async fn serve_h1<IO: AsyncRead + AsyncWrite + Unpin>(listener: &Listener, io: IO, peer: Rc<Peer>) {
