@@ -131,7 +131,7 @@ async fn attend(
     let mut stage = Drain::Serving;
     let mut leaves = pin!(left(listener.shared.drain.clone(), stage));
     let mut timer = pin!(tokio::time::sleep_until(pace.deadline().unwrap_or_else(Instant::now)));
-    let mut is_told = false;
+    let mut told: Option<Instant> = None;
     std::future::poll_fn(|cx| {
         while let Poll::Ready(next) = leaves.as_mut().poll(cx) {
             stage = next;
@@ -143,16 +143,18 @@ async fn attend(
         }
         // One whose first request is on its way is served that request: it was let in before the end began.
         let is_due = || stage == Drain::Draining && matches!(pace.phase(), Phase::Busy | Phase::Idle(_));
-        let stop = !is_told && is_due();
-        is_told |= stop;
+        let stop = told.is_none() && is_due();
+        if stop {
+            told = Some(Instant::now());
+        }
         if let Poll::Ready(result) = poll(cx, stop) {
             return Poll::Ready(Ended::Closed(result));
         }
-        if !is_told && is_due() {
+        if told.is_none() && is_due() {
             cx.waker().wake_by_ref();
         }
         // Only a deadline that comes nearer has to move the timer; one that went away is seen when the timer fires.
-        while let Some(deadline) = pace.deadline() {
+        while let Some(deadline) = farewell(pace, told).or(pace.deadline()) {
             if deadline < timer.deadline() {
                 timer.as_mut().reset(deadline);
             }
@@ -167,6 +169,15 @@ async fn attend(
         Poll::Pending
     })
     .await
+}
+
+/// Until when one is waited for that was told of the end: HTTP/2 asks it first whether something is on its way, and one that is
+/// gone without a word never answers. All its answers have long been written, for it has long been idle.
+fn farewell(pace: &Pace, told: Option<Instant>) -> Option<Instant> {
+    match pace.phase() {
+        Phase::Idle(since) => told.filter(|told| since + FAREWELL <= *told).map(|told| told + FAREWELL),
+        Phase::New(_) | Phase::Head(_) | Phase::Busy => None,
+    }
 }
 
 /// Where the process stands once it stands no longer where it did.
@@ -273,5 +284,6 @@ const LOCAL_RESETS: usize = 100;
 /// the memory of a small machine.
 const BUFFER: usize = 64 * 1024;
 
+const FAREWELL: Duration = Duration::from_secs(2);
 const LAST_WORD: Duration = Duration::from_secs(1);
 const TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";

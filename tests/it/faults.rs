@@ -180,6 +180,21 @@ fn a_stream_or_a_client_that_goes_away_ends_the_homeservers_work_within_a_second
     });
 }
 
+#[test]
+fn a_client_that_is_gone_without_a_word_does_not_hold_up_the_end() {
+    let upstream = homeserver();
+    let mut h2 = H2::start(&upstream, "");
+    h2.send(1, "GET", VERSIONS, END_STREAM);
+    assert_eq!(h2.answer(1).2, End::Whole);
+    let idle = Instant::now();
+    within(SOON, "it is idle for a while", || idle.elapsed() > Duration::from_millis(2500));
+    let begun = Instant::now();
+    // It reads nothing and answers nothing from now on.
+    h2.gateway.shutdown();
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    drop(h2.client);
+}
+
 /// Who asks while the homeserver comes and goes.
 struct Load {
     /// What the homeserver saw whole.
