@@ -13,6 +13,7 @@ use super::{Common, PolicyArgument, REFUSED, USAGE};
 use crate::config::gateway::Gateway;
 use crate::matrix::Flow;
 use crate::message::Answer;
+use crate::policy::decision::Need;
 use crate::policy::plan::Edit;
 use crate::policy::selftest::{Finding, Probe, Seen, Supposed};
 use crate::policy::{Decision, Gate, Policy, TokenVerdict};
@@ -148,6 +149,9 @@ fn text(
     page.section("response edits", policy.response_edits(finding.flow).iter().map(|edit| edited(edit, policy)));
     if let Some(token) = &finding.token {
         page.line("token", token_words(token));
+    }
+    if finding.need == Need::Registration {
+        page.line("registration", "supposed by token only: the homeserver would be asked");
     }
     if let Some(reported) = finding.verdict.reported {
         let rule = policy.rule(reported.rule).name;

@@ -9,6 +9,7 @@ mod limit;
 pub mod pace;
 mod policy;
 pub mod record;
+mod registration;
 mod rescue;
 mod revoke;
 mod route;

@@ -21,7 +21,7 @@ use crate::matrix::Flow;
 use crate::message::Body;
 use crate::observe::access::{self, Mode};
 use crate::policy::decision::Need;
-use crate::policy::{Decision, Denial, Exchange, Held, Permit, Verdict};
+use crate::policy::{Decision, Denial, Exchange, Held, Permit, TokenVerdict, Verdict};
 use crate::snapshot::{Current, Generation, Snapshot};
 
 /// Makes [`Policy`].
@@ -121,13 +121,18 @@ where
             host: without_port(host),
             client: client.address,
             token: None,
+            registration: None,
         };
-        if generation.policy.need(&exchange) == Need::Nothing {
+        let need = generation.policy.need(&exchange);
+        if need == Need::Nothing {
             return generation.policy.decide(&exchange);
         }
         let token = self.authenticator.verdict(&exchange, &generation.policy, client, facts.id()).await;
         facts.note(|record| record.token = access::Token::from(&token));
         exchange.token = Some(&token);
+        if need == Need::Registration && !matches!(token, TokenVerdict::Valid { guest: false }) {
+            exchange.registration = Some(self.authenticator.registration().await);
+        }
         generation.policy.decide(&exchange)
     }
 

@@ -19,6 +19,7 @@ mod policies;
 mod pool;
 mod process;
 mod proxy;
+mod registration;
 mod reload;
 mod routes;
 mod streams;
