@@ -89,6 +89,7 @@ impl Pool {
         let stream = self.connector.connect().await?;
         let (sender, connection) = http1::Builder::new()
             .max_headers(MAX_FIELDS)
+            .max_buf_size(BUFFER)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| Error::caused_by(Kind::Connect, error))?;
@@ -215,3 +216,5 @@ impl Future for Driver {
 const IDLE: Duration = Duration::from_secs(45);
 const MOST_IDLE: usize = 512;
 const MAX_FIELDS: usize = 200;
+/// What an answer that nobody takes may fill here; the library's own bound is six times that.
+const BUFFER: usize = 64 * 1024;
