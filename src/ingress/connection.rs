@@ -22,8 +22,9 @@ use super::frames::Frames;
 use super::heads::Heads;
 use super::listener::{Drain, Listener};
 use crate::observe::metrics::Refusal;
+use crate::stack::canonical::Unclear;
 use crate::stack::pace::Phase;
-use crate::stack::{Chain, Pace, Peer, Unclear};
+use crate::stack::{Chain, Pace, Peer};
 
 /// Serves HTTP/1.
 pub async fn serve_h1<IO: AsyncRead + AsyncWrite + Unpin>(listener: &Listener<impl Chain>, io: IO, peer: Rc<Peer>) {
@@ -44,7 +45,12 @@ pub async fn serve_h1<IO: AsyncRead + AsyncWrite + Unpin>(listener: &Listener<im
         }
     });
     let io = Paced { io, pace: Rc::clone(&peer.pace), follow: Follow::Heads(Rc::clone(&heads)) };
-    let mut connection = http1::Builder::new().max_headers(limits.fields).serve_connection(TokioIo::new(io), service);
+    // The same bound holds for the head of a request.
+    let buffer = BUFFER + usize::try_from(limits.head_bytes.get()).unwrap_or(BUFFER);
+    let mut connection = http1::Builder::new()
+        .max_headers(limits.fields)
+        .max_buf_size(buffer)
+        .serve_connection(TokioIo::new(io), service);
     let ended = attend(listener, &peer.pace, |cx, stop| {
         if stop {
             Pin::new(&mut connection).graceful_shutdown();
@@ -87,6 +93,7 @@ pub async fn serve_h2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         .max_header_list_size(head_bytes)
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .max_local_error_reset_streams(LOCAL_RESETS)
+        .max_send_buf_size(BUFFER)
         .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);
     let ended = attend(listener, &pace, |cx, stop| {
@@ -126,7 +133,7 @@ async fn attend(
     let mut stage = Drain::Serving;
     let mut leaves = pin!(left(listener.shared.drain.clone(), stage));
     let mut timer = pin!(tokio::time::sleep_until(pace.deadline().unwrap_or_else(Instant::now)));
-    let mut is_told = false;
+    let mut told: Option<Instant> = None;
     std::future::poll_fn(|cx| {
         while let Poll::Ready(next) = leaves.as_mut().poll(cx) {
             stage = next;
@@ -138,16 +145,18 @@ async fn attend(
         }
         // One whose first request is on its way is served that request: it was let in before the end began.
         let is_due = || stage == Drain::Draining && matches!(pace.phase(), Phase::Busy | Phase::Idle(_));
-        let stop = !is_told && is_due();
-        is_told |= stop;
+        let stop = told.is_none() && is_due();
+        if stop {
+            told = Some(Instant::now());
+        }
         if let Poll::Ready(result) = poll(cx, stop) {
             return Poll::Ready(Ended::Closed(result));
         }
-        if !is_told && is_due() {
+        if told.is_none() && is_due() {
             cx.waker().wake_by_ref();
         }
         // Only a deadline that comes nearer has to move the timer; one that went away is seen when the timer fires.
-        while let Some(deadline) = pace.deadline() {
+        while let Some(deadline) = farewell(pace, told).or(pace.deadline()) {
             if deadline < timer.deadline() {
                 timer.as_mut().reset(deadline);
             }
@@ -162,6 +171,15 @@ async fn attend(
         Poll::Pending
     })
     .await
+}
+
+/// Until when one is waited for that was told of the end: HTTP/2 asks it first whether something is on its way, and one that is
+/// gone without a word never answers. All its answers have long been written, for it has long been idle.
+fn farewell(pace: &Pace, told: Option<Instant>) -> Option<Instant> {
+    match pace.phase() {
+        Phase::Idle(since) => told.filter(|told| since + FAREWELL <= *told).map(|told| told + FAREWELL),
+        Phase::New(_) | Phase::Head(_) | Phase::Busy => None,
+    }
 }
 
 /// Where the process stands once it stands no longer where it did.
@@ -264,5 +282,10 @@ const PENDING_RESETS: usize = 20;
 /// Streams that a client made us reset by breaking the protocol.
 const LOCAL_RESETS: usize = 100;
 
+/// What waits for a client that does not read, per exchange: the library's own bounds would let a few hundred such clients fill
+/// the memory of a small machine.
+const BUFFER: usize = 64 * 1024;
+
+const FAREWELL: Duration = Duration::from_secs(2);
 const LAST_WORD: Duration = Duration::from_secs(1);
 const TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";

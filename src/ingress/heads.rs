@@ -4,7 +4,7 @@
 //! Where a head ends is as the library sees it: at the first empty line behind a line that is not, and `\n` ends a line with or
 //! without `\r`. Whatever else it may take offence at ends the connection, and nothing follows.
 
-use memchr::memchr;
+use memchr::memchr_iter;
 
 /// Longer than any line that counts here. Of one that comes in pieces, no more is kept.
 const LINE: usize = 64;
@@ -62,19 +62,29 @@ impl Heads {
                     self.at = if skipped == left { At::Start } else { At::Body(left - skipped) };
                     bytes = &bytes[skipped as usize..];
                 }
-                At::Start | At::Fields => {
-                    let Some(end) = memchr(b'\n', bytes) else { return self.keep(bytes) };
-                    if self.have == 0 {
-                        self.end_line(&bytes[..end], end);
-                    } else {
-                        self.keep(&bytes[..end]);
-                        let (line, length) = (self.line, std::mem::take(&mut self.have));
-                        self.end_line(&line[..length.min(LINE)], length);
-                    }
-                    bytes = &bytes[end + 1..];
-                }
+                At::Start | At::Fields => bytes = self.read_head(bytes),
             }
         }
+    }
+
+    /// Reads lines until the head ends, and gives back what stands behind it.
+    fn read_head<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let mut begin = 0;
+        for end in memchr_iter(b'\n', bytes) {
+            if self.have == 0 {
+                self.end_line(&bytes[begin..end], end - begin);
+            } else {
+                self.keep(&bytes[begin..end]);
+                let (line, length) = (self.line, std::mem::take(&mut self.have));
+                self.end_line(&line[..length.min(LINE)], length);
+            }
+            begin = end + 1;
+            if matches!(self.at, At::Body(_) | At::Last) {
+                return &bytes[begin..];
+            }
+        }
+        self.keep(&bytes[begin..]);
+        &[]
     }
 
     /// Whether the next request that the library hands over was framed in one way only. To be asked once for each.

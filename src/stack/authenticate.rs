@@ -42,7 +42,8 @@ pub struct Credentials {
     authorization: Option<HeaderValue>,
     /// Of several, Synapse reads none.
     is_doubled: bool,
-    uri: Uri,
+    /// Where the token may be if it is in no header.
+    uri: Option<Uri>,
 }
 
 impl Credentials {
@@ -50,14 +51,15 @@ impl Credentials {
     pub fn of<B>(request: &Request<B>) -> Self {
         let mut all = request.headers().get_all(header::AUTHORIZATION).iter();
         let authorization = all.next().cloned();
-        Self { authorization, is_doubled: all.next().is_some(), uri: request.uri().clone() }
+        let uri = (authorization.is_none() && request.uri().query().is_some()).then(|| request.uri().clone());
+        Self { authorization, is_doubled: all.next().is_some(), uri }
     }
 
     fn token(&self) -> Option<Token<'_>> {
         if self.is_doubled {
             return None;
         }
-        token::read_from(&self.authorization, self.uri.query()).ok()
+        token::read_from(&self.authorization, self.uri.as_ref().and_then(Uri::query)).ok()
     }
 }
 

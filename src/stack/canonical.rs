@@ -46,12 +46,26 @@ where
         if let Err(refusal) = canonicalize(&mut arrival.request) {
             arrival.facts.note(|record| {
                 record.decision = Decision::Deny;
-                record.rule = Some("canonical");
+                record.rule = Some(NAME);
             });
             return Either::Left(ready(Ok(refusal.answer().response(None))));
         }
         Either::Right((&self.0).call(arrival))
     }
+}
+
+/// What stands in the record for the rule.
+pub const NAME: &str = "canonical";
+
+/// What this layer would answer to a request of HTTP/1.1 with this head, if it did not let it pass. Where no host is named, one
+/// is supposed.
+pub fn refusal(method: &Method, target: &Uri, headers: &HeaderMap) -> Option<Answer> {
+    let mut request = Request::new(RequestBody::empty());
+    *request.method_mut() = method.clone();
+    *request.uri_mut() = target.path_and_query().map_or_else(Uri::default, |target| Uri::from(target.clone()));
+    *request.headers_mut() = headers.clone();
+    request.headers_mut().entry(header::HOST).or_insert(HeaderValue::from_static("localhost"));
+    canonicalize(&mut request).err().map(Refusal::answer)
 }
 
 /// Marks a request, among its extensions, of which the HTTP library read one of two framings and hid the other.
@@ -112,8 +126,6 @@ fn canonicalize(request: &mut Request<RequestBody>) -> Result<(), Refusal> {
         headers.insert(header::HOST, host);
     }
     hop::remove_hop_by_hop(headers);
-    // The HTTP library answers `100-continue` itself when the body is first asked for.
-    headers.remove(header::EXPECT);
     if is_h2 {
         join_cookies(headers);
     }
@@ -205,12 +217,13 @@ fn is_port(port: &str) -> bool {
 pub(super) fn one_framing(headers: &mut HeaderMap) -> Result<(), Refusal> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
-    if codings.next().is_some_and(|coding| !is_chunked(coding)) || codings.next().is_some() {
+    let coding = codings.next();
+    if coding.is_some_and(|coding| !is_chunked(coding)) || codings.next().is_some() {
         return Err(Refusal::Framing);
     }
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
     let Some(length) = lengths.next() else { return Ok(()) };
-    if lengths.next().is_some() {
+    if coding.is_some() || lengths.next().is_some() {
         return Err(Refusal::Framing);
     }
     let number = length.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
@@ -289,6 +302,7 @@ mod tests {
             &[("transfer-encoding", ",chunked")],
             &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
             &[("content-length", "3"), ("content-length", "3")],
+            &[("content-length", "3"), ("transfer-encoding", "chunked")],
             &[("content-length", "+3")],
             &[("content-length", "")],
         ] {

@@ -12,8 +12,8 @@ use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use tower::{Layer, Service};
 
-use super::canonical::one_framing;
-use super::{Arrival, Unclear};
+use super::Arrival;
+use super::canonical::{Unclear, one_framing};
 use crate::config::secret::Secret;
 use crate::error::{Error, Kind};
 use crate::matrix::{ServerName, x_matrix};

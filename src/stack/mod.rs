@@ -1,7 +1,7 @@
 //! The tower chain: what happens to every request, in this order, read from the top.
 
 pub mod authenticate;
-mod canonical;
+pub mod canonical;
 pub mod client;
 mod classify;
 mod collect;
@@ -47,7 +47,6 @@ use rescue::{Rescue, RescueLayer};
 use route::{Route, RouteLayer};
 use tokens::Tokens;
 
-pub use canonical::Unclear;
 pub use client::{Client, TrustedHops, UnlistedHop};
 pub use pace::Pace;
 pub use record::Facts;

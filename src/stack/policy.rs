@@ -203,7 +203,7 @@ fn answer(
 pub(super) fn set_own_fields(headers: &mut HeaderMap, client: &Client, id: u64) {
     headers.insert(FORWARDED_FOR, client.forwarded_for.clone());
     headers.insert(FORWARDED_PROTO, client.forwarded_proto.clone());
-    if let Ok(id) = HeaderValue::try_from(format!("{id:016x}")) {
+    if let Ok(id) = HeaderValue::from_bytes(&access::hex(id)) {
         headers.insert(REQUEST_ID, id);
     }
 }

@@ -3,8 +3,8 @@
     lease.py [--remove DIRECTORY] -- COMMAND [ARGUMENT ...]
 
 Our standard input is a socket whose other end the parent holds. When it closes, in whatever way the parent died, the
-command is ended, and the directory removed. Lines on it: stop (end it, keep the directory), kill, pause (answered with a
-line once the command stands still), resume.
+command is ended, and the directory removed. Lines on it: stop (end it, keep the directory), ask (the same, however long it
+takes), kill, pause (answered with a line once the command stands still), resume.
 """
 
 import ctypes
@@ -43,6 +43,8 @@ def obey(child, gone, abandoned, remove):
         for line in lines:
             if line == b"stop":
                 end(child, gone)
+            elif line == b"ask":
+                tell(child, signal.SIGTERM)
             elif line == b"kill":
                 tell(child, signal.SIGKILL)
             elif line == b"pause":

@@ -25,6 +25,8 @@ pub(crate) struct Leased {
 pub(crate) enum Word {
     /// End in good order; the directory stays.
     Stop,
+    /// The same, however long it takes.
+    Ask,
     /// End at once.
     Kill,
     /// Stand still, with all connections open.
@@ -77,6 +79,23 @@ impl Leased {
         Ok(Leased { child, socket: Some(ours) })
     }
 
+    /// The number of the command's process, which is a child of the lease.
+    pub(crate) fn pid(&self) -> Result<u32> {
+        let lease = self.child.id();
+        let path = format!("/proc/{lease}/task/{lease}/children");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let children = std::fs::read_to_string(&path).context(|| format!("read {path}"))?;
+            if let Some(pid) = children.split_whitespace().next() {
+                return pid.parse().context(|| format!("{path} holds {children:?}"));
+            }
+            if Instant::now() > deadline {
+                return Err(Error::new("the lease has started no process"));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     pub(crate) fn stdout(&mut self) -> Option<ChildStdout> {
         self.child.stdout.take()
     }
@@ -89,6 +108,7 @@ impl Leased {
     pub(crate) fn tell(&mut self, word: Word) -> Result<()> {
         let line: &[u8] = match word {
             Word::Stop => b"stop\n",
+            Word::Ask => b"ask\n",
             Word::Kill => b"kill\n",
             Word::Pause => b"pause\n",
             Word::Resume => b"resume\n",
@@ -96,7 +116,7 @@ impl Leased {
         let Some(socket) = &mut self.socket else { return Err(Error::new("the process has ended")) };
         let told = socket.write_all(line).and_then(|()| match word {
             Word::Pause => socket.read_exact(&mut [0; b"paused\n".len()]),
-            Word::Stop | Word::Kill | Word::Resume => Ok(()),
+            Word::Stop | Word::Ask | Word::Kill | Word::Resume => Ok(()),
         });
         told.context(|| format!("tell a process to {word:?}"))
     }

@@ -13,6 +13,10 @@ pub enum Tool {
     Node,
     /// The web server.
     Nginx,
+    /// Counts instructions, with callgrind.
+    Valgrind,
+    /// Counts system calls.
+    Strace,
 }
 
 /// Names of tools, with commas, whose tests are left out. Without it a missing tool is a failure.
@@ -20,13 +24,15 @@ pub const WITHOUT: &str = "MANTLET_WITHOUT";
 
 impl Tool {
     /// All there are.
-    pub const ALL: [Tool; 2] = [Tool::Node, Tool::Nginx];
+    pub const ALL: [Tool; 4] = [Tool::Node, Tool::Nginx, Tool::Valgrind, Tool::Strace];
 
     /// Its name in [`WITHOUT`].
     pub fn name(self) -> &'static str {
         match self {
             Tool::Node => "node",
             Tool::Nginx => "nginx",
+            Tool::Valgrind => "valgrind",
+            Tool::Strace => "strace",
         }
     }
 
@@ -41,7 +47,7 @@ impl Tool {
     }
 
     /// Its programs, in the order of [`Tool::programs`]; the error names the Debian packages.
-    pub(crate) fn find(self) -> Result<Vec<PathBuf>> {
+    pub fn find(self) -> Result<Vec<PathBuf>> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         // Where Debian has servers, and users have no PATH to.
         let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
@@ -61,10 +67,13 @@ impl Tool {
         format!("{program} is missing. On Debian: apt-get install {packages}. To test without it: {WITHOUT}={name}")
     }
 
-    fn programs(self) -> &'static [&'static str] {
+    /// What it brings to run.
+    pub fn programs(self) -> &'static [&'static str] {
         match self {
             Tool::Node => &["node", "npm"],
             Tool::Nginx => &["nginx"],
+            Tool::Valgrind => &["valgrind", "callgrind_annotate", "callgrind_control"],
+            Tool::Strace => &["strace"],
         }
     }
 
@@ -72,6 +81,8 @@ impl Tool {
         match self {
             Tool::Node => "nodejs npm",
             Tool::Nginx => "nginx",
+            Tool::Valgrind => "valgrind",
+            Tool::Strace => "strace",
         }
     }
 }
@@ -118,9 +129,9 @@ mod tests {
     fn only_what_is_named_is_left_out() {
         let names = |list: &str| named(list.as_ref());
         assert_eq!(names("").unwrap(), []);
-        assert_eq!(names("node, nginx").unwrap(), Tool::ALL);
+        assert_eq!(names("node, strace").unwrap(), [Tool::Node, Tool::Strace]);
         assert_eq!(names("nginx,").unwrap(), [Tool::Nginx]);
         let error = names("nodejs").unwrap_err().to_string();
-        assert_eq!(error, "MANTLET_WITHOUT names \"nodejs\"; known are node, nginx");
+        assert_eq!(error, "MANTLET_WITHOUT names \"nodejs\"; known are node, nginx, valgrind, strace");
     }
 }

@@ -11,6 +11,7 @@ mod common;
 mod corpus;
 mod endurance;
 mod exchanges;
+mod faults;
 mod federation_door;
 mod floods;
 mod layers;
