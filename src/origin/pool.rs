@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderValue, Response, header};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -16,7 +16,7 @@ use tokio::time::Sleep;
 use super::connector::{MAX_FIELDS, Stream, broken};
 use crate::error::{Error, Kind};
 use crate::matrix::ServerName;
-use crate::message::RequestBody;
+use crate::message::{BoxRequest, RequestBody};
 use crate::observe::metrics::{Counted, PoolState, UpstreamMetrics};
 
 /// Idle connections by server, the one used last at the back.
@@ -39,7 +39,7 @@ pub(super) struct Line {
 pub(super) struct Failure {
     pub error: Error,
     /// The request, if nothing of it was written.
-    pub unsent: Option<Box<Request<RequestBody>>>,
+    pub unsent: Option<BoxRequest>,
 }
 
 impl Pool {
@@ -117,12 +117,12 @@ enum Kept {
 impl Line {
     /// Sends a request and waits for the head of its response. Dropping the future, or the response's body before its end,
     /// closes the connection.
-    pub async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, Failure> {
+    pub async fn send(&self, mut request: BoxRequest) -> Result<Response<Incoming>, Failure> {
         request.headers_mut().insert(header::HOST, self.host.clone());
         let Some(mut sender) = self.sender.take() else {
-            return Err(Failure { error: Error::new(Kind::OriginClosed), unsent: Some(Box::new(request)) });
+            return Err(Failure { error: Error::new(Kind::OriginClosed), unsent: Some(request) });
         };
-        let response = sender.try_send_request(request);
+        let response = sender.try_send_request(*request);
         self.sender.replace(Some(sender));
         response.await.map_err(|mut failure| {
             let unsent = failure.take_message().map(Box::new);
