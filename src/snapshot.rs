@@ -50,6 +50,12 @@ impl Generation {
         Self { number, policy, counters }
     }
 
+    /// One that breaks when it counts what a rule did.
+    #[cfg(test)]
+    pub(crate) fn without_counters(policy: Arc<Policy>) -> Self {
+        Self { number: 1, policy, counters: Vec::new() }
+    }
+
     /// What one rule counts.
     pub fn counters(&self, rule: RuleIndex) -> &RuleCounters {
         // An index is only made by the compiler of this very policy.

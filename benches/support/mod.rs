@@ -51,5 +51,6 @@ pub fn exchange<'a>(path: &'a str, headers: &'a HeaderMap) -> Exchange<'a> {
         host: "matrix.example.org",
         client: IpAddr::V4(Ipv4Addr::LOCALHOST),
         token: None,
+        registration: None,
     }
 }

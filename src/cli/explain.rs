@@ -12,10 +12,13 @@ use super::output::Output;
 use super::{Common, PolicyArgument, REFUSED, USAGE};
 use crate::config::gateway::Gateway;
 use crate::matrix::Flow;
+use crate::message::Answer;
+use crate::policy::decision::Need;
 use crate::policy::plan::Edit;
 use crate::policy::selftest::{Finding, Probe, Seen, Supposed};
 use crate::policy::{Decision, Gate, Policy, TokenVerdict};
 use crate::problem::{Location, Problems};
+use crate::stack::canonical;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Explain {
@@ -68,9 +71,16 @@ impl Explain {
             (None, _) | (Some(_), Some(_)) => Some(common.gateway_alone()?),
         };
         let finding = probe.judge(&policy);
-        let upstream = gateway.as_ref().and_then(|gateway| upstream(&probe, &finding, gateway));
-        output.print(|| text(&probe, &finding, &policy, upstream), || structure(&probe, &finding, &policy, upstream));
+        let refusal = canonical::refusal(&probe.method, &probe.target, &probe.headers);
+        let upstream = gateway.as_ref().filter(|_| refusal.is_none());
+        let upstream = upstream.and_then(|gateway| upstream_of(&probe, &finding, gateway));
+        let refusal = refusal.as_ref();
+        output.print(
+            || text(&probe, &finding, &policy, refusal, upstream),
+            || structure(&probe, &finding, &policy, refusal, upstream),
+        );
         Ok(match finding.verdict.decision {
+            _ if refusal.is_some() => ExitCode::from(REFUSED),
             Decision::Deny(_) | Decision::Fail(_) => ExitCode::from(REFUSED),
             Decision::Permit(_) | Decision::Answer(_) => ExitCode::SUCCESS,
         })
@@ -98,13 +108,19 @@ impl Explain {
 }
 
 /// The upstream that answers the request, if it is permitted.
-fn upstream<'a>(probe: &Probe, finding: &Finding, gateway: &'a Gateway) -> Option<&'a str> {
+fn upstream_of<'a>(probe: &Probe, finding: &Finding, gateway: &'a Gateway) -> Option<&'a str> {
     let Decision::Permit(_) = finding.verdict.decision else { return None };
     let position = gateway.routes.choose(&probe.method, probe.target.path(), finding.classified);
     gateway.upstreams.get(position).map(|upstream| &*upstream.name)
 }
 
-fn text(probe: &Probe, finding: &Finding, policy: &Arc<Policy>, upstream: Option<&str>) -> String {
+fn text(
+    probe: &Probe,
+    finding: &Finding,
+    policy: &Arc<Policy>,
+    refusal: Option<&Answer>,
+    upstream: Option<&str>,
+) -> String {
     let mut page = Page::default();
     let endpoint = finding.classified.raw;
     page.line(
@@ -134,11 +150,17 @@ fn text(probe: &Probe, finding: &Finding, policy: &Arc<Policy>, upstream: Option
     if let Some(token) = &finding.token {
         page.line("token", token_words(token));
     }
+    if finding.need == Need::Registration {
+        page.line("registration", "supposed by token only: the homeserver would be asked");
+    }
     if let Some(reported) = finding.verdict.reported {
         let rule = policy.rule(reported.rule).name;
         page.line("reported", format!("{rule} would {} it, in report mode", reported.action));
     }
-    page.line("decision", decision_words(finding, policy));
+    match refusal {
+        None => page.line("decision", decision_words(finding, policy)),
+        Some(answer) => page.line("decision", refusal_words(answer)),
+    }
     if let Some(upstream) = upstream {
         page.line("upstream", upstream);
     }
@@ -166,6 +188,17 @@ fn decision_words(finding: &Finding, policy: &Policy) -> String {
     }
 }
 
+/// What no policy is asked about.
+fn refusal_words(answer: &Answer) -> String {
+    let errcode = answer.errcode().unwrap_or_default();
+    format!("deny with {} {errcode}, before any rule: {}", answer.status().as_u16(), sentence(answer))
+}
+
+fn sentence(answer: &Answer) -> String {
+    let body: Value = serde_json::from_slice(answer.body()).unwrap_or_default();
+    body["error"].as_str().unwrap_or_default().to_owned()
+}
+
 fn token_words(token: &TokenVerdict) -> String {
     match token {
         TokenVerdict::Unreadable(why) => format!("none ({})", why.sentence()),
@@ -176,7 +209,13 @@ fn token_words(token: &TokenVerdict) -> String {
     }
 }
 
-fn structure(probe: &Probe, finding: &Finding, policy: &Arc<Policy>, upstream: Option<&str>) -> Value {
+fn structure(
+    probe: &Probe,
+    finding: &Finding,
+    policy: &Arc<Policy>,
+    refusal: Option<&Answer>,
+    upstream: Option<&str>,
+) -> Value {
     let seen = Seen::of(finding, policy);
     let location = match &finding.verdict.decision {
         Decision::Answer(denial) | Decision::Deny(denial) => denial.location.clone(),
@@ -211,11 +250,11 @@ fn structure(probe: &Probe, finding: &Finding, policy: &Arc<Policy>, upstream: O
         })),
         "response_edits": edits(policy.response_edits(finding.flow)),
         "token": finding.token.as_ref().map(TokenVerdict::class),
-        "decision": seen.outcome,
-        "rule": seen.rule,
-        "location": location,
-        "status": seen.status,
-        "errcode": seen.errcode,
+        "decision": if refusal.is_some() { "deny" } else { seen.outcome },
+        "rule": if refusal.is_some() { Some(canonical::NAME) } else { seen.rule },
+        "location": location.filter(|_| refusal.is_none()),
+        "status": refusal.map(|answer| answer.status().as_u16()).or(seen.status),
+        "errcode": refusal.map_or(seen.errcode, Answer::errcode),
         "upstream": upstream,
     })
 }

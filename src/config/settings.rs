@@ -37,8 +37,8 @@ pub struct Limits {
     /// A request head; Synapse refuses 16 KiB, ours added. At least 8 KiB, below which our HTTP library does not go.
     #[serde(deserialize_with = "head_bytes")]
     pub head_bytes: Size,
-    /// Header fields of a request.
-    #[serde(deserialize_with = "above_zero")]
+    /// Header fields of a request; at most 10,000.
+    #[serde(deserialize_with = "fields")]
     pub fields: usize,
     /// A request body: Synapse's `max_upload_size`.
     #[serde(deserialize_with = "above_zero")]
@@ -207,6 +207,17 @@ fn head_bytes<'de, D: Deserializer<'de>>(from: D) -> Result<Size, D::Error> {
         Err(D::Error::custom(format!("{size} is too small\nat least \"8KiB\"")))
     } else {
         Ok(size)
+    }
+}
+
+fn fields<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
+    let count = above_zero(from)?;
+    if count > 10_000 {
+        Err(D::Error::custom(
+            "more than 10000 fields\nevery request takes room for as many, whether it has them or not",
+        ))
+    } else {
+        Ok(count)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Drives one HTTP connection: hyper speaks, the chain answers, the pace ends it.
 
+use std::cell::RefCell;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -18,16 +19,22 @@ use tokio::time::Instant;
 use tower::Service;
 
 use super::frames::Frames;
+use super::heads::Heads;
 use super::listener::{Drain, Listener};
 use crate::observe::metrics::Refusal;
+use crate::stack::canonical::Unclear;
 use crate::stack::pace::Phase;
 use crate::stack::{Pace, Peer};
 
 /// Serves HTTP/1.
 pub async fn serve_h1<IO: AsyncRead + AsyncWrite + Unpin>(listener: &Listener, io: IO, peer: Rc<Peer>) {
     let limits = &listener.shared.limits;
-    let service = service_fn(|request: Request<Incoming>| {
+    let heads = Rc::new(RefCell::new(Heads::new()));
+    let service = service_fn(|mut request: Request<Incoming>| {
         let (shared, peer) = (Rc::clone(&listener.shared), Rc::clone(&peer));
+        if !heads.borrow_mut().is_next_clear() {
+            request.extensions_mut().insert(Unclear);
+        }
         let is_last = is_last(&request);
         async move {
             let mut response = (&shared.stack).call((request, peer)).await;
@@ -39,8 +46,13 @@ pub async fn serve_h1<IO: AsyncRead + AsyncWrite + Unpin>(listener: &Listener, i
             response
         }
     });
-    let io = Paced { io, pace: Rc::clone(&peer.pace), frames: None };
-    let mut connection = http1::Builder::new().max_headers(limits.fields).serve_connection(TokioIo::new(io), service);
+    let io = Paced { io, pace: Rc::clone(&peer.pace), follow: Follow::Heads(Rc::clone(&heads)) };
+    // The same bound holds for the head of a request.
+    let buffer = BUFFER + usize::try_from(limits.head_bytes.get()).unwrap_or(BUFFER);
+    let mut connection = http1::Builder::new()
+        .max_headers(limits.fields)
+        .max_buf_size(buffer)
+        .serve_connection(TokioIo::new(io), service);
     let ended = attend(listener, &peer.pace, |cx, stop| {
         if stop {
             Pin::new(&mut connection).graceful_shutdown();
@@ -71,7 +83,7 @@ pub async fn serve_h2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(listener: &L
         let (shared, peer) = (Rc::clone(&shared), Rc::clone(&peer));
         async move { (&shared.stack).call((request, peer)).await }
     });
-    let io = Paced { io, pace: Rc::clone(&pace), frames: Some(Frames::new()) };
+    let io = Paced { io, pace: Rc::clone(&pace), follow: Follow::Frames(Frames::new()) };
     let head_bytes = u32::try_from(limits.head_bytes.get()).unwrap_or(u32::MAX);
     let connection = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
@@ -79,6 +91,7 @@ pub async fn serve_h2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(listener: &L
         .max_header_list_size(head_bytes)
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .max_local_error_reset_streams(LOCAL_RESETS)
+        .max_send_buf_size(BUFFER)
         .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);
     let ended = attend(listener, &pace, |cx, stop| {
@@ -95,10 +108,13 @@ pub async fn serve_h2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(listener: &L
 
 /// Whether nothing that follows this request may be taken for another one.
 ///
-/// The HTTP library does not tell whether a Content-Length stood beside a Transfer-Encoding: what comes next may be the rest of
-/// what somebody before us took for the body (RFC 9112, section 6.3). And who asks for a tunnel may send on as if there were one.
+/// Nobody but the library reads chunks, so nobody could tell that it saw their end where others do. Behind what can be read in
+/// two ways may be the rest of what somebody before us took for the body (RFC 9112, section 6.3). And who asks for a tunnel may
+/// send on as if there were one.
 fn is_last(request: &Request<Incoming>) -> bool {
-    request.headers().contains_key(header::TRANSFER_ENCODING) || request.method() == Method::CONNECT
+    request.headers().contains_key(header::TRANSFER_ENCODING)
+        || request.extensions().get::<Unclear>().is_some()
+        || request.method() == Method::CONNECT
 }
 
 enum Ended {
@@ -115,7 +131,7 @@ async fn attend(
     let mut stage = Drain::Serving;
     let mut leaves = pin!(left(listener.shared.drain.clone(), stage));
     let mut timer = pin!(tokio::time::sleep_until(pace.deadline().unwrap_or_else(Instant::now)));
-    let mut is_told = false;
+    let mut told: Option<Instant> = None;
     std::future::poll_fn(|cx| {
         while let Poll::Ready(next) = leaves.as_mut().poll(cx) {
             stage = next;
@@ -127,16 +143,18 @@ async fn attend(
         }
         // One whose first request is on its way is served that request: it was let in before the end began.
         let is_due = || stage == Drain::Draining && matches!(pace.phase(), Phase::Busy | Phase::Idle(_));
-        let stop = !is_told && is_due();
-        is_told |= stop;
+        let stop = told.is_none() && is_due();
+        if stop {
+            told = Some(Instant::now());
+        }
         if let Poll::Ready(result) = poll(cx, stop) {
             return Poll::Ready(Ended::Closed(result));
         }
-        if !is_told && is_due() {
+        if told.is_none() && is_due() {
             cx.waker().wake_by_ref();
         }
         // Only a deadline that comes nearer has to move the timer; one that went away is seen when the timer fires.
-        while let Some(deadline) = pace.deadline() {
+        while let Some(deadline) = farewell(pace, told).or(pace.deadline()) {
             if deadline < timer.deadline() {
                 timer.as_mut().reset(deadline);
             }
@@ -151,6 +169,15 @@ async fn attend(
         Poll::Pending
     })
     .await
+}
+
+/// Until when one is waited for that was told of the end: HTTP/2 asks it first whether something is on its way, and one that is
+/// gone without a word never answers. All its answers have long been written, for it has long been idle.
+fn farewell(pace: &Pace, told: Option<Instant>) -> Option<Instant> {
+    match pace.phase() {
+        Phase::Idle(since) => told.filter(|told| since + FAREWELL <= *told).map(|told| told + FAREWELL),
+        Phase::New(_) | Phase::Head(_) | Phase::Busy => None,
+    }
 }
 
 /// Where the process stands once it stands no longer where it did.
@@ -169,11 +196,17 @@ fn count_refusal(listener: &Listener, error: &hyper::Error) {
     }
 }
 
-/// Tells bytes that come in to the pace of their connection, and ends one of HTTP/2 that asks for too much.
+/// Tells bytes that come in to the pace of their connection and to who follows them, and ends one of HTTP/2 that asks for too
+/// much.
 struct Paced<IO> {
     io: IO,
     pace: Rc<Pace>,
-    frames: Option<Frames>,
+    follow: Follow,
+}
+
+enum Follow {
+    Heads(Rc<RefCell<Heads>>),
+    Frames(Frames),
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Paced<IO> {
@@ -184,11 +217,22 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Paced<IO> {
         if new.is_empty() {
             return read;
         }
-        self.pace.read(self.frames.is_none());
-        if self.frames.as_mut().is_some_and(|frames| !frames.read(new)) {
-            return Poll::Ready(Err(io::Error::other("too many frames that bring nothing")));
+        let this = &mut *self;
+        match &mut this.follow {
+            Follow::Heads(heads) => {
+                this.pace.read(true);
+                heads.borrow_mut().read(new);
+                read
+            }
+            Follow::Frames(frames) => {
+                this.pace.read(false);
+                if frames.read(new) {
+                    read
+                } else {
+                    Poll::Ready(Err(io::Error::other("too many frames that bring nothing")))
+                }
+            }
         }
-        read
     }
 }
 
@@ -236,5 +280,10 @@ const PENDING_RESETS: usize = 20;
 /// Streams that a client made us reset by breaking the protocol.
 const LOCAL_RESETS: usize = 100;
 
+/// What waits for a client that does not read, per exchange: the library's own bounds would let a few hundred such clients fill
+/// the memory of a small machine.
+const BUFFER: usize = 64 * 1024;
+
+const FAREWELL: Duration = Duration::from_secs(2);
 const LAST_WORD: Duration = Duration::from_secs(1);
 const TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";

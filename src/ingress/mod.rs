@@ -4,5 +4,9 @@ mod acceptor;
 pub mod admission;
 mod connection;
 mod frames;
+mod heads;
 pub mod listener;
 mod proxy_header;
+
+#[cfg(test)]
+mod tests;

@@ -8,39 +8,32 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use serde::{Serialize, Serializer};
-
 use crate::matrix::Flow;
 use crate::policy::{self, TokenVerdict};
 
 pub use writer::Writer;
 
+mod json;
 mod writer;
 
 /// One exchange, as it is written down when it ends.
 ///
 /// The order here is the order on the line; JSON writes every field every time, so that a column never moves.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct AccessRecord {
     /// When the request head was complete; RFC 3339, UTC, milliseconds.
-    #[serde(serialize_with = "rfc3339")]
     pub time: SystemTime,
     /// The request id that Synapse sees too; 16 hexadecimal digits.
-    #[serde(serialize_with = "hex")]
     pub id: u64,
     /// The direction.
-    #[serde(serialize_with = "word")]
     pub flow: Flow,
     /// The name that the operator gave to the listener.
-    #[serde(serialize_with = "word")]
     pub listener: Arc<str>,
     /// The method, if it is one of the known ones.
-    #[serde(serialize_with = "word")]
     pub method: Method,
     /// The endpoint's id: a template's name, never a path.
     pub endpoint: &'static str,
     /// What the client speaks.
-    #[serde(serialize_with = "word")]
     pub protocol: Protocol,
     /// Whether the client's connection is TLS with us.
     pub tls: bool,
@@ -49,16 +42,12 @@ pub struct AccessRecord {
     /// The rule that answered or denied, or would have under `mode = "report"`.
     pub rule: Option<&'static str>,
     /// What became of the exchange.
-    #[serde(serialize_with = "word")]
     pub decision: Decision,
     /// Whether the rule was in force.
-    #[serde(serialize_with = "word")]
     pub mode: Mode,
     /// What is known of the client's access token.
-    #[serde(serialize_with = "word")]
     pub token: Token,
     /// Where the client is, roughly.
-    #[serde(serialize_with = "word")]
     pub network: Network,
     /// The kind of the failure, if there was one.
     pub error: Option<&'static str>,
@@ -69,7 +58,6 @@ pub struct AccessRecord {
     /// Until the last byte was sent or the exchange was given up, in microseconds.
     pub duration_us: u64,
     /// The operator's name for the upstream that was asked; none if none was.
-    #[serde(serialize_with = "some_word")]
     pub upstream: Option<Arc<str>>,
     /// Until the upstream's response head, in microseconds; none if the upstream was not asked or did not answer.
     pub upstream_us: Option<u64>,
@@ -239,17 +227,10 @@ impl Format {
     /// What appends one record's line; none for `off`.
     fn line(self) -> Option<fn(&AccessRecord, &mut Vec<u8>)> {
         match self {
-            Format::Json => Some(json),
+            Format::Json => Some(json::line),
             Format::Text => Some(text),
             Format::Off => None,
         }
-    }
-}
-
-fn json(record: &AccessRecord, line: &mut Vec<u8>) {
-    // Cannot fail: a vector takes every byte, and no field is a map or a float.
-    if serde_json::to_writer(&mut *line, record).is_ok() {
-        line.push(b'\n');
     }
 }
 
@@ -286,23 +267,9 @@ impl fmt::Display for Plain<'_> {
     }
 }
 
-fn rfc3339<S: Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(&humantime::format_rfc3339_millis(*time))
-}
-
-fn hex<S: Serializer>(id: &u64, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(&format_args!("{id:016x}"))
-}
-
-fn word<T: fmt::Display, S: Serializer>(word: &T, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(word)
-}
-
-fn some_word<T: fmt::Display, S: Serializer>(word: &Option<T>, to: S) -> Result<S::Ok, S::Error> {
-    match word {
-        Some(word) => to.collect_str(word),
-        None => to.serialize_none(),
-    }
+/// A request id as it is written everywhere: 16 hexadecimal digits.
+pub fn hex(id: u64) -> [u8; 16] {
+    std::array::from_fn(|place| b"0123456789abcdef"[(id >> (60 - 4 * place)) as usize & 15])
 }
 
 #[cfg(test)]

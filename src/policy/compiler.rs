@@ -233,6 +233,11 @@ impl At<'_, '_> {
         self.gate(Action::RequireTokenOr(answer));
     }
 
+    /// Lets pass only where nobody registers without a registration token, and application services; all others get this answer.
+    pub fn require_registration_token(self, otherwise: Answer) {
+        self.gate(Action::RequireRegistrationToken(otherwise));
+    }
+
     /// Lets pass only so often.
     pub fn limit(self, limiter: Arc<Limiter>) {
         self.gate(Action::Limit(limiter));
@@ -261,6 +266,7 @@ fn contradiction(plan: &Plan, endpoint: Endpoint, rules: &[RuleInfo]) -> Option<
         | Action::Deny(_)
         | Action::RequireToken(_)
         | Action::RequireTokenOr(_)
+        | Action::RequireRegistrationToken(_)
         | Action::Limit(_) => None,
     });
     let (first, said) = answers.next()?;

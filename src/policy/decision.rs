@@ -8,7 +8,7 @@ use http::header::{HeaderValue, RETRY_AFTER};
 use serde_json::json;
 
 use super::Mode;
-use super::exchange::{Exchange, TokenVerdict};
+use super::exchange::{Exchange, Registration, TokenVerdict};
 use super::matcher::contains;
 use super::permit::Permit;
 use super::plan::{Action, Gate, Guests, Policy, RuleIndex};
@@ -66,6 +66,8 @@ pub enum Need {
     Nothing,
     /// Whether the homeserver knows the token.
     Token,
+    /// The same, and whether the homeserver registers anybody without a registration token.
+    Registration,
 }
 
 impl Policy {
@@ -76,6 +78,7 @@ impl Policy {
                 Step::Gate(Gate { action: Action::RequireToken(_) | Action::RequireTokenOr(_), .. }) => {
                     return Need::Token;
                 }
+                Step::Gate(Gate { action: Action::RequireRegistrationToken(_), .. }) => return Need::Registration,
                 // How often it came is found out when it is judged.
                 Step::Gate(Gate { action: Action::Limit(_), .. }) => {}
                 Step::Gate(Gate { mode: Mode::Report | Mode::Off, .. }) => {}
@@ -176,6 +179,13 @@ fn bite(gate: &Gate, exchange: &Exchange<'_>) -> Option<Decision> {
             }
             Some(TokenVerdict::Unavailable(kind)) => Some(Decision::Fail(*kind)),
             None => Some(Decision::Fail(Kind::TokenCheck)),
+        },
+        Action::RequireRegistrationToken(answer) => match (exchange.token, exchange.registration) {
+            (Some(TokenVerdict::Valid { guest: false }), _) | (_, Some(Registration::ByToken)) => None,
+            (_, Some(Registration::Open | Registration::Closed)) => Some(Decision::Deny(denial(answer.clone()))),
+            (_, Some(Registration::Unavailable(kind))) => Some(Decision::Fail(kind)),
+            // Nobody asked how it registers: a defect of ours, which must not open the door.
+            (_, None) => Some(Decision::Fail(Kind::Garbled)),
         },
         Action::Limit(limiter) => {
             let wait = limiter.check(exchange).err()?;

@@ -12,31 +12,22 @@ pub enum HeadEdit {
     Strip(Arc<FieldSet>),
     /// Removes all fields but these.
     KeepOnly(Arc<FieldSet>),
-    /// Changes `User-Agent`.
-    Agent(Agent),
+    /// Reduces `User-Agent` to its class: `browser`, `mobile`, `desktop`, `server`, `other`.
+    ClassifyAgent,
     /// Sets a field to this one value, whatever it was.
     Set(HeaderName, HeaderValue),
 }
 
-/// What becomes of `User-Agent`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Agent {
-    /// It is removed.
-    Strip,
-    /// Only its kind is left: `browser`, `mobile`, `desktop`, `server`, `other`.
-    Class,
-    /// It stays.
-    Keep,
-}
-
-/// A set of field names, and of beginnings of names.
+/// A set of field names, and of beginnings of names. Every field of every request is looked up in one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FieldSet {
+    /// In the order in which they were written.
     names: Vec<HeaderName>,
     prefixes: Vec<String>,
-    /// Bit n: some name or prefix begins with the letter n. Most fields of most requests are told apart by it.
-    initials: u32,
+    /// The names again, each in its slot.
+    name_slots: Vec<Vec<HeaderName>>,
+    /// The prefixes again, each in the slot of its first letter.
+    prefix_slots: Vec<Vec<String>>,
 }
 
 impl FieldSet {
@@ -45,14 +36,16 @@ impl FieldSet {
     /// # Errors
     /// The first that is no field name.
     pub fn new<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Result<Self, &'a str> {
-        let mut set = Self::default();
+        let (name_slots, prefix_slots) = (vec![Vec::new(); SLOTS], vec![Vec::new(); LETTERS]);
+        let mut set = Self { name_slots, prefix_slots, ..Self::default() };
         for pattern in patterns {
             let (stem, is_prefix) = pattern.strip_suffix('*').map_or((pattern, false), |stem| (stem, true));
             let name: HeaderName = stem.parse().map_err(|_| pattern)?;
-            set.initials |= initial(name.as_str());
             if is_prefix {
+                set.prefix_slots[letter(name.as_str())].push(name.as_str().to_owned());
                 set.prefixes.push(name.as_str().to_owned());
             } else {
+                set.name_slots[slot(name.as_str())].push(name.clone());
                 set.names.push(name);
             }
         }
@@ -62,8 +55,8 @@ impl FieldSet {
     /// Whether the set holds this name.
     pub fn contains(&self, name: &HeaderName) -> bool {
         let text = name.as_str();
-        self.initials & initial(text) != 0
-            && (self.names.contains(name) || self.prefixes.iter().any(|prefix| text.starts_with(prefix)))
+        self.name_slots.get(slot(text)).is_some_and(|names| names.iter().any(|known| known == name))
+            || self.prefix_slots.get(letter(text)).is_some_and(|prefixes| is_begun(text, prefixes))
     }
 
     /// The names and prefixes, for people.
@@ -73,9 +66,24 @@ impl FieldSet {
     }
 }
 
-fn initial(name: &str) -> u32 {
-    name.as_bytes().first().map_or(0, |byte| 1 << (byte & 31))
+/// Where a name is looked for: its length and its ends tell most names apart.
+fn slot(name: &str) -> usize {
+    let name = name.as_bytes();
+    let ends = name.first().zip(name.last()).map_or(0, |(first, last)| usize::from(*first) + 4 * usize::from(*last));
+    (ends + name.len()) % SLOTS
 }
+
+/// Where a prefix is looked for.
+fn letter(name: &str) -> usize {
+    name.as_bytes().first().map_or(0, |byte| usize::from(*byte) % LETTERS)
+}
+
+fn is_begun(name: &str, prefixes: &[String]) -> bool {
+    prefixes.iter().any(|prefix| name.starts_with(prefix.as_str()))
+}
+
+const SLOTS: usize = 64;
+const LETTERS: usize = 32;
 
 impl HeadEdit {
     /// Makes the change.
@@ -83,7 +91,7 @@ impl HeadEdit {
         match self {
             HeadEdit::Strip(set) => remove_where(headers, |name| set.contains(name)),
             HeadEdit::KeepOnly(set) => remove_where(headers, |name| !set.contains(name)),
-            HeadEdit::Agent(agent) => agent.apply(headers),
+            HeadEdit::ClassifyAgent => classify_agent(headers),
             HeadEdit::Set(name, value) => {
                 headers.insert(name, value.clone());
             }
@@ -95,8 +103,7 @@ impl HeadEdit {
         match self {
             HeadEdit::Strip(set) => headers.keys().any(|name| set.contains(name)),
             HeadEdit::KeepOnly(set) => headers.keys().any(|name| !set.contains(name)),
-            HeadEdit::Agent(Agent::Keep) => false,
-            HeadEdit::Agent(Agent::Strip | Agent::Class) => headers.contains_key(USER_AGENT),
+            HeadEdit::ClassifyAgent => headers.contains_key(USER_AGENT),
             HeadEdit::Set(name, value) => headers.get(name) != Some(value),
         }
     }
@@ -106,36 +113,45 @@ impl HeadEdit {
         match self {
             HeadEdit::Strip(set) => format!("remove {}", set.patterns().collect::<Vec<_>>().join(", ")),
             HeadEdit::KeepOnly(set) => format!("keep only {}", set.patterns().collect::<Vec<_>>().join(", ")),
-            HeadEdit::Agent(Agent::Strip) => "remove user-agent".into(),
-            HeadEdit::Agent(Agent::Class) => "reduce user-agent to its class".into(),
-            HeadEdit::Agent(Agent::Keep) => "keep user-agent".into(),
+            HeadEdit::ClassifyAgent => "reduce user-agent to its class".into(),
             HeadEdit::Set(name, value) => format!("set {name}: {}", String::from_utf8_lossy(value.as_bytes())),
         }
     }
 }
 
-fn remove_where(headers: &mut HeaderMap, mut hit: impl FnMut(&HeaderName) -> bool) {
-    // A map cannot be changed while it is read, and most maps hold few hits: they are noted first.
-    let hits: Vec<HeaderName> = headers.keys().filter(|name| hit(name)).cloned().collect();
-    for name in hits {
-        headers.remove(name);
+fn remove_where(headers: &mut HeaderMap, hit: impl Fn(&HeaderName) -> bool) {
+    let hits: Vec<bool> = headers.keys().map(hit).collect();
+    let count = hits.iter().filter(|is_hit| **is_hit).count();
+    // Where much goes, a new map of what stays is cheaper: each removal looks its name up, and fills the gap.
+    if count <= 2 {
+        let names = headers.keys().zip(&hits).filter(|(_, is_hit)| **is_hit);
+        let names: [Option<HeaderName>; 2] = two(names.map(|(name, _)| name.clone()));
+        for name in names.into_iter().flatten() {
+            headers.remove(name);
+        }
+        return;
     }
+    let all = std::mem::replace(headers, HeaderMap::with_capacity(hits.len() - count + OWN));
+    let (mut hits, mut stays) = (hits.into_iter(), true);
+    headers.extend(all.into_iter().filter(|(name, _)| {
+        // Further values of one name come without it.
+        if name.is_some() {
+            stays = hits.next() == Some(false);
+        }
+        stays
+    }));
 }
 
-impl Agent {
-    fn apply(self, headers: &mut HeaderMap) {
-        match self {
-            Agent::Keep => {}
-            Agent::Strip => {
-                headers.remove(USER_AGENT);
-            }
-            Agent::Class => {
-                if let Some(agent) = headers.get(USER_AGENT) {
-                    let class = class_of(agent.as_bytes());
-                    headers.insert(USER_AGENT, HeaderValue::from_static(class));
-                }
-            }
-        }
+fn two<T>(mut from: impl Iterator<Item = T>) -> [Option<T>; 2] {
+    [from.next(), from.next()]
+}
+
+/// Room for the fields that the gateway adds.
+const OWN: usize = 4;
+
+fn classify_agent(headers: &mut HeaderMap) {
+    if let Some(agent) = headers.get_mut(USER_AGENT) {
+        *agent = HeaderValue::from_static(class_of(agent.as_bytes()));
     }
 }
 
@@ -202,7 +218,7 @@ mod tests {
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(USER_AGENT, agent.parse().unwrap());
-            HeadEdit::Agent(Agent::Class).apply(&mut headers);
+            HeadEdit::ClassifyAgent.apply(&mut headers);
             assert_eq!(headers[USER_AGENT], class, "{agent}");
         }
     }

@@ -31,6 +31,8 @@ pub struct Exchange<'a> {
     pub client: IpAddr,
     /// What Synapse said of the token; `None` until it was asked.
     pub token: Option<&'a TokenVerdict>,
+    /// How Synapse registers users; `None` until it was asked.
+    pub registration: Option<Registration>,
 }
 
 /// What is known of the token of a request.
@@ -46,6 +48,19 @@ pub enum TokenVerdict {
     /// Synapse refused it, in its own words.
     Refused(Answer),
     /// Synapse could not be asked.
+    Unavailable(Kind),
+}
+
+/// What Synapse asks of whoever registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Registration {
+    /// A registration token, whichever way is taken.
+    ByToken,
+    /// No token, on one way at least.
+    Open,
+    /// It registers nobody.
+    Closed,
+    /// It could not be asked.
     Unavailable(Kind),
 }
 

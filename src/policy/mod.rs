@@ -17,8 +17,8 @@ mod target;
 
 pub use compiler::Compiler;
 pub use decision::{Decision, Denial, Reported, Verdict};
-pub use edit::{Agent, FieldSet, HeadEdit};
-pub use exchange::{Exchange, TokenVerdict};
+pub use edit::{FieldSet, HeadEdit};
+pub use exchange::{Exchange, Registration, TokenVerdict};
 pub use permit::{Held, Permit, Permitted, Purpose};
 pub use plan::{Action, Gate, Guests, Policy, RuleIndex};
 

@@ -39,6 +39,8 @@ pub enum Purpose {
     Health,
     /// Which server it is.
     ServerName,
+    /// What it asks of whoever registers.
+    Registration,
 }
 
 /// Something that may go upstream.

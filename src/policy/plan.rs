@@ -112,6 +112,9 @@ pub enum Action {
     RequireToken(Guests),
     /// The same; whoever has none gets this answer and not the homeserver's.
     RequireTokenOr(Answer),
+    /// Lets it pass with the token of a user or an application service, or where the homeserver registers nobody without a
+    /// registration token; whoever else comes gets this answer.
+    RequireRegistrationToken(Answer),
     /// Lets it pass only so often.
     Limit(Arc<Limiter>),
 }
@@ -221,6 +224,9 @@ impl Action {
             Action::RequireToken(Guests::Allowed) => "require a validated token".into(),
             Action::RequireToken(Guests::Refused) => "require a validated token, not a guest's".into(),
             Action::RequireTokenOr(answer) => format!("require a validated token, else deny with {}", told(answer)),
+            Action::RequireRegistrationToken(answer) => {
+                format!("require that the homeserver asks for a registration token, else deny with {}", told(answer))
+            }
             Action::Limit(limiter) => format!("let pass {limiter}, else deny with 429 M_LIMIT_EXCEEDED"),
         }
     }

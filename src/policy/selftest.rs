@@ -9,7 +9,7 @@ use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use serde::Deserialize;
 
 use super::decision::{Decision, Need, Verdict};
-use super::exchange::{Exchange, TokenVerdict};
+use super::exchange::{Exchange, Registration, TokenVerdict};
 use super::plan::Policy;
 use crate::matrix::Flow;
 use crate::matrix::classify::{Classified, classify, flow};
@@ -41,6 +41,8 @@ pub struct Probe {
     pub from: IpAddr,
     /// What the homeserver would say of the token.
     pub token: Supposed,
+    /// How the homeserver would register.
+    pub registration: Registration,
     /// The direction, where the path does not tell.
     pub flow: Option<Flow>,
 }
@@ -140,7 +142,15 @@ impl Probe {
             return Err(format!("`{target}` has no path: write it as /_matrix/…"));
         }
         let from = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
-        Ok(Self { method, target: uri, headers, from, token: Supposed::Valid, flow: None })
+        Ok(Self {
+            method,
+            target: uri,
+            headers,
+            from,
+            token: Supposed::Valid,
+            registration: Registration::ByToken,
+            flow: None,
+        })
     }
 
     /// Adds a field.
@@ -171,10 +181,12 @@ impl Probe {
             host: host.split_once(':').map_or(host, |(host, _)| host),
             client: self.from,
             token: None,
+            registration: None,
         };
         let need = policy.need(&exchange);
-        let token = (need == Need::Token).then(|| self.suppose(&exchange));
+        let token = (need != Need::Nothing).then(|| self.suppose(&exchange));
         exchange.token = token.as_ref();
+        exchange.registration = (need == Need::Registration).then_some(self.registration);
         let verdict = policy.decide(&exchange);
         let (flow, classified) = (exchange.flow, exchange.classified);
         let upstream = match &verdict.decision {

@@ -1,7 +1,7 @@
 //! Who may read: what the rules have in common that close something to strangers and to other servers.
 
 use http::StatusCode;
-use serde::Deserialize;
+use serde::de::{Deserialize, Deserializer, Error};
 use serde_spanned::Spanned;
 
 use crate::matrix::endpoint::Endpoint;
@@ -9,7 +9,7 @@ use crate::message::Answer;
 use crate::policy::{Compiler, Guests};
 
 /// Which clients may read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Clients {
     /// All.
@@ -21,8 +21,7 @@ pub enum Clients {
 }
 
 /// Which other servers may read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Servers {
     /// All.
     Open,
@@ -49,6 +48,18 @@ impl Clients {
                     to.endpoint(*endpoint).deny(Answer::matrix(StatusCode::FORBIDDEN, "M_FORBIDDEN", refusal));
                 }
             }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Servers {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        match String::deserialize(from)?.as_str() {
+            "open" => Ok(Self::Open),
+            "deny" => Ok(Self::Deny),
+            // It is known, to be refused with its reason; nobody is told to write it.
+            "listed" => Ok(Self::Listed),
+            other => Err(D::Error::unknown_variant(other, &["open", "deny"])),
         }
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! Leak: open registration, and guests, let anybody become somebody who may list rooms, read profiles and search for users.
 //! Rule: `/register` and what belongs to it are answered 403 `M_FORBIDDEN`, and so is `kind=guest`; application services pass,
-//!   with a token that Synapse says is valid.
-//! Cost: accounts are made by an administrator or by an application service.
+//!   with a token that Synapse says is valid. With `users = "token"` others register as long as Synapse itself asks every one of
+//!   them for a registration token (`registration_requires_token: true`), which is asked of it each half minute.
+//! Cost: accounts are made by an administrator or by an application service, or by whoever was given a registration token.
 //! Example:
 //!     [rules.registration]
-//!     users = "closed"        # open | closed
+//!     users = "closed"        # open | token | closed
 //!     guests = "closed"       # open | closed
 
 use http::StatusCode;
@@ -24,14 +25,22 @@ use crate::policy::matcher::When;
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Whether users may register. Default: `closed`.
-    users: Option<Spanned<Door>>,
+    users: Option<Spanned<Users>>,
     /// Whether guests may. Default: `closed`.
-    guests: Option<Spanned<Door>>,
+    guests: Option<Spanned<Guests>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Door {
+enum Users {
+    Open,
+    Token,
+    Closed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Guests {
     Open,
     Closed,
 }
@@ -46,18 +55,24 @@ const BESIDE: [Endpoint; 4] = [
 
 impl Rule for Config {
     fn compile(&self, to: &mut Compiler<'_>) {
-        let guests = super::chosen(to, self.guests.as_ref(), Door::Closed);
-        if guests == Door::Closed {
+        let guests = super::chosen(to, self.guests.as_ref(), Guests::Closed);
+        if guests == Guests::Closed {
             // Synapse reads the first `kind` of the query only; whatever calls itself a guest anywhere is taken for one.
             let when = When { argument: Some(("kind", "guest")), ..When::default() };
             to.endpoint(Endpoint::Register).when(when).deny(closed("Guest access is disabled"));
         }
-        let users = super::chosen(to, self.users.as_ref(), Door::Closed);
-        if users == Door::Closed {
-            let but_guests = When { first_argument_is_not: Some(("kind", "guest")), ..When::default() };
-            to.endpoint(Endpoint::Register).when(but_guests).require_token_or(closed("Registration has been disabled"));
-            for endpoint in BESIDE {
-                to.endpoint(endpoint).deny(closed("Registration has been disabled"));
+        let disabled = || closed("Registration has been disabled");
+        let but_guests = When { first_argument_is_not: Some(("kind", "guest")), ..When::default() };
+        match super::chosen(to, self.users.as_ref(), Users::Closed) {
+            Users::Open => {}
+            Users::Token => {
+                to.endpoint(Endpoint::Register).when(but_guests).require_registration_token(disabled());
+            }
+            Users::Closed => {
+                to.endpoint(Endpoint::Register).when(but_guests).require_token_or(disabled());
+                for endpoint in BESIDE {
+                    to.endpoint(endpoint).deny(disabled());
+                }
             }
         }
     }
@@ -70,6 +85,8 @@ fn closed(error: &str) -> Answer {
 
 #[cfg(test)]
 mod tests {
+    use crate::error::Kind;
+    use crate::policy::Registration;
     use crate::rules::testing::*;
 
     const REFUSED: &str = "deny registration 403 M_FORBIDDEN";
@@ -84,6 +101,20 @@ mod tests {
         }
         assert_eq!(judge(&policy, "GET", "/_matrix/client/v3/register/available?username=a", &[]), REFUSED);
         assert_eq!(judge(&policy, "POST", "/_matrix/client/v3/login", &[]), "permit");
+    }
+
+    #[test]
+    fn users_may_register_by_token_where_the_homeserver_asks_each_of_them_for_one() {
+        let policy = policy("[rules.registration]\nusers = \"token\"");
+        let path = "/_matrix/client/v3/register";
+        assert_eq!(judge_registration(&policy, path, Registration::ByToken), "permit");
+        assert_eq!(judge_registration(&policy, path, Registration::Open), REFUSED);
+        assert_eq!(judge_registration(&policy, path, Registration::Closed), REFUSED);
+        assert_eq!(judge_registration(&policy, path, Registration::Unavailable(Kind::Silent)), "fail");
+        assert_eq!(judge_registration(&policy, &format!("{path}?kind=guest"), Registration::ByToken), REFUSED);
+        assert_eq!(judge_token(&policy, "POST", path, Supposed::Valid), "permit");
+        let validity = "/_matrix/client/v1/register/m.login.registration_token/validity?token=a";
+        assert_eq!(judge(&policy, "GET", validity, &[]), "permit");
     }
 
     #[test]

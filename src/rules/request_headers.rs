@@ -20,7 +20,7 @@ use serde_spanned::Spanned;
 
 use super::Rule;
 use crate::matrix::Flow;
-use crate::policy::{Agent, Compiler, FieldSet, HeadEdit};
+use crate::policy::{Compiler, FieldSet, HeadEdit};
 
 /// What `[rules.request_headers]` may say.
 #[derive(Debug, Default, Deserialize)]
@@ -34,6 +34,14 @@ pub struct Config {
     remove: Vec<Spanned<String>>,
     /// Names to leave although the list has them. Default: none.
     keep: Vec<Spanned<String>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Agent {
+    Strip,
+    Class,
+    Keep,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -61,26 +69,31 @@ impl Rule for Config {
         }
         let agent = self.user_agent.as_ref().map_or(Agent::Strip, |agent| *agent.get_ref());
         let fields = super::chosen(to, self.fields.as_ref(), Fields::Remove);
+        let is_stripped = agent == Agent::Strip;
         let edit = match fields {
             Fields::Remove => {
                 let keep = set(self.keep.iter().map(|name| name.get_ref().as_str()));
                 let own = self.remove.iter().map(|name| name.get_ref().as_str());
                 let kept = |name: &&str| !name.parse().is_ok_and(|name: HeaderName| keep.contains(&name));
-                HeadEdit::Strip(set(REMOVED.into_iter().filter(kept).chain(own)))
+                let agent = is_stripped.then_some(USER_AGENT.as_str());
+                HeadEdit::Strip(set(REMOVED.into_iter().filter(kept).chain(own).chain(agent)))
             }
             Fields::Allow => {
                 let own = self.keep.iter().map(|name| name.get_ref().as_str());
                 let removed = set(self.remove.iter().map(|name| name.get_ref().as_str()));
                 let allowed = |name: &&str| !name.parse().is_ok_and(|name: HeaderName| removed.contains(&name));
-                let agent = (agent != Agent::Strip).then_some(USER_AGENT.as_str());
+                let agent = (!is_stripped).then_some(USER_AGENT.as_str());
                 HeadEdit::KeepOnly(set(READ_BY_SYNAPSE.into_iter().filter(allowed).chain(own).chain(agent)))
             }
         };
         to.every(&Flow::INBOUND).request(edit);
+        if agent != Agent::Class {
+            return;
+        }
         if let Some(written) = &self.user_agent {
             to.from(written.span());
         }
-        to.every(&Flow::INBOUND).request(HeadEdit::Agent(agent));
+        to.every(&Flow::INBOUND).request(HeadEdit::ClassifyAgent);
     }
 }
 

@@ -10,7 +10,7 @@ pub(crate) use crate::policy::selftest::Supposed;
 use crate::config::policy_file::PolicyFile;
 use crate::message::Answer;
 use crate::policy::selftest::{Finding, Probe, Seen};
-use crate::policy::{Decision, Policy};
+use crate::policy::{Decision, Policy, Registration};
 use crate::problem::Problems;
 
 /// The policy that these lines make.
@@ -41,6 +41,13 @@ pub(crate) fn judge(policy: &Arc<Policy>, method: &str, target: &str, headers: &
 pub(crate) fn judge_token(policy: &Arc<Policy>, method: &str, target: &str, token: Supposed) -> String {
     let mut probe = probe(method, target, &[("authorization", "Bearer x")]);
     probe.token = token;
+    words(&probe.judge(policy), policy)
+}
+
+/// The same for a client with nothing to show, where the homeserver would register so.
+pub(crate) fn judge_registration(policy: &Arc<Policy>, target: &str, registration: Registration) -> String {
+    let mut probe = probe("POST", target, &[]);
+    probe.registration = registration;
     words(&probe.judge(policy), policy)
 }
 

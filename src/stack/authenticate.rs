@@ -17,13 +17,14 @@ use serde::Deserialize;
 
 use super::client::{Client, FORWARDED_FOR};
 use super::policy::set_own_fields;
+use super::registration::Registrar;
 use super::revoke::{Revocation, Revokes};
 use super::tokens::{Refusal, Remembered, Tokens};
 use crate::error::{Error, Kind};
 use crate::matrix::token::{self, Token};
 use crate::message::RequestBody;
 use crate::observe::metrics::Metrics;
-use crate::policy::{Exchange, Permit, Policy, Purpose, TokenVerdict};
+use crate::policy::{Exchange, Permit, Policy, Purpose, Registration, TokenVerdict};
 use crate::upstream::Upstream;
 
 /// Gives verdicts on tokens: remembered ones, or the homeserver's.
@@ -33,6 +34,7 @@ pub struct Authenticator {
     upstream: Rc<Upstream>,
     metrics: Arc<Metrics>,
     patience: Duration,
+    registrar: Registrar,
 }
 
 /// What a request showed of a token, kept while its answer is awaited: counts of what is shared, no copies.
@@ -40,7 +42,8 @@ pub struct Credentials {
     authorization: Option<HeaderValue>,
     /// Of several, Synapse reads none.
     is_doubled: bool,
-    uri: Uri,
+    /// Where the token may be if it is in no header.
+    uri: Option<Uri>,
 }
 
 impl Credentials {
@@ -48,14 +51,15 @@ impl Credentials {
     pub fn of<B>(request: &Request<B>) -> Self {
         let mut all = request.headers().get_all(header::AUTHORIZATION).iter();
         let authorization = all.next().cloned();
-        Self { authorization, is_doubled: all.next().is_some(), uri: request.uri().clone() }
+        let uri = (authorization.is_none() && request.uri().query().is_some()).then(|| request.uri().clone());
+        Self { authorization, is_doubled: all.next().is_some(), uri }
     }
 
     fn token(&self) -> Option<Token<'_>> {
         if self.is_doubled {
             return None;
         }
-        token::read_from(&self.authorization, self.uri.query()).ok()
+        token::read_from(&self.authorization, self.uri.as_ref().and_then(Uri::query)).ok()
     }
 }
 
@@ -63,7 +67,8 @@ impl Authenticator {
     /// An authenticator over this memory and this homeserver, which waits so long for an answer, and never longer than 20
     /// seconds.
     pub fn new(tokens: Arc<Tokens>, upstream: Rc<Upstream>, metrics: Arc<Metrics>, patience: Duration) -> Self {
-        Self { tokens, upstream, metrics, patience: patience.min(PATIENCE) }
+        let patience = patience.min(PATIENCE);
+        Self { tokens, registrar: Registrar::new(Rc::clone(&upstream), patience), upstream, metrics, patience }
     }
 
     /// What is known of the token of this exchange; the homeserver is asked if nothing is.
@@ -85,6 +90,11 @@ impl Authenticator {
             .await;
         self.metrics.token_verdict((&verdict).into());
         verdict
+    }
+
+    /// How the homeserver registers.
+    pub async fn registration(&self) -> Registration {
+        self.registrar.registration().await
     }
 
     /// Forgets what is known of the token: the homeserver has just refused it.

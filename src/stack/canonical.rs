@@ -8,6 +8,7 @@ use futures_util::future::Either;
 use http::header::{self, HeaderValue};
 use http::uri::{Authority, Scheme};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use http_body::Body as _;
 use tower::{Layer, Service};
 
 use super::Arrival;
@@ -45,13 +46,31 @@ where
         if let Err(refusal) = canonicalize(&mut arrival.request) {
             arrival.facts.note(|record| {
                 record.decision = Decision::Deny;
-                record.rule = Some("canonical");
+                record.rule = Some(NAME);
             });
             return Either::Left(ready(Ok(refusal.answer().response(None))));
         }
         Either::Right((&self.0).call(arrival))
     }
 }
+
+/// What stands in the record for the rule.
+pub const NAME: &str = "canonical";
+
+/// What this layer would answer to a request of HTTP/1.1 with this head, if it did not let it pass. Where no host is named, one
+/// is supposed.
+pub fn refusal(method: &Method, target: &Uri, headers: &HeaderMap) -> Option<Answer> {
+    let mut request = Request::new(RequestBody::empty());
+    *request.method_mut() = method.clone();
+    *request.uri_mut() = target.path_and_query().map_or_else(Uri::default, |target| Uri::from(target.clone()));
+    *request.headers_mut() = headers.clone();
+    request.headers_mut().entry(header::HOST).or_insert(HeaderValue::from_static("localhost"));
+    canonicalize(&mut request).err().map(Refusal::answer)
+}
+
+/// Marks a request, among its extensions, of which the HTTP library read one of two framings and hid the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Unclear;
 
 /// Why a request is not looked at any further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +85,8 @@ enum Refusal {
     Host,
     /// A body whose end two readers would see in two places.
     Framing,
+    /// Content of what has none by its method, and no length of it: HTTP/1.1 has no way to write that the library takes.
+    Content,
 }
 
 impl Refusal {
@@ -76,6 +97,7 @@ impl Refusal {
             Refusal::Bytes => "The request target must be ASCII: percent-encode the rest",
             Refusal::Host => "The request must name exactly one valid host",
             Refusal::Framing => "The request must have one Content-Length, or be chunked and nothing else",
+            Refusal::Content => "A GET or HEAD request with content must have a Content-Length",
         };
         Answer::matrix(StatusCode::BAD_REQUEST, "M_UNKNOWN", error)
     }
@@ -91,15 +113,19 @@ fn canonicalize(request: &mut Request<RequestBody>) -> Result<(), Refusal> {
     let is_h2 = request.version() == Version::HTTP_2;
     // The next hop is a connection of its own: one that a client of HTTP/1.0 asks for must not end with its request.
     *request.version_mut() = Version::HTTP_11;
-    let has_content = ![Method::GET, Method::HEAD].contains(request.method());
+    if request.extensions().get::<Unclear>().is_some() {
+        return Err(Refusal::Framing);
+    }
+    // Towards Synapse the library would leave it away.
+    if [Method::GET, Method::HEAD].contains(request.method()) && request.body().size_hint().exact().is_none() {
+        return Err(Refusal::Content);
+    }
     let headers = request.headers_mut();
-    one_framing(headers, has_content)?;
+    one_framing(headers)?;
     if let Some(host) = host {
         headers.insert(header::HOST, host);
     }
     hop::remove_hop_by_hop(headers);
-    // The HTTP library answers `100-continue` itself when the body is first asked for.
-    headers.remove(header::EXPECT);
     if is_h2 {
         join_cookies(headers);
     }
@@ -188,16 +214,16 @@ fn is_port(port: &str) -> bool {
 /// One length that is a number, or chunks and no other coding (RFC 9112, section 6).
 ///
 /// The HTTP library reads the same, but passes on what it read: Synapse would read it again, by its own lights.
-fn one_framing(headers: &mut HeaderMap, has_content: bool) -> Result<(), Refusal> {
+fn one_framing(headers: &mut HeaderMap) -> Result<(), Refusal> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
-    // Towards Synapse the library would leave the chunks of a GET away, and their end with them.
-    if codings.next().is_some_and(|coding| !has_content || !is_chunked(coding)) || codings.next().is_some() {
+    let coding = codings.next();
+    if coding.is_some_and(|coding| !is_chunked(coding)) || codings.next().is_some() {
         return Err(Refusal::Framing);
     }
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
     let Some(length) = lengths.next() else { return Ok(()) };
-    if lengths.next().is_some() {
+    if coding.is_some() || lengths.next().is_some() {
         return Err(Refusal::Framing);
     }
     let number = length.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
@@ -276,6 +302,7 @@ mod tests {
             &[("transfer-encoding", ",chunked")],
             &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
             &[("content-length", "3"), ("content-length", "3")],
+            &[("content-length", "3"), ("transfer-encoding", "chunked")],
             &[("content-length", "+3")],
             &[("content-length", "")],
         ] {

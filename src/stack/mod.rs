@@ -1,7 +1,7 @@
 //! The tower chain: what happens to every request, in this order, read from the top.
 
 pub mod authenticate;
-mod canonical;
+pub mod canonical;
 pub mod client;
 mod classify;
 mod collect;
@@ -9,6 +9,7 @@ mod limit;
 pub mod pace;
 mod policy;
 pub mod record;
+mod registration;
 mod rescue;
 mod revoke;
 mod route;

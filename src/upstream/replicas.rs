@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::connector::Connector;
 use super::directory::{Entry, Waiting};
 use super::health::{Attempt, Health};
-use super::pool::{Failure, Pool};
+use super::pool::{Pool, Slot};
 use crate::error::{Error, Kind, Side};
 use crate::message::RequestBody;
 use crate::observe::metrics::UpstreamMetrics;
@@ -55,18 +55,17 @@ impl Replicas {
     /// As [`Pool::send`].
     pub async fn send(&self, request: Request<RequestBody>, waits: bool) -> Result<Response<Incoming>, Error> {
         let began = Instant::now();
-        let sent = match self.send_once_or_twice(request).await {
-            Err(failure) if waits => self.try_again(failure, began + self.waiting.patience).await,
+        let slot = &mut Some(request);
+        let sent = match self.send_once_or_twice(slot).await {
+            Err(error) if waits => self.try_again(slot, error, began + self.waiting.patience).await,
             sent => sent,
         };
         match &sent {
             Ok(_) => self.metrics.duration.observe(began.elapsed().as_secs_f64()),
-            Err(failure) if failure.error.kind().side() == Side::Upstream => {
-                self.metrics.error(failure.error.kind().as_str());
-            }
+            Err(error) if error.kind().side() == Side::Upstream => self.metrics.error(error.kind().as_str()),
             Err(_) => {}
         }
-        sent.map_err(|failure| failure.error)
+        sent
     }
 
     /// How many there are.
@@ -79,7 +78,7 @@ impl Replicas {
     /// # Errors
     /// As [`Pool::send`].
     pub async fn send_to_one(&self, server: usize, request: Request<RequestBody>) -> Result<Response<Incoming>, Error> {
-        self.send_to(server, Attempt::Usual, request).await.map_err(|failure| failure.error)
+        self.send_to(server, Attempt::Usual, &mut Some(request)).await
     }
 
     /// Whether a connection to one of them can be made.
@@ -92,46 +91,38 @@ impl Replicas {
     }
 
     /// Goes on trying while nothing of the request could be sent to anybody.
-    async fn try_again(&self, failure: Failure, deadline: Instant) -> Result<Response<Incoming>, Failure> {
-        let Ok(_place) = self.waiting.places.try_acquire() else { return Err(failure) };
+    async fn try_again(&self, slot: &mut Slot, error: Error, deadline: Instant) -> Result<Response<Incoming>, Error> {
+        let Ok(_place) = self.waiting.places.try_acquire() else { return Err(error) };
         let _counted = self.metrics.waiting();
-        let mut failure = failure;
-        while failure.error.kind() == Kind::Connect && Instant::now() < deadline {
-            let Some(request) = failure.unsent.take() else { break };
+        let mut error = error;
+        while slot.is_some() && error.kind() == Kind::Connect && Instant::now() < deadline {
             tokio::time::sleep_until(deadline.min(Instant::now() + EVERY)).await;
-            match self.send_once_or_twice(*request).await {
+            match self.send_once_or_twice(slot).await {
                 Ok(response) => return Ok(response),
-                Err(again) => failure = again,
+                Err(again) => error = again,
             }
         }
-        Err(failure)
+        Err(error)
     }
 
-    async fn send_once_or_twice(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Failure> {
+    async fn send_once_or_twice(&self, slot: &mut Slot) -> Result<Response<Incoming>, Error> {
         let (first, attempt) = self.pick();
-        let failure = match self.send_to(first, attempt, request).await {
-            Err(Failure { error, unsent: Some(request) }) => match self.pick_other(first) {
-                Some((second, attempt)) => {
-                    self.metrics.failovers.inc();
-                    return self.send_to(second, attempt, *request).await;
-                }
-                None => Failure { error, unsent: Some(request) },
-            },
-            other => return other,
-        };
-        Err(failure)
+        let sent = self.send_to(first, attempt, slot).await;
+        if sent.is_err()
+            && slot.is_some()
+            && let Some((second, attempt)) = self.pick_other(first)
+        {
+            self.metrics.failovers.inc();
+            return self.send_to(second, attempt, slot).await;
+        }
+        sent
     }
 
-    async fn send_to(
-        &self,
-        server: usize,
-        attempt: Attempt,
-        request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, Failure> {
+    async fn send_to(&self, server: usize, attempt: Attempt, slot: &mut Slot) -> Result<Response<Incoming>, Error> {
         let Server { pool, health } = &self.servers[server];
-        let sent = pool.send(request).await;
+        let sent = pool.send(slot).await;
         match &sent {
-            Err(failure) if failure.error.kind() == Kind::Connect => {
+            Err(error) if error.kind() == Kind::Connect => {
                 if health.missed(attempt) {
                     self.metrics.taken_out.inc();
                 }

@@ -71,6 +71,26 @@ fn explain_tells_decision_rule_and_line() {
             0,
             "public_rooms would deny it, in report mode",
         ),
+        (
+            &["explain", "GET", "/_matrix/client/versions", "-H", "Host: a,b"],
+            3,
+            "deny with 400 M_UNKNOWN, before any rule: The request must name exactly one valid host",
+        ),
+        (
+            &[
+                "explain",
+                "POST",
+                "/_matrix/client/v3/login",
+                "-H",
+                "Content-Length: 3",
+                "-H",
+                "Transfer-Encoding: chunked",
+            ],
+            3,
+            "The request must have one Content-Length, or be chunked and nothing else",
+        ),
+        (&["explain", "CONNECT", "/"], 3, "before any rule: This server opens no tunnels"),
+        (&["explain", "CONNECT", "/", "--format", "json"], 3, "\"rule\": \"canonical\""),
     ] {
         let ran = site.run(arguments);
         assert!(ran.code == Some(code) && ran.out.contains(words) && ran.err.is_empty(), "{arguments:?}: {ran:?}");

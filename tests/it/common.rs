@@ -1,5 +1,6 @@
 //! What the topics share: plain homeservers, and how one waits for what must happen.
 
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use mantlet_testkit::backend::{Answer, Backend};
@@ -99,3 +100,17 @@ pub fn chunked(body: &[u8], size: usize) -> Vec<u8> {
     out.extend_from_slice(b"0\r\n\r\n");
     out
 }
+
+/// Runs an ignored test of this binary in a process of its own, whose bound of open files is higher than what is common.
+#[track_caller]
+pub fn in_a_process_of_its_own(test: &str) {
+    let this = std::env::current_exe().unwrap();
+    let inner = ["--exact", test, "--ignored", "--nocapture"];
+    let output = Command::new("sh").args(["-c", FILES]).arg(this).args(inner).stdin(Stdio::null()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    println!("{text}");
+}
+
+/// Open files that both ends of 2,000 connections need.
+const FILES: &str = "ulimit -n 8192 && exec \"$0\" \"$@\"";

@@ -1,7 +1,6 @@
 //! Whoever asks for too much is cut off, and meanwhile everybody else is answered.
 
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use mantlet_testkit::certificate::Authority;
@@ -26,7 +25,11 @@ fn request_block() -> Vec<u8> {
     ])
 }
 
-/// Sends what a flood makes of 0, 1, 2, … until the connection is over, and another client asks all the while.
+/// How often another client asks meanwhile.
+const TIMES: usize = 20;
+
+/// Sends what a flood makes of 0, 1, 2, … until the connection is over, and begins again on another one, and another client asks
+/// all the while.
 fn flood(name: &str, begin: &[u8], mut piece: impl FnMut(u32) -> Vec<u8> + Send) {
     let upstream = homeserver();
     let dir = tempfile::tempdir().unwrap();
@@ -34,31 +37,46 @@ fn flood(name: &str, begin: &[u8], mut piece: impl FnMut(u32) -> Vec<u8> + Send)
     let (certificate, key) = authority.issue(&["hs"]).unwrap().write(dir.path()).unwrap();
     let tls = format!("tls = {{ certificate = \"{}\", key = \"{}\" }}", certificate.display(), key.display());
     let gateway = Gateway::with_listener(&url(&upstream), OPEN, &tls, PATIENT);
-    let (addr, ca) = (gateway.addr(), authority.pem());
-    let mut client = Connection::open_tls_for(addr, "hs", &ca, b"h2").unwrap();
-    client.set_timeout(SOON);
-    client.write(&[&preface()[..], begin].concat()).unwrap();
-    let is_over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let begun = Instant::now();
-            let sent = (0..MOST / 50).take_while(|batch| {
-                let batch: Vec<u8> = (batch * 50..(batch + 1) * 50).flat_map(&mut piece).collect();
-                client.write(&batch).is_ok()
-            });
-            let sent = sent.count();
-            // What was sent may still be on its way; the end of the connection is what counts, not who sees it first.
-            let _ = client.read_to_end();
-            is_over.store(true, Ordering::SeqCst);
-            assert!(begun.elapsed() < SOON, "{name}: {sent} batches of 50 and the connection still lives");
+    let (addr, ca, asked) = (gateway.addr(), authority.pem(), AtomicUsize::new(0));
+    let mut attack = || {
+        let mut client = Connection::open_tls_for(addr, "hs", &ca, b"h2").unwrap();
+        client.set_timeout(SOON);
+        client.write(&[&preface()[..], begin].concat()).unwrap();
+        let begun = Instant::now();
+        let sent = (0..MOST / 50).take_while(|batch| {
+            let batch: Vec<u8> = (batch * 50..(batch + 1) * 50).flat_map(&mut piece).collect();
+            client.write(&batch).is_ok()
         });
-        while !is_over.load(Ordering::SeqCst) {
-            let asked = Instant::now();
+        let sent = sent.count();
+        // What was sent may still be on its way; the end of the connection is what counts, not who sees it first.
+        let _ = client.read_to_end();
+        assert!(begun.elapsed() < SOON, "{name}: {sent} batches of 50 and the connection still lives");
+    };
+    std::thread::scope(|scope| {
+        let attacks = scope.spawn(|| {
+            while asked.load(Ordering::SeqCst) < TIMES {
+                attack();
+            }
+        });
+        let mut waits = Vec::new();
+        while !attacks.is_finished() {
+            let begun = Instant::now();
             let answer = Request::new("GET", VERSIONS).send_tls(addr, "hs", &ca);
             assert_eq!(answer.status, 200, "{name}");
-            assert!(asked.elapsed() < Duration::from_secs(5), "{name}: another client waited {:?}", asked.elapsed());
+            waits.push(begun.elapsed());
+            asked.fetch_add(1, Ordering::SeqCst);
         }
+        assert_waits(name, waits, Duration::from_secs(5), Duration::from_millis(250));
     });
+}
+
+/// How long another client waited: the longest as a machine with much else to do allows, half of all as nobody notices.
+#[track_caller]
+fn assert_waits(name: &str, mut waits: Vec<Duration>, most: Duration, half: Duration) {
+    waits.sort();
+    let (median, longest) = (waits[waits.len() / 2], waits[waits.len() - 1]);
+    println!("{name}: another client waited {median:?} in the middle and {longest:?} at most, {} times", waits.len());
+    assert!(longest < most && median <= half, "{name}: another client waited {median:?}, and at most {longest:?}");
 }
 
 #[test]
@@ -73,10 +91,11 @@ fn streams_that_are_taken_back_at_once_end_their_connection() {
 #[test]
 fn streams_that_we_are_made_to_reset_end_their_connection() {
     let block = request_block();
-    // A window of nothing more is an error of the stream, and the reset is ours.
+    // A window beyond all bounds is an error of the stream, and the reset is ours.
     flood("made to reset", b"", |n| {
         let stream = 2 * n + 1;
-        [head(stream, &block, END_STREAM), frame(WINDOW_UPDATE, 0, stream, &[0; 4])].concat()
+        let window = frame(WINDOW_UPDATE, 0, stream, &(u32::MAX >> 1).to_be_bytes());
+        [head(stream, &block, END_STREAM), window].concat()
     });
 }
 
@@ -85,6 +104,10 @@ fn a_head_without_end_ends_its_connection() {
     flood("continuation", &frame(HEADERS, END_STREAM, 1, &request_block()), |_| {
         frame(CONTINUATION, 0, 1, &block([(&b"x-a"[..], &[b'a'; 100][..])]))
     });
+}
+
+#[test]
+fn a_head_of_nothing_without_end_ends_its_connection() {
     flood("empty continuation", &frame(HEADERS, END_STREAM, 1, &request_block()), |_| frame(CONTINUATION, 0, 1, b""));
 }
 
@@ -100,24 +123,28 @@ fn data_without_data_ends_its_connection() {
 }
 
 #[test]
-fn frames_that_bring_nothing_end_their_connection() {
+fn pings_without_end_end_their_connection() {
     flood("ping", b"", |_| frame(PING, 0, 0, &[0; 8]));
+}
+
+#[test]
+fn settings_without_end_end_their_connection() {
     flood("settings", b"", |_| frame(SETTINGS, 0, 0, b""));
+}
+
+#[test]
+fn priorities_without_end_end_their_connection() {
     flood("priority", b"", |n| frame(PRIORITY, 0, 2 * n + 1, &[0, 0, 0, 0, 9]));
+}
+
+#[test]
+fn frames_of_no_known_kind_without_end_end_their_connection() {
     flood("unknown", b"", |_| frame(0xfa, 0, 0, &[0; 8]));
 }
 
-/// Open files that both ends of 2,000 connections need.
-const FILES: &str = "ulimit -n 8192 && exec \"$0\" \"$@\"";
-
 #[test]
 fn two_thousand_slow_heads_keep_nobody_waiting() {
-    // In a process of its own, whose bound of open files is higher than what is common.
-    let this = std::env::current_exe().unwrap();
-    let inner = ["--exact", "floods::slow_heads_inner", "--ignored", "--nocapture"];
-    let output = Command::new("sh").args(["-c", FILES]).arg(this).args(inner).stdin(Stdio::null()).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && text.contains("1 passed"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    in_a_process_of_its_own("floods::slow_heads_inner");
 }
 
 #[test]
@@ -133,13 +160,12 @@ fn slow_heads_inner() {
             client
         })
         .collect();
-    let mut slowest = Duration::ZERO;
-    for _ in 0..50 {
+    let waits = (0..50).map(|_| {
         let asked = Instant::now();
         assert_eq!(Request::new("GET", VERSIONS).send(gateway.addr()).status, 200);
-        slowest = slowest.max(asked.elapsed());
-    }
-    assert!(slowest < Duration::from_secs(1), "another client waited {slowest:?}");
+        asked.elapsed()
+    });
+    assert_waits("slow heads", waits.collect(), Duration::from_secs(1), Duration::from_millis(100));
     let since = Instant::now();
     for client in &mut slow {
         client.set_timeout(SOON);

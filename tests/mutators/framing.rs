@@ -14,6 +14,8 @@ pub const SEEDS: &[&str] = &[
     "POST /_matrix/client/v3/login HTTP/1.1\r\nHost: hs\r\nTransfer-Encoding: chunked\r\nTrailer: x\r\n\r\n2B\r\n\
      GET /_matrix/client/b HTTP/1.1\r\nHost: hs\r\n\r\n\r\n0\r\nX: y\r\n\r\n",
     "PUT /_matrix/client/v3/x?y HTTP/1.1\r\nhost:hs:80\r\nConnection: close, X-A\r\nX-A: b\r\nContent-Length: 3\r\n\r\nabc",
+    "GET /_matrix/client/a HTTP/1.1\r\nHost: hs\r\n\r\nPOST /_matrix/client/v3/login HTTP/1.1\r\nHost: hs\r\nContent-Length: 5\r\n\
+     Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "HEAD /_matrix/client/versions HTTP/1.0\r\nHost: hs\r\nConnection: keep-alive\r\n\r\n",
     "POST /_matrix/client/v3/login HTTP/1.1\r\nHost: hs\r\nExpect: 100-continue\r\nContent-Length: 0\r\n\r\n",
 ];
@@ -55,7 +57,7 @@ pub const WORDS: &[&[u8]] = &[
     b"GET /_matrix/client/c HTTP/1.1\r\n",
 ];
 
-/// All requests that these bytes are to a strict reader, and whether it could read them to their end.
+/// All requests that these bytes are to a strict reader, and whether there can be no others.
 fn readings(mut bytes: &[u8]) -> (Vec<Seen>, bool) {
     let mut sent = Vec::new();
     loop {
@@ -69,7 +71,8 @@ fn readings(mut bytes: &[u8]) -> (Vec<Seen>, bool) {
                 let is_clear = bytes.split(|byte| *byte == b'\n').rev().skip(1).all(|line| line.ends_with(b"\r"));
                 return (sent, is_clear);
             }
-            Err(_) => return (sent, false),
+            // Two lengths, or one beside a coding: whoever follows the grammar reads nothing more here.
+            Err(error) => return (sent, error.starts_with("the lengths [\"")),
         }
     }
 }

@@ -138,7 +138,7 @@ fn a_difference_names_its_keys() {
 fn problems_of_all_tables_are_told_at_once() {
     let text = "[[listener]]\r\ndoor = \"proxy\"\r\nbind = \"127.0.0.1:8118\"\r\n[[listener]]\r\ndoor = \"ingress\"\r\n\
                     bind = \"0.0.0.0\"\r\n[[listener]]\r\ndoor = \"ingress\"\r\ntls = { certificate = \"none.pem\" }\r\n\
-                    [limits]\r\nhadshake = \"1s\"\r\nbody = 0\r\nhead_bytes = \"1KiB\"\r\n[limit]\r\n[tokens]\r\n\
+                    [limits]\r\nhadshake = \"1s\"\r\nbody = 0\r\nhead_bytes = \"1KiB\"\r\nfields = 10001\r\n[limit]\r\n[tokens]\r\n\
                     positive = \"1m\"\r\nnegative = \"3s\"\r\n[upstream.synapse]\r\nservers = [\"https://a:1\"]\r\n\
                     [forwarded]\r\ntrusted_hops = [\"10.0.0.0/33\"]\r\n[homeserver]\r\nserver_name = \"not a name\"\r\n\
                     [log]\r\naccess = \"jason\"\r\n[workers]\r\ncount = -1\r\n[admin]\r\nbind = \"0.0.0.0:9090\"\r\n";
@@ -151,15 +151,16 @@ fn problems_of_all_tables_are_told_at_once() {
         "mantlet.toml:11:1: unknown key `hadshake` in [limits]\n    help: did you mean `handshake`?",
         "mantlet.toml:12:8: `body` in [limits]: 0 would refuse everything",
         "mantlet.toml:13:14: `head_bytes` in [limits]: 1KiB is too small\n    help: at least \"8KiB\"",
-        "mantlet.toml:14:2: unknown key `limit`\n    help: did you mean `limits`?",
-        "mantlet.toml:16:12: `positive` in [tokens]: 1m is too long",
-        "mantlet.toml:17:12: `negative` in [tokens]: 3s is too long",
-        "mantlet.toml:19:12: entry 1 of `servers` in [upstream.synapse]: https:// is not supported",
-        "mantlet.toml:21:17: entry 1 of `trusted_hops` in [forwarded]: \"10.0.0.0/33\" is not an address",
-        "mantlet.toml:23:15: `server_name` in [homeserver]: \"not a name\" is not a server name",
-        "mantlet.toml:25:10: unknown value \"jason\" for `access` in [log]\n    help: did you mean \"json\"?",
-        "mantlet.toml:27:9: `count` in [workers]: expected a whole number, not below 0, found -1",
-        "mantlet.toml:29:8: `bind` in [admin]: 0.0.0.0 is not a loopback address",
+        "mantlet.toml:14:10: `fields` in [limits]: more than 10000 fields",
+        "mantlet.toml:15:2: unknown key `limit`\n    help: did you mean `limits`?",
+        "mantlet.toml:17:12: `positive` in [tokens]: 1m is too long",
+        "mantlet.toml:18:12: `negative` in [tokens]: 3s is too long",
+        "mantlet.toml:20:12: entry 1 of `servers` in [upstream.synapse]: https:// is not supported",
+        "mantlet.toml:22:17: entry 1 of `trusted_hops` in [forwarded]: \"10.0.0.0/33\" is not an address",
+        "mantlet.toml:24:15: `server_name` in [homeserver]: \"not a name\" is not a server name",
+        "mantlet.toml:26:10: unknown value \"jason\" for `access` in [log]\n    help: did you mean \"json\"?",
+        "mantlet.toml:28:9: `count` in [workers]: expected a whole number, not below 0, found -1",
+        "mantlet.toml:30:8: `bind` in [admin]: 0.0.0.0 is not a loopback address",
     ];
     for start in starts {
         assert!(told.iter().any(|told| told.starts_with(start)), "{start}\n-- in --\n{}", told.join("\n"));

@@ -64,7 +64,7 @@ fn all(writes: &Receiver<Vec<u8>>) -> String {
 #[test]
 fn writes_these_fields_in_this_order_and_no_others() {
     let mut line = Vec::new();
-    json(&record(), &mut line);
+    json::line(&record(), &mut line);
     let expected = concat!(
         r#"{"time":"2025-11-24T16:00:00.123Z","id":"00000000000000ab","flow":"client","listener":"public","#,
         r#""method":"GET","endpoint":"get_public_rooms","protocol":"h2","tls":true,"status":401,"#,
@@ -73,6 +73,28 @@ fn writes_these_fields_in_this_order_and_no_others() {
         "\n"
     );
     assert_eq!(String::from_utf8(line).unwrap(), expected);
+}
+
+#[test]
+fn every_record_is_the_json_that_a_library_reads() {
+    let odd = "a\"b\\c\nd\u{e9}\u{1}";
+    let record = AccessRecord {
+        listener: odd.into(),
+        upstream: Some("synapse".into()),
+        upstream_us: Some(u64::MAX),
+        error: Some("cut"),
+        rule: None,
+        tls: false,
+        id: u64::MAX,
+        ..record()
+    };
+    let mut line = Vec::new();
+    json::line(&record, &mut line);
+    let read: serde_json::Value = serde_json::from_slice(&line).unwrap();
+    assert_eq!((&read["listener"], &read["upstream"]), (&odd.into(), &"synapse".into()));
+    assert_eq!((&read["upstream_us"], &read["id"]), (&u64::MAX.into(), &"ffffffffffffffff".into()));
+    assert_eq!((&read["error"], &read["tls"]), (&"cut".into(), &false.into()));
+    assert!(read["rule"].is_null());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! L24: nobody makes an account, of a user or a guest; an application service does.
 
 use mantlet_testkit::http::Request;
+use mantlet_testkit::synapse::{Options, Role, Synapse};
 use serde_json::{Value, json};
 
 use crate::support::Gateway;
@@ -44,6 +45,38 @@ fn strangers_make_no_accounts() {
         assert_eq!(refused.status, 403, "{prefix}: {}", refused.text());
         assert!(!exists(&name), "{prefix}");
     }
+}
+
+#[test]
+fn by_token_means_that_nobody_registers_without_one() {
+    let policy = format!("{}\n[rules.registration]\nusers = \"token\"", extends("strict"));
+    // This one asks nobody for a token.
+    let lax = Gateway::start(&world().synapse.base_url(), &policy);
+    let refused = through(&lax, &register("v3", "", &account("register-lax")));
+    assert_eq!((refused.status, refused.errcode()), (403, Some("M_FORBIDDEN".into())), "{}", refused.text());
+    assert!(!exists("register-lax"));
+    let body = json!({"type": "m.login.application_service", "username": "bridge-by-token"});
+    assert_eq!(through(&lax, &register("v3", "", &body).bearer(BRIDGE_TOKEN)).status, 200);
+
+    let extra = json!({"registration_requires_token": true}).to_string();
+    let careful = Synapse::start(Options { extra_yaml: extra, ..Options::default() }).unwrap();
+    let admin = careful.register("administrator", PASSWORD, Role::Admin).unwrap();
+    let made = careful.call(Some(&admin), "POST", "/_synapse/admin/v1/registration_tokens/new", Some(&json!({})));
+    let token = made.unwrap()["token"].clone();
+    let gateway = Gateway::start(&careful.base_url(), &policy);
+    let asked = through(&gateway, &register("v3", "", &json!({"username": "invited", "password": PASSWORD})));
+    let session = asked.json()["session"].clone();
+    assert_eq!((asked.status, session.is_string()), (401, true), "{}", asked.text());
+    let stage = |stage: Value| {
+        let body = json!({"username": "invited", "password": PASSWORD, "auth": stage});
+        through(&gateway, &register("v3", "", &body))
+    };
+    let skipped = stage(json!({"type": "m.login.dummy", "session": session}));
+    assert_eq!(skipped.status, 401, "{}", skipped.text());
+    let wrong = stage(json!({"type": "m.login.registration_token", "token": "wrong", "session": session}));
+    assert_eq!(wrong.status, 401, "{}", wrong.text());
+    let made = stage(json!({"type": "m.login.registration_token", "token": token, "session": session}));
+    assert_eq!(made.json()["user_id"], "@invited:hs.localtest", "{}", made.text());
 }
 
 #[test]
