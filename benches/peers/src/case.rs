@@ -127,8 +127,7 @@ impl Work {
     /// What costs are told in.
     pub fn unit(self) -> &'static str {
         match self {
-            Work::Requests(_) => "CPU-s/100k",
-            Work::Connections => "CPU-s/100k",
+            Work::Requests(_) | Work::Connections => "CPU-s/100k",
             Work::Download | Work::Upload => "CPU-s/GiB",
             Work::Idle => "KiB each",
         }

@@ -243,7 +243,7 @@ async fn gather<F>(clients: impl Iterator<Item = F>) -> Result<Done, Fault>
 where
     F: Future<Output = Result<Done, Fault>> + Send + 'static,
 {
-    let mut running: JoinSet<_> = clients.map(|client| async move { client.await }).collect();
+    let mut running: JoinSet<_> = clients.collect();
     let mut all = Done::default();
     while let Some(done) = running.join_next().await {
         let done = done??;

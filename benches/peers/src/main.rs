@@ -26,7 +26,6 @@ use std::time::Duration;
 
 use clap::Parser;
 use mantlet_testkit::certificate::Authority;
-use mantlet_testkit::release;
 
 use case::{CASES, Case, Sample, Size};
 use load::Fault;
@@ -58,28 +57,26 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let measured = settle().and_then(|processor| {
+    let measured = settle(&arguments.peers).and_then(|processor| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(run(&arguments, processor))
     });
     match measured {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
-            eprintln!("error: {fault}");
-            let causes = std::iter::successors(fault.source(), |&cause| cause.source());
-            causes.for_each(|cause| eprintln!("    because: {cause}"));
+            tell(&*fault);
             ExitCode::FAILURE
         }
     }
 }
 
-/// Builds the gateway, then becomes a process on processor 1 that may open many files; returns the processor of the proxies.
-fn settle() -> Result<Option<usize>, Fault> {
+/// Builds what is built here, then becomes a process on processor 1 that may open many files; returns the processor of the
+/// proxies.
+fn settle(peers: &[Kind]) -> Result<Option<usize>, Fault> {
     const SETTLED: &str = "MANTLET_PEERS_SETTLED";
     if let Ok(settled) = std::env::var(SETTLED) {
         return Ok((settled == "pinned").then_some(0));
     }
-    let gateway = release::gateway()?;
     let (settled, pin) = match std::thread::available_parallelism()?.get() {
         1 => ("shared", ""),
         _ => ("pinned", "taskset -c 1"),
@@ -87,7 +84,12 @@ fn settle() -> Result<Option<usize>, Fault> {
     let line = format!("ulimit -n \"$(ulimit -Hn)\"; exec {pin} \"$0\" \"$@\"");
     let mut again = Command::new("sh");
     again.args(["-c", &line]).arg(std::env::current_exe()?).args(std::env::args_os().skip(1));
-    Err(again.env(SETTLED, settled).env(peer::GATEWAY, gateway).exec().into())
+    for &kind in std::iter::once(&Kind::Mantlet).chain(peers) {
+        if let Some(program) = kind.obtain()? {
+            again.env(kind.variable(), program);
+        }
+    }
+    Err(again.env(SETTLED, settled).exec().into())
 }
 
 async fn run(arguments: &Arguments, processor: Option<usize>) -> Result<(), Fault> {
@@ -108,14 +110,27 @@ async fn run(arguments: &Arguments, processor: Option<usize>) -> Result<(), Faul
         }
     }
     let bench = Bench { origin: Origin::start(size.stream).await?, authority: Authority::new()?, processor, size };
-    let mut rows = Vec::new();
-    for case in
-        CASES.iter().filter(|case| arguments.cases.is_empty() || arguments.cases.iter().any(|name| name == case.name))
-    {
-        rows.extend(bench.measure(case, &peers).await?);
+    let is_asked = |case: &&Case| arguments.cases.is_empty() || arguments.cases.iter().any(|name| name == case.name);
+    let (mut rows, mut faults) = (Vec::new(), 0);
+    for case in CASES.iter().filter(is_asked) {
+        // What was measured is worth printing, whatever becomes of another case.
+        match bench.measure(case, &peers).await {
+            Ok(measured) => rows.extend(measured),
+            Err(fault) => {
+                tell(&*fault);
+                faults += 1;
+            }
+        }
     }
     table::print(&rows, &peers, processor, &bench.size)?;
-    Ok(())
+    if faults == 0 { Ok(()) } else { Err(format!("{faults} cases could not be measured").into()) }
+}
+
+/// Says what went wrong, and why.
+fn tell(fault: &(dyn std::error::Error + 'static)) {
+    eprintln!("error: {fault}");
+    let causes = std::iter::successors(fault.source(), |&cause| cause.source());
+    causes.for_each(|cause| eprintln!("    because: {cause}"));
 }
 
 struct Bench {

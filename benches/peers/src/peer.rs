@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use mantlet_testkit::certificate::Leaf;
 use mantlet_testkit::program::Program;
 use mantlet_testkit::synapse::free_port;
 use mantlet_testkit::tool::Tool;
-use mantlet_testkit::{Error, Result, sample, venv};
+use mantlet_testkit::{Error, Result, release, sample, venv};
 use tempfile::TempDir;
 
 use super::load::{self, Fault, Way};
@@ -91,7 +91,7 @@ impl Kind {
         }
     }
 
-    /// What Debian has to bring; Mantlet is built here, and PyPI has Envoy.
+    /// What Debian has to bring. Mantlet is built here, and PyPI has Envoy.
     pub fn tool(self) -> Option<Tool> {
         match self {
             Kind::Mantlet | Kind::Envoy => None,
@@ -101,11 +101,24 @@ impl Kind {
         }
     }
 
+    /// The environment's name for the path of a program that is no tool of Debian.
+    pub fn variable(self) -> String {
+        format!("MANTLET_PEERS_{}", self.name().to_uppercase())
+    }
+
+    /// Builds or installs a program that is no tool of Debian.
+    pub fn obtain(self) -> Result<Option<PathBuf>> {
+        match self {
+            Kind::Mantlet => release::gateway().map(Some),
+            Kind::Envoy => venv::envoy().map(Some),
+            Kind::Nginx | Kind::Haproxy | Kind::Caddy => Ok(None),
+        }
+    }
+
     fn program(self) -> Result<String> {
-        match (self, self.tool()) {
-            (_, Some(tool)) => Ok(tool.find()?.remove(0).display().to_string()),
-            (Kind::Envoy, None) => Ok(venv::envoy()?.display().to_string()),
-            (_, None) => std::env::var(GATEWAY).map_err(|error| Error::caused(GATEWAY, error)),
+        match self.tool() {
+            Some(tool) => Ok(tool.find()?.remove(0).display().to_string()),
+            None => std::env::var(self.variable()).map_err(|error| Error::caused(self.variable(), error)),
         }
     }
 
@@ -305,9 +318,6 @@ fn write(directory: &Path, name: &str, text: &str) -> Result<()> {
 fn cannot(what: &str) -> impl Fn(std::io::Error) -> Error {
     move |error| Error::caused(what, error)
 }
-
-/// The environment's name for the path of the gateway, which was built before anything was pinned.
-pub const GATEWAY: &str = "MANTLET_PEERS_GATEWAY";
 
 /// Those of the client's fields that the policy `balanced` removes.
 const STRIPPED: [&str; 9] = [
