@@ -23,6 +23,8 @@ pub enum Side {
     Downstream,
     /// The homeserver.
     Upstream,
+    /// Another server, which the homeserver asked.
+    Origin,
     /// The gateway itself.
     Gateway,
 }
@@ -50,6 +52,22 @@ pub enum Kind {
     SlowBody,
     /// The client's connection broke while its body was read.
     BrokenBody,
+    /// The other server's name leads to no address.
+    OriginUnknown,
+    /// The other server's name leads to addresses or ports that nobody may be asked at from here.
+    OriginForbidden,
+    /// No connection to the other server could be made.
+    OriginConnect,
+    /// The other server's certificate is not good for its name.
+    OriginUntrusted,
+    /// The other server closed the connection before it had answered.
+    OriginClosed,
+    /// The other server did not answer in time.
+    OriginSilent,
+    /// The other server's answer was no HTTP, or one that cannot be passed on.
+    OriginGarbled,
+    /// The other server's answer points elsewhere, where it is not followed to.
+    OriginRedirect,
     /// A defect in the gateway.
     Panic,
 }
@@ -73,7 +91,7 @@ impl Error {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 11] = [
+    pub const ALL: [Kind; 19] = [
         Kind::Connect,
         Kind::Closed,
         Kind::Silent,
@@ -84,6 +102,14 @@ impl Kind {
         Kind::LengthRequired,
         Kind::SlowBody,
         Kind::BrokenBody,
+        Kind::OriginUnknown,
+        Kind::OriginForbidden,
+        Kind::OriginConnect,
+        Kind::OriginUntrusted,
+        Kind::OriginClosed,
+        Kind::OriginSilent,
+        Kind::OriginGarbled,
+        Kind::OriginRedirect,
         Kind::Panic,
     ];
 
@@ -94,6 +120,14 @@ impl Kind {
             Kind::HeadTooLarge | Kind::TooLarge | Kind::LengthRequired | Kind::SlowBody | Kind::BrokenBody => {
                 Side::Downstream
             }
+            Kind::OriginUnknown
+            | Kind::OriginForbidden
+            | Kind::OriginConnect
+            | Kind::OriginUntrusted
+            | Kind::OriginClosed
+            | Kind::OriginSilent
+            | Kind::OriginGarbled
+            | Kind::OriginRedirect => Side::Origin,
             Kind::Panic => Side::Gateway,
         }
     }
@@ -102,7 +136,15 @@ impl Kind {
     pub fn status(self) -> StatusCode {
         match self {
             Kind::Connect | Kind::Closed | Kind::Garbled | Kind::TokenCheck => StatusCode::BAD_GATEWAY,
-            Kind::Silent => StatusCode::GATEWAY_TIMEOUT,
+            // The status that Synapse takes most quietly from the way out, and tries again after.
+            Kind::OriginUnknown
+            | Kind::OriginForbidden
+            | Kind::OriginConnect
+            | Kind::OriginUntrusted
+            | Kind::OriginClosed
+            | Kind::OriginGarbled
+            | Kind::OriginRedirect => StatusCode::BAD_GATEWAY,
+            Kind::Silent | Kind::OriginSilent => StatusCode::GATEWAY_TIMEOUT,
             Kind::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Kind::LengthRequired => StatusCode::LENGTH_REQUIRED,
@@ -124,6 +166,14 @@ impl Kind {
             | Kind::TokenCheck
             | Kind::SlowBody
             | Kind::BrokenBody
+            | Kind::OriginUnknown
+            | Kind::OriginForbidden
+            | Kind::OriginConnect
+            | Kind::OriginUntrusted
+            | Kind::OriginClosed
+            | Kind::OriginSilent
+            | Kind::OriginGarbled
+            | Kind::OriginRedirect
             | Kind::Panic => "M_UNKNOWN",
         }
     }
@@ -141,6 +191,14 @@ impl Kind {
             Kind::LengthRequired => "The upload must declare its length in Content-Length",
             Kind::SlowBody => "The request's body did not arrive in time",
             Kind::BrokenBody => "The request's body ended early",
+            Kind::OriginUnknown => "The other server's name leads nowhere",
+            Kind::OriginForbidden => "The other server's name leads to an address that may not be asked",
+            Kind::OriginConnect => "The other server cannot be reached",
+            Kind::OriginUntrusted => "The other server's certificate is not good for its name",
+            Kind::OriginClosed => "The other server closed the connection before it answered",
+            Kind::OriginSilent => "The other server did not answer in time",
+            Kind::OriginGarbled => "The other server's answer could not be understood",
+            Kind::OriginRedirect => "The other server's answer points elsewhere",
             Kind::Panic => "The gateway failed on this request",
         }
     }
@@ -158,6 +216,14 @@ impl Kind {
             Kind::LengthRequired => "length_required",
             Kind::SlowBody => "slow_body",
             Kind::BrokenBody => "broken_body",
+            Kind::OriginUnknown => "origin_unknown",
+            Kind::OriginForbidden => "origin_forbidden",
+            Kind::OriginConnect => "origin_connect",
+            Kind::OriginUntrusted => "origin_untrusted",
+            Kind::OriginClosed => "origin_closed",
+            Kind::OriginSilent => "origin_silent",
+            Kind::OriginGarbled => "origin_garbled",
+            Kind::OriginRedirect => "origin_redirect",
             Kind::Panic => "panic",
         }
     }

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 // Each module uses what stands above it and nothing below; `tests/it/layers.rs` reads the imports and holds this true.
+pub mod addresses;
 pub mod matrix;
 pub mod units;
 pub mod problem;
@@ -14,6 +15,7 @@ pub mod tls;
 pub mod observe;
 pub mod snapshot;
 pub mod upstream;
+pub mod origin;
 pub mod stack;
 pub mod ingress;
 pub mod server;

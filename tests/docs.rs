@@ -206,18 +206,20 @@ fn surroundings(document: &Document) -> tempfile::TempDir {
         }
     }
     let certificate = rcgen::generate_simple_self_signed(["matrix.example.org".to_owned()]).unwrap();
-    for name in ["fullchain.pem", "other.pem", "partners.pem"] {
+    for name in ["fullchain.pem", "other.pem", "partners.pem", "internal-ca.pem"] {
         write(name, &certificate.cert.pem());
     }
-    for name in ["privkey.pem", "other.key"] {
-        write(name, &certificate.signing_key.serialize_pem());
+    for name in ["privkey.pem", "other.key", "federation.secret"] {
+        let secret =
+            if name == "federation.secret" { "a-secret".to_owned() } else { certificate.signing_key.serialize_pem() };
+        write(name, &secret);
         fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(0o600)).unwrap();
     }
     dir
 }
 
 fn is_gateway_file(text: &str) -> bool {
-    const TABLES: [&str; 10] = [
+    const TABLES: [&str; 11] = [
         "[[listener]]",
         "[upstream.synapse]",
         "[policy]",
@@ -228,6 +230,7 @@ fn is_gateway_file(text: &str) -> bool {
         "[log]",
         "[workers]",
         "[homeserver]",
+        "[egress]",
     ];
     text.lines().any(|line| TABLES.contains(&line.trim()))
 }

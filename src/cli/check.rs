@@ -7,8 +7,10 @@ use serde_json::json;
 use super::output::Output;
 use super::{Common, PolicyArgument};
 use crate::config::compiled::Compiled;
-use crate::config::gateway::Gateway;
+use crate::config::gateway::{Door, Gateway};
+use crate::origin::NameServers;
 use crate::problem::Problems;
+use crate::tls;
 use crate::tls::server::Credentials;
 
 #[derive(Debug, clap::Args)]
@@ -35,6 +37,11 @@ impl Check {
         for listener in &gateway.listeners {
             if let Err(found) = Credentials::read(listener) {
                 problems.0.extend(found.0);
+            }
+            if listener.door == Door::Federation {
+                let roots = tls::client::config(&listener.extra_roots).map(drop);
+                let name_servers = NameServers::new(&gateway.egress.nameservers()).map(drop);
+                problems.0.extend(roots.err().into_iter().flat_map(|found| found.0).chain(name_servers.err()));
             }
         }
         let source = match self.policy.policy {

@@ -46,6 +46,7 @@ pub(super) struct Explain {
 enum FlowArgument {
     Client,
     Federation,
+    Egress,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -96,6 +97,7 @@ impl Explain {
         probe.flow = self.flow.map(|flow| match flow {
             FlowArgument::Client => Flow::Client,
             FlowArgument::Federation => Flow::Federation,
+            FlowArgument::Egress => Flow::Egress,
         });
         probe.from = self.from.unwrap_or(probe.from);
         probe.token = match self.token {
@@ -137,10 +139,10 @@ fn text(
         page.line("decoded", format!("{}: the spelling reads two ways", finding.classified.decoded.id()));
     }
     page.section("plan", gates(finding, policy).map(|(pattern, gate)| described(gate, pattern, policy)));
-    if let Some(opened) = policy.opened(endpoint) {
+    if let Some(opened) = policy.opened(endpoint).filter(|_| finding.flow.is_inbound()) {
         page.line("open to", format!("{}{}", networks(&opened.networks), place(opened.location.as_ref())));
     }
-    if let Some(edit) = policy.move_token(endpoint) {
+    if let Some(edit) = policy.move_token(endpoint).filter(|_| finding.flow.is_inbound()) {
         let rule = policy.rule(edit.rule).name;
         let place = place(edit.location.as_ref());
         page.line("target edit", format!("{rule} ({}): move access_token to the header{place}", edit.mode.as_str()));
@@ -221,6 +223,7 @@ fn structure(
         Decision::Answer(denial) | Decision::Deny(denial) => denial.location.clone(),
         Decision::Permit(_) | Decision::Fail(_) => None,
     };
+    let is_inbound = finding.flow.is_inbound();
     let edits = |edits: &[Edit]| -> Vec<Value> {
         let told = |edit: &Edit| {
             json!({
@@ -244,8 +247,8 @@ fn structure(
             "path": pattern, "location": gate.location,
         })).collect::<Vec<_>>(),
         "request_edits": edits(policy.request_edits(finding.flow)),
-        "open_to": policy.opened(finding.classified.raw).map(|opened| &opened.networks),
-        "target_edit": policy.move_token(finding.classified.raw).map(|edit| json!({
+        "open_to": policy.opened(finding.classified.raw).filter(|_| is_inbound).map(|opened| &opened.networks),
+        "target_edit": policy.move_token(finding.classified.raw).filter(|_| is_inbound).map(|edit| json!({
             "rule": policy.rule(edit.rule).name, "mode": edit.mode.as_str(), "location": edit.location,
         })),
         "response_edits": edits(policy.response_edits(finding.flow)),
@@ -262,7 +265,9 @@ fn structure(
 /// All gates that this request may meet, those of path patterns first.
 fn gates<'a>(finding: &Finding, policy: &'a Policy) -> impl Iterator<Item = (Option<&'a str>, &'a Gate)> {
     let own = policy.gates(finding.classified.raw).iter().map(|gate| (None, gate));
-    policy.path_gates().map(|(pattern, gate)| (Some(pattern), gate)).chain(own)
+    let all = policy.path_gates().map(|(pattern, gate)| (Some(pattern), gate)).chain(own);
+    // Gates are for what others ask Synapse.
+    all.filter(|_| finding.flow.is_inbound())
 }
 
 fn described(gate: &Gate, pattern: Option<&str>, policy: &Policy) -> String {

@@ -1,8 +1,10 @@
 //! `mantlet.toml`: listeners, upstreams, limits. What stands here needs a restart to change; the policy is another file.
 
 use crate::config::address::{AdminAddress, ListenerAddress, SocketMode, UpstreamAddress};
+use crate::config::egress::Egress;
 use crate::config::policy_file::{BuiltIn, PolicyFile};
 use crate::config::route::{self, RouteTable, Routes, Upstream, UpstreamTable};
+use crate::config::secret::Secret;
 use crate::config::settings::{Forwarded, Homeserver, Limits, Log, Tokens, Workers};
 use crate::document::read::recover;
 use crate::document::source::{Sources, read_file};
@@ -44,6 +46,8 @@ pub struct Gateway {
     pub workers: Workers,
     /// `[homeserver]`.
     pub homeserver: Homeserver,
+    /// `[egress]`.
+    pub egress: Egress,
 }
 
 impl Gateway {
@@ -138,6 +142,7 @@ impl Gateway {
             log,
             workers,
             homeserver,
+            egress,
         } = self;
         let listeners = listeners.iter().enumerate();
         let mut tables: Tables =
@@ -157,6 +162,7 @@ impl Gateway {
             ("[log]".into(), table(log)),
             ("[workers]".into(), table(workers)),
             ("[homeserver]".into(), table(homeserver)),
+            ("[egress]".into(), table(egress)),
         ]);
         tables
     }
@@ -178,6 +184,7 @@ impl Default for Gateway {
             log: Log::default(),
             workers: Workers::default(),
             homeserver: Homeserver::default(),
+            egress: Egress::default(),
         }
     }
 }
@@ -200,6 +207,12 @@ pub struct Listener {
     /// Whose certificate its clients must show; without it none is asked for.
     #[serde(serialize_with = "lossy_option")]
     pub client_ca: Option<PathBuf>,
+    /// The file with the secret that Synapse shows at the way out.
+    #[serde(serialize_with = "lossy_option")]
+    pub secret_file: Option<PathBuf>,
+    /// Whose certificates are believed at the way out, besides those of the system's roots.
+    #[serde(serialize_with = "lossy_all")]
+    pub extra_roots: Vec<PathBuf>,
 }
 
 impl Listener {
@@ -214,6 +227,8 @@ impl Listener {
             tls: Vec::new(),
             proxy_protocol: false,
             client_ca: None,
+            secret_file: None,
+            extra_roots: Vec::new(),
         }
     }
 }
@@ -224,6 +239,8 @@ impl Listener {
 pub enum Door {
     /// Clients and peers ask Synapse.
     Ingress,
+    /// Synapse asks other servers: its `outbound_federation_restricted_to`.
+    Federation,
 }
 
 /// Where a listener's certificate is; both files were there, and the key was nobody else's to read.
@@ -298,6 +315,8 @@ struct File {
     workers: Workers,
     #[serde(default)]
     homeserver: Homeserver,
+    #[serde(default)]
+    egress: Egress,
 }
 
 #[derive(Deserialize)]
@@ -310,6 +329,8 @@ struct ListenerTable {
     tls: Option<TlsTables>,
     proxy_protocol: Option<Spanned<bool>>,
     client_ca: Option<Spanned<PathBuf>>,
+    secret_file: Option<Spanned<PathBuf>>,
+    extra_roots: Option<Spanned<Vec<Spanned<PathBuf>>>>,
 }
 
 /// One certificate or several.
@@ -436,6 +457,54 @@ impl Check<'_> {
     }
 }
 
+/// What only a federation door has.
+impl Check<'_> {
+    fn federation_door(
+        &mut self,
+        bind: &ListenerAddress,
+        bind_span: Range<usize>,
+        name: &str,
+        name_span: Range<usize>,
+    ) {
+        if let ListenerAddress::Tcp(address) = bind
+            && !address.ip().is_loopback()
+        {
+            let what = format!("a federation door is for Synapse on this machine, and {address} is for others, too");
+            let help = "bind = \"127.0.0.1:46900\" or \"unix:/run/mantlet/federation.sock\"";
+            self.problem(Problem::new(what).help(help), bind_span);
+        }
+        if name == "master" {
+            let what = "Synapse takes the name \"master\" for itself, and would go past this door without a word";
+            let help = "give the door, and its entry in Synapse's instance_map, another name: \"mantlet\"";
+            self.problem(Problem::new(what).help(help), name_span);
+        }
+    }
+
+    fn secret(&mut self, path: Option<Spanned<PathBuf>>, bind_span: Range<usize>) -> Option<PathBuf> {
+        let Some(path) = path else {
+            let help = "secret_file = \"federation.secret\", with Synapse's worker_replication_secret in it";
+            self.problem(
+                Problem::new("a federation door needs a secret, or everybody here could use it").help(help),
+                bind_span,
+            );
+            return None;
+        };
+        let span = path.span();
+        let path = self.base_dir.join(path.into_inner());
+        if self.files == Files::MustBeThere
+            && let Err(problem) = Secret::read(&path)
+        {
+            self.problem(problem, span);
+        }
+        Some(path)
+    }
+
+    fn roots(&mut self, paths: Option<Spanned<Vec<Spanned<PathBuf>>>>) -> Vec<PathBuf> {
+        let paths = paths.map(Spanned::into_inner).unwrap_or_default();
+        paths.into_iter().map(|path| self.file("file of roots", path).0).collect()
+    }
+}
+
 impl File {
     fn check(self, check: &mut Check<'_>) -> Gateway {
         let default = Gateway::default();
@@ -447,13 +516,14 @@ impl File {
                 let what = format!("{bind} is taken by another listener ({})", earlier.bind);
                 check.problem(Problem::new(what), span.clone());
             }
+            let bind_span = span.clone();
             let name_span = table.name.as_ref().map_or(span, Spanned::span);
             let name = table.name.map_or_else(|| bind.to_string(), |name| name.into_inner().0);
             let is_any = matches!(bind, ListenerAddress::Tcp(address) if address.port() == 0);
             // Two on one address are told of already.
             let is_other = |earlier: &Listener| earlier.bind != bind || matches!(bind, ListenerAddress::Systemd(_));
             if !is_any && listeners.iter().any(|earlier| earlier.name == name && is_other(earlier)) {
-                check.problem(Problem::new(format!("two listeners are named {name:?}")), name_span);
+                check.problem(Problem::new(format!("two listeners are named {name:?}")), name_span.clone());
             }
             let mode = table.mode.map_or_else(SocketMode::default, |mode| {
                 if !matches!(bind, ListenerAddress::Unix(_)) {
@@ -479,9 +549,39 @@ impl File {
                     let what = "nobody may send a PROXY header: [forwarded] trusted_hops is empty";
                     check.problem(Problem::new(what), wanted.span());
                 }
+                if table.door == Door::Federation && *wanted.get_ref() {
+                    check.problem(Problem::new("Synapse sends no PROXY header"), wanted.span());
+                }
                 wanted.into_inner()
             });
-            listeners.push(Listener { door: table.door, name, bind, mode, tls, proxy_protocol, client_ca });
+            let (secret_file, extra_roots) = match table.door {
+                Door::Federation => {
+                    check.federation_door(&bind, bind_span.clone(), &name, name_span);
+                    (check.secret(table.secret_file, bind_span), check.roots(table.extra_roots))
+                }
+                Door::Ingress => {
+                    let keys = [
+                        ("secret_file", table.secret_file.map(|path| path.span())),
+                        ("extra_roots", table.extra_roots.map(|paths| paths.span())),
+                    ];
+                    for (key, span) in keys.into_iter().filter_map(|(key, span)| Some((key, span?))) {
+                        let what = format!("`{key}` belongs to a way out, and this listener is a way in");
+                        check.problem(Problem::new(what).help("door = \"federation\""), span);
+                    }
+                    (None, Vec::new())
+                }
+            };
+            listeners.push(Listener {
+                door: table.door,
+                name,
+                bind,
+                mode,
+                tls,
+                proxy_protocol,
+                client_ca,
+                secret_file,
+                extra_roots,
+            });
         }
         if listeners.is_empty() {
             listeners = default.listeners;
@@ -510,6 +610,7 @@ impl File {
             log: self.log,
             workers: self.workers,
             homeserver: self.homeserver,
+            egress: self.egress,
         }
     }
 }
@@ -528,6 +629,10 @@ fn keys_of(tree: &Spanned<Value>, name: &str) -> BTreeMap<String, Range<usize>> 
 /// A path that is not UTF-8 is still told, and compared, well enough.
 fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&path.display())
+}
+
+fn lossy_all<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(paths.iter().map(|path| path.display().to_string()))
 }
 
 fn lossy_option<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -2,8 +2,10 @@
 
 pub mod address;
 pub mod compiled;
+pub mod egress;
 pub mod gateway;
 pub mod policy_file;
 mod print;
 pub mod route;
+pub mod secret;
 pub mod settings;

@@ -12,19 +12,23 @@ use super::admission::Admitted;
 use super::connection;
 use super::listener::{Listener, Stream};
 use super::proxy_header::{self, Said};
+use crate::config::gateway::Door;
 use crate::observe::access::Protocol;
 use crate::stack::pace::PaceLimits;
-use crate::stack::{Client, Pace, Peer, UnlistedHop};
+use crate::stack::{Chain, Client, Pace, Peer, UnlistedHop};
 
 /// Serves one connection until it ends.
-pub async fn accept(listener: &Listener, stream: Stream, admitted: &mut Admitted) {
+pub async fn accept(listener: &Listener<impl Chain>, stream: Stream, admitted: &mut Admitted) {
     match stream {
         Stream::Tcp(stream, address) => {
             // The kernel would hold back the second of two small writes for an acknowledgement of the first.
             if stream.set_nodelay(true).is_err() {
                 return; // The client is gone already.
             }
-            let origin = Origin { address: Some(address), is_hop: listener.shared.hops.contain(address) };
+            let origin = Origin {
+                address: Some(address),
+                is_hop: listener.door == Door::Ingress && listener.shared.hops.contain(address),
+            };
             if listener.proxy_protocol && origin.is_hop {
                 introduce(listener, Box::new(stream), origin, admitted).await;
             } else {
@@ -33,7 +37,7 @@ pub async fn accept(listener: &Listener, stream: Stream, admitted: &mut Admitted
         }
         Stream::Unix(stream) => {
             // Whoever may open the socket's file is trusted as a hop is: nobody else could name the client.
-            let origin = Origin { address: None, is_hop: true };
+            let origin = Origin { address: None, is_hop: listener.door == Door::Ingress };
             if listener.proxy_protocol {
                 introduce(listener, Box::new(stream), origin, admitted).await;
             } else {
@@ -58,7 +62,7 @@ trait Io: AsyncRead + AsyncWrite + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Unpin> Io for T {}
 
 /// Lets a hop say who its client is, and serves that one.
-async fn introduce(listener: &Listener, stream: Box<dyn Io>, hop: Origin, admitted: &mut Admitted) {
+async fn introduce(listener: &Listener<impl Chain>, stream: Box<dyn Io>, hop: Origin, admitted: &mut Admitted) {
     let mut stream = BufReader::new(stream);
     let said = tokio::time::timeout(listener.shared.limits.handshake.duration(), proxy_header::read(&mut stream)).await;
     let origin = match said.unwrap_or_else(|_late| Err(io::ErrorKind::TimedOut.into())) {
@@ -82,7 +86,11 @@ async fn introduce(listener: &Listener, stream: Box<dyn Io>, hop: Origin, admitt
     serve(listener, stream, origin).await;
 }
 
-async fn serve<IO: AsyncRead + AsyncWrite + Unpin + 'static>(listener: &Listener, stream: IO, origin: Origin) {
+async fn serve<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
+    listener: &Listener<impl Chain>,
+    stream: IO,
+    origin: Origin,
+) {
     let peer = |protocol, tls| peer(listener, origin, protocol, tls);
     let Some(tls) = &listener.tls else {
         return connection::serve_h1(listener, stream, peer(Protocol::H1, false)).await;
@@ -104,7 +112,7 @@ async fn serve<IO: AsyncRead + AsyncWrite + Unpin + 'static>(listener: &Listener
     }
 }
 
-fn peer(listener: &Listener, origin: Origin, protocol: Protocol, tls: bool) -> Rc<Peer> {
+fn peer(listener: &Listener<impl Chain>, origin: Origin, protocol: Protocol, tls: bool) -> Rc<Peer> {
     let limits = &listener.shared.limits;
     let pace = Pace::new(PaceLimits {
         first_byte: limits.first_byte.duration(),
@@ -115,7 +123,10 @@ fn peer(listener: &Listener, origin: Origin, protocol: Protocol, tls: bool) -> R
     let hops = &listener.shared.hops;
     Rc::new(Peer {
         // A listed hop that spoke for nobody is not unlisted.
-        hint: origin.address.filter(|address| !hops.contain(*address)).and_then(UnlistedHop::new),
+        hint: match listener.door {
+            Door::Ingress => origin.address.filter(|address| !hops.contain(*address)).and_then(UnlistedHop::new),
+            Door::Federation => None,
+        },
         client: match origin.address {
             Some(address) => Client::new(address, proto),
             None => Client::on_this_machine(proto),

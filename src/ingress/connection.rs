@@ -1,6 +1,7 @@
 //! Drives one HTTP connection: hyper speaks, the chain answers, the pace ends it.
 
 use std::cell::RefCell;
+use std::convert::Infallible;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -16,7 +17,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tower::Service;
 
 use super::frames::Frames;
 use super::heads::Heads;
@@ -24,26 +24,24 @@ use super::listener::{Drain, Listener};
 use crate::observe::metrics::Refusal;
 use crate::stack::canonical::Unclear;
 use crate::stack::pace::Phase;
-use crate::stack::{Pace, Peer};
+use crate::stack::{Chain, Pace, Peer};
 
 /// Serves HTTP/1.
-pub async fn serve_h1<IO: AsyncRead + AsyncWrite + Unpin>(listener: &Listener, io: IO, peer: Rc<Peer>) {
+pub async fn serve_h1<IO: AsyncRead + AsyncWrite + Unpin>(listener: &Listener<impl Chain>, io: IO, peer: Rc<Peer>) {
     let limits = &listener.shared.limits;
     let heads = Rc::new(RefCell::new(Heads::new()));
     let service = service_fn(|mut request: Request<Incoming>| {
-        let (shared, peer) = (Rc::clone(&listener.shared), Rc::clone(&peer));
+        let (chain, peer) = (Rc::clone(&listener.chain), Rc::clone(&peer));
         if !heads.borrow_mut().is_next_clear() {
             request.extensions_mut().insert(Unclear);
         }
         let is_last = is_last(&request);
         async move {
-            let mut response = (&shared.stack).call((request, peer)).await;
-            if let Ok(response) = &mut response
-                && is_last
-            {
+            let mut response = chain.answer(request, peer).await;
+            if is_last {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            response
+            Ok::<_, Infallible>(response)
         }
     });
     let io = Paced { io, pace: Rc::clone(&peer.pace), follow: Follow::Heads(Rc::clone(&heads)) };
@@ -76,12 +74,16 @@ pub async fn serve_h1<IO: AsyncRead + AsyncWrite + Unpin>(listener: &Listener, i
 }
 
 /// Serves HTTP/2.
-pub async fn serve_h2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(listener: &Listener, io: IO, peer: Rc<Peer>) {
+pub async fn serve_h2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
+    listener: &Listener<impl Chain>,
+    io: IO,
+    peer: Rc<Peer>,
+) {
     let limits = &listener.shared.limits;
-    let (shared, pace) = (Rc::clone(&listener.shared), Rc::clone(&peer.pace));
+    let (chain, pace) = (Rc::clone(&listener.chain), Rc::clone(&peer.pace));
     let service = service_fn(move |request: Request<Incoming>| {
-        let (shared, peer) = (Rc::clone(&shared), Rc::clone(&peer));
-        async move { (&shared.stack).call((request, peer)).await }
+        let (chain, peer) = (Rc::clone(&chain), Rc::clone(&peer));
+        async move { Ok::<_, Infallible>(chain.answer(request, peer).await) }
     });
     let io = Paced { io, pace: Rc::clone(&pace), follow: Follow::Frames(Frames::new()) };
     let head_bytes = u32::try_from(limits.head_bytes.get()).unwrap_or(u32::MAX);
@@ -124,7 +126,7 @@ enum Ended {
 
 /// Polls a connection until it ends, its patience does, or the process's time is over.
 async fn attend(
-    listener: &Listener,
+    listener: &Listener<impl Chain>,
     pace: &Pace,
     mut poll: impl FnMut(&mut Context<'_>, bool) -> Poll<hyper::Result<()>>,
 ) -> Ended {
@@ -186,7 +188,7 @@ async fn left(mut drain: watch::Receiver<Drain>, stage: Drain) -> Drain {
     drain.wait_for(|now| *now != stage).await.map_or(Drain::Over, |now| *now)
 }
 
-fn count_refusal(listener: &Listener, error: &hyper::Error) {
+fn count_refusal(listener: &Listener<impl Chain>, error: &hyper::Error) {
     if error.is_parse_too_large() {
         listener.metrics.refused_by_parser(Refusal::HeadTooLarge);
     } else if error.is_parse() {

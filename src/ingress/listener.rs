@@ -12,20 +12,25 @@ use tokio::sync::{Notify, watch};
 
 use super::acceptor;
 use super::admission::Admission;
+use crate::config::gateway::Door;
 use crate::config::settings::Limits;
 use crate::observe::metrics::{ListenerMetrics, Metrics};
-use crate::stack::{Stack, TrustedHops};
+use crate::stack::{Chain, TrustedHops};
 use crate::tls::server::Server as Tls;
 
 /// One listener as one worker serves it.
-pub struct Listener {
+pub struct Listener<C> {
+    /// What its connections are served by.
+    pub chain: Rc<C>,
+    /// Who comes through it.
+    pub door: Door,
     /// Its certificates; without any it speaks plain HTTP.
     pub tls: Option<Tls>,
     /// Whether trusted hops begin with a PROXY header.
     pub proxy_protocol: bool,
     /// Whether the socket stays open without us.
     pub inherited: bool,
-    /// What its connections are served by, shared with the worker's other listeners.
+    /// What it shares with the worker's other listeners.
     pub shared: Rc<Shared>,
     /// What it counts.
     pub metrics: ListenerMetrics,
@@ -33,8 +38,6 @@ pub struct Listener {
 
 /// What all listeners of a worker share.
 pub struct Shared {
-    /// The chain.
-    pub stack: Stack,
     /// The bounds.
     pub limits: Limits,
     /// Who may come in at all.
@@ -52,14 +55,13 @@ pub struct Shared {
 impl Shared {
     /// What the listeners of one worker share.
     pub fn new(
-        stack: Stack,
         limits: Limits,
         admission: Arc<Admission>,
         hops: TrustedHops,
         drain: watch::Receiver<Drain>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { stack, limits, admission, hops, drain, metrics, open: Cell::new(0), gone: Notify::new() }
+        Self { limits, admission, hops, drain, metrics, open: Cell::new(0), gone: Notify::new() }
     }
 
     /// Waits until the worker has no connection left.
@@ -136,7 +138,7 @@ impl Socket {
     }
 }
 
-impl Listener {
+impl<C: Chain> Listener<C> {
     /// Accepts until the process drains, and then what still waits in the socket's queue, unless a successor will.
     ///
     /// The socket is closed then, while connections live on: who comes later is refused at once, and can go elsewhere.
@@ -165,7 +167,10 @@ impl Listener {
 
     fn admit(self: &Rc<Self>, stream: Stream) {
         let client = match stream {
-            Stream::Tcp(_, address) if !self.shared.hops.contain(address) => Some(address),
+            // Through the way out comes one Synapse, for as many servers as it knows.
+            Stream::Tcp(_, address) if self.door == Door::Ingress && !self.shared.hops.contain(address) => {
+                Some(address)
+            }
             Stream::Tcp(..) | Stream::Unix(_) => None,
         };
         let Some(mut admitted) = self.shared.admission.admit(client) else {

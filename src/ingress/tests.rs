@@ -22,6 +22,7 @@ use super::admission::Admission;
 use super::connection;
 use super::listener::{Drain, Listener, Shared, Socket};
 use crate::config::address::UpstreamAddress;
+use crate::config::gateway::Door;
 use crate::config::route::{Routes, Upstream};
 use crate::config::settings::{Limits, Tokens as TokenLimits};
 use crate::matrix::endpoint::Endpoint;
@@ -31,7 +32,7 @@ use crate::rules::testing::policy;
 use crate::snapshot::{Generation, Snapshot};
 use crate::stack::pace::PaceLimits;
 use crate::stack::tokens::Tokens;
-use crate::stack::{self, Client, Pace, Peer, TrustedHops};
+use crate::stack::{self, Client, Pace, Peer, Stack, TrustedHops};
 use crate::units::Period;
 use crate::upstream::{Directory, Upstreams};
 
@@ -106,9 +107,16 @@ async fn serve(
 ) {
     let mut listeners = Vec::new();
     for defect in defects {
-        let shared = Rc::new(shared(*defect, upstream, metrics, drain.clone()));
-        let metrics = metrics.listener("test");
-        let listener = Rc::new(Listener { tls: None, proxy_protocol: false, inherited: false, shared, metrics });
+        let (chain, shared) = shared(*defect, upstream, metrics, drain.clone());
+        let listener = Rc::new(Listener {
+            chain: Rc::new(chain),
+            door: Door::Ingress,
+            tls: None,
+            proxy_protocol: false,
+            inherited: false,
+            shared: Rc::new(shared),
+            metrics: metrics.listener("test"),
+        });
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         tell.send(socket.local_addr().unwrap()).unwrap();
         let run = tokio::task::spawn_local(Rc::clone(&listener).run(Socket::Tcp(socket)));
@@ -130,7 +138,7 @@ async fn serve(
     }
 }
 
-fn shared(defect: Defect, upstream: u16, metrics: &Arc<Metrics>, drain: watch::Receiver<Drain>) -> Shared {
+fn shared(defect: Defect, upstream: u16, metrics: &Arc<Metrics>, drain: watch::Receiver<Drain>) -> (Stack, Shared) {
     let policy = policy("[rules.registration]");
     let generation = match defect {
         Defect::InJudgement => Generation::without_counters(policy),
@@ -155,10 +163,10 @@ fn shared(defect: Defect, upstream: u16, metrics: &Arc<Metrics>, drain: watch::R
         upstreams: Upstreams::new(&directory),
     });
     let admission = Admission::new(limits.connections, limits.per_address);
-    Shared::new(stack, limits, admission, TrustedHops::default(), drain, Arc::clone(metrics))
+    (stack, Shared::new(limits, admission, TrustedHops::default(), drain, Arc::clone(metrics)))
 }
 
-fn h2_peer(listener: &Listener) -> Rc<Peer> {
+fn h2_peer(listener: &Listener<Stack>) -> Rc<Peer> {
     let limits = &listener.shared.limits;
     let (first_byte, head) = (limits.first_byte.duration(), limits.head.duration());
     let pace = Pace::new(PaceLimits { first_byte, head, keep_alive: limits.keep_alive.duration() });

@@ -2,10 +2,13 @@
 
 pub mod classify;
 pub mod endpoint;
+pub mod server_name;
 pub mod token;
+pub mod x_matrix;
 
 pub use classify::{Classified, classify, flow};
 pub use endpoint::{Api, Auth, Endpoint};
+pub use server_name::{Host, ServerName};
 
 use std::fmt;
 
@@ -25,6 +28,14 @@ impl Flow {
     pub const ALL: [Flow; 3] = [Flow::Client, Flow::Federation, Flow::Egress];
     /// The flows that come in from outside.
     pub const INBOUND: [Flow; 2] = [Flow::Client, Flow::Federation];
+
+    /// Whether it comes in from outside: rules for endpoints are for what others ask Synapse.
+    pub fn is_inbound(self) -> bool {
+        match self {
+            Flow::Client | Flow::Federation => true,
+            Flow::Egress => false,
+        }
+    }
 
     /// The name in logs, metrics and policies.
     pub fn as_str(self) -> &'static str {

@@ -59,7 +59,9 @@ fn filter(level: &str, rust_log: Option<&str>) -> Result<EnvFilter, Problem> {
         });
     }
     let libraries = own.min(LevelFilter::WARN);
-    Ok(EnvFilter::new(format!("{libraries},mantlet={own}")))
+    // What the resolver says of an odd answer names the name that was asked for.
+    let resolver = "hickory_resolver=off,hickory_net=off,hickory_proto=off";
+    Ok(EnvFilter::new(format!("{libraries},{resolver},mantlet={own}")))
 }
 
 fn own_level(level: &str) -> Result<LevelFilter, Problem> {

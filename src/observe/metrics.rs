@@ -46,6 +46,7 @@ pub struct Metrics {
     upstream_failovers: IntCounterVec,
     upstream_taken_out: IntCounterVec,
     upstream_waiting: IntGaugeVec,
+    origin_routes: Arc<[IntCounter]>,
     policy_reloads: Vec<IntCounter>,
     policy_last_reload_successful: IntGauge,
     policy_last_reload_success: IntGauge,
@@ -81,6 +82,8 @@ impl Metrics {
         let verdicts = counters(r, "token_verdicts_total", "Access tokens asked for, by what was found.", &["class"]);
         let cache = counters(r, "token_cache_total", "Look-ups in the token verdict cache.", &["result"]);
         let reloads = counters(r, "policy_reloads_total", "Attempts to load a policy.", &["result"]);
+        let routes =
+            counters(r, "origin_routes_total", "Other servers looked for, by what said where they are.", &["step"]);
         let unknown = counters(r, "unknown_endpoint_requests_total", "Requests for no known endpoint.", &["flow"]);
         Arc::new(Self {
             started: Instant::now(),
@@ -190,6 +193,7 @@ impl Metrics {
                 "Requests of other servers that wait for an upstream that cannot be reached.",
                 &["upstream"],
             ),
+            origin_routes: Step::ALL.iter().map(|step| routes.with_label_values(&[step.as_str()])).collect(),
             policy_reloads: Reload::ALL.iter().map(|result| reloads.with_label_values(&[result.as_str()])).collect(),
             policy_last_reload_successful: gauge(
                 r,
@@ -289,6 +293,11 @@ impl Metrics {
             connections: PoolState::ALL.iter().map(connections).collect(),
             errors: self.upstream_errors.clone(),
         }
+    }
+
+    /// Resolves the handles of other servers, which are told apart nowhere.
+    pub fn origins(&self) -> OriginMetrics {
+        OriginMetrics { upstream: self.upstream(ORIGINS), routes: Arc::clone(&self.origin_routes) }
     }
 
     /// Counts an attempt to load a policy; `Reload::Success` also records the time.
@@ -409,6 +418,24 @@ impl UpstreamMetrics {
     }
 }
 
+/// The metrics of all other servers together; clones count into the same cells.
+#[derive(Clone, Debug)]
+pub struct OriginMetrics {
+    /// What is counted of every upstream.
+    pub upstream: UpstreamMetrics,
+    routes: Arc<[IntCounter]>,
+}
+
+impl OriginMetrics {
+    /// Counts a server that was found.
+    pub fn found(&self, step: Step) {
+        self.routes[step as usize].inc();
+    }
+}
+
+/// How other servers are called where an upstream is named: no name that an operator can give to one.
+pub const ORIGINS: &str = "(other servers)";
+
 /// Holds a gauge one higher until it is dropped.
 #[derive(Debug)]
 pub struct Counted(IntGauge);
@@ -459,6 +486,24 @@ words! {
         Open = "open",
         /// Waits in the pool.
         Idle = "idle",
+    }
+}
+
+words! {
+    /// What said where another server is, as the Matrix specification counts: an address, a port, `.well-known`, SRV, nothing.
+    pub enum Step {
+        /// Its name is an address.
+        Address = "address",
+        /// Its name has a port.
+        Port = "port",
+        /// Its `.well-known` says a name with a port, an address, or a name that has no service record.
+        Delegated = "delegated",
+        /// A record of `_matrix-fed._tcp`.
+        Srv = "srv",
+        /// A record of `_matrix._tcp`.
+        SrvDeprecated = "srv_deprecated",
+        /// Nothing: it is at its own name and the usual port.
+        Default = "default",
     }
 }
 

@@ -114,11 +114,13 @@ impl Policy {
 
     /// What a request has to pass, in order: the operator's closed paths, its own shape, the gates of its endpoint.
     fn steps<'a>(&'a self, exchange: &'a Exchange<'_>) -> impl Iterator<Item = Step<'a>> {
+        // What an endpoint tells strangers is no concern of what Synapse asks others there.
+        let is_inbound = exchange.flow.is_inbound();
         // Synapse answers OPTIONS before it looks at the path, with nothing but CORS: there is nothing to protect, and a
         // browser that gets no answer to its preflight shows a network error instead of our refusal.
         let is_preflight = exchange.classified.raw == Endpoint::Preflight;
-        let paths = (!is_preflight).then(|| self.paths.matching(exchange.path)).into_iter().flatten();
-        let gates = if is_preflight { &[] } else { self.gates(exchange.classified.raw) };
+        let paths = (is_inbound && !is_preflight).then(|| self.paths.matching(exchange.path)).into_iter().flatten();
+        let gates = if is_preflight || !is_inbound { &[] } else { self.gates(exchange.classified.raw) };
         let holds = |gate: &&Gate| gate.when.holds(exchange);
         (paths.filter(holds).map(Step::Gate))
             .chain(self.refuse_shape(exchange).map(Step::Refuse))
@@ -128,6 +130,9 @@ impl Policy {
     /// What no rule needs to look at: endpoints that are not served, and spellings that two readers would read differently.
     fn refuse_shape(&self, exchange: &Exchange<'_>) -> Option<RuleIndex> {
         let classified = exchange.classified;
+        if !exchange.flow.is_inbound() {
+            return None;
+        }
         if classified.raw.is_internal() || classified.decoded.is_internal() {
             // Opened in its one spelling only: the homeserver reads these paths more kindly than anyone else.
             let opened = self.opened(classified.raw).or(self.opened(classified.decoded));

@@ -14,6 +14,8 @@ pub enum HeadEdit {
     KeepOnly(Arc<FieldSet>),
     /// Reduces `User-Agent` to its class: `browser`, `mobile`, `desktop`, `server`, `other`.
     ClassifyAgent,
+    /// Leaves of `User-Agent` the name of the product, without its version.
+    Product,
     /// Sets a field to this one value, whatever it was.
     Set(HeaderName, HeaderValue),
 }
@@ -92,6 +94,11 @@ impl HeadEdit {
             HeadEdit::Strip(set) => remove_where(headers, |name| set.contains(name)),
             HeadEdit::KeepOnly(set) => remove_where(headers, |name| !set.contains(name)),
             HeadEdit::ClassifyAgent => classify_agent(headers),
+            HeadEdit::Product => {
+                if let Some(product) = product(headers) {
+                    headers.insert(USER_AGENT, product);
+                }
+            }
             HeadEdit::Set(name, value) => {
                 headers.insert(name, value.clone());
             }
@@ -104,6 +111,7 @@ impl HeadEdit {
             HeadEdit::Strip(set) => headers.keys().any(|name| set.contains(name)),
             HeadEdit::KeepOnly(set) => headers.keys().any(|name| !set.contains(name)),
             HeadEdit::ClassifyAgent => headers.contains_key(USER_AGENT),
+            HeadEdit::Product => product(headers).is_some(),
             HeadEdit::Set(name, value) => headers.get(name) != Some(value),
         }
     }
@@ -114,9 +122,17 @@ impl HeadEdit {
             HeadEdit::Strip(set) => format!("remove {}", set.patterns().collect::<Vec<_>>().join(", ")),
             HeadEdit::KeepOnly(set) => format!("keep only {}", set.patterns().collect::<Vec<_>>().join(", ")),
             HeadEdit::ClassifyAgent => "reduce user-agent to its class".into(),
+            HeadEdit::Product => "reduce user-agent to the product's name".into(),
             HeadEdit::Set(name, value) => format!("set {name}: {}", String::from_utf8_lossy(value.as_bytes())),
         }
     }
+}
+
+/// The name of the first product, if a version stands behind it.
+fn product(headers: &HeaderMap) -> Option<HeaderValue> {
+    let agent = headers.get(USER_AGENT)?.as_bytes();
+    let end = agent.iter().position(|byte| matches!(byte, b'/' | b' ')).filter(|end| agent[*end] == b'/')?;
+    HeaderValue::from_bytes(&agent[..end]).ok()
 }
 
 fn remove_where(headers: &mut HeaderMap, hit: impl Fn(&HeaderName) -> bool) {
@@ -204,6 +220,25 @@ mod tests {
         let mut headers = headers();
         HeadEdit::KeepOnly(Arc::new(FieldSet::new(["accept"]).unwrap())).apply(&mut headers);
         assert_eq!(names(&headers), ["accept"]);
+    }
+
+    #[test]
+    fn of_a_product_only_the_name_is_left() {
+        for (agent, product) in [
+            ("Synapse/1.163.2", "Synapse"),
+            ("Synapse/1.163.2 (b=develop,1234567)", "Synapse"),
+            ("Synapse (bot; +https://example.org)", "Synapse (bot; +https://example.org)"),
+            ("Synapse", "Synapse"),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(USER_AGENT, agent.parse().unwrap());
+            assert_eq!(HeadEdit::Product.bites(&headers), agent != product);
+            HeadEdit::Product.apply(&mut headers);
+            assert_eq!(headers[USER_AGENT], product);
+        }
+        let mut headers = HeaderMap::new();
+        HeadEdit::Product.apply(&mut headers);
+        assert!(headers.is_empty());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use http::{HeaderMap, Request, Response};
 
 use super::Mode;
-use super::plan::{Edit, Policy, RuleIndex};
+use super::plan::{Edit, Policy, RuleIndex, TargetEdit};
 use super::target;
 use crate::matrix::{Endpoint, Flow};
 
@@ -76,7 +76,7 @@ impl Permit {
     /// Makes the policy's edits to the request, then adds the gateway's own fields, which no rule may touch.
     pub fn permit<B>(&self, mut request: Request<B>, own: impl FnOnce(&mut HeaderMap)) -> Permitted<Request<B>> {
         if let Grant::Policy { policy, flow, endpoint } = &self.0 {
-            if policy.move_token(*endpoint).is_some_and(|edit| edit.mode == Mode::Enforce) {
+            if token_move(policy, *flow, *endpoint).is_some_and(|edit| edit.mode == Mode::Enforce) {
                 let (mut head, body) = request.into_parts();
                 target::move_token(&mut head.uri, &mut head.headers);
                 request = Request::from_parts(head, body);
@@ -90,7 +90,9 @@ impl Permit {
     /// The rules in report mode that would have changed this request.
     pub fn unmade_edits<'a, B>(&'a self, request: &'a Request<B>) -> impl Iterator<Item = RuleIndex> + 'a {
         let (edits, token) = match &self.0 {
-            Grant::Policy { policy, flow, endpoint } => (policy.request_edits(*flow), policy.move_token(*endpoint)),
+            Grant::Policy { policy, flow, endpoint } => {
+                (policy.request_edits(*flow), token_move(policy, *flow, *endpoint))
+            }
             Grant::Internal(_) => (&[][..], None),
         };
         let headers = request.headers();
@@ -141,6 +143,11 @@ impl Policy {
     pub fn edit_request(&self, flow: Flow, headers: &mut HeaderMap) {
         apply(self.request_edits(flow), headers);
     }
+}
+
+/// A token in a query is a client's, and only what comes in has one.
+fn token_move(policy: &Policy, flow: Flow, endpoint: Endpoint) -> Option<&TargetEdit> {
+    policy.move_token(endpoint).filter(|_| flow.is_inbound())
 }
 
 fn apply(edits: &[Edit], headers: &mut HeaderMap) {

@@ -22,16 +22,19 @@ use std::time::Duration;
 use tokio::sync::watch as latest;
 
 use crate::config::address::{AdminAddress, ListenerAddress};
-use crate::config::gateway::{Gateway, Listener};
+use crate::config::gateway::{self as config, Gateway, Listener};
+use crate::config::secret::Secret;
 use crate::config::settings::AccessLog;
 use crate::ingress::admission::Admission;
 use crate::ingress::listener::Drain;
 use crate::matrix::endpoint::Endpoint;
 use crate::observe::access::{Format, Writer};
 use crate::observe::metrics::{ListenerMetrics, Metrics};
+use crate::origin::{NameServers, Origins};
 use crate::problem::{Problem, Problems};
 use crate::stack::TrustedHops;
 use crate::stack::tokens::Tokens;
+use crate::tls;
 use crate::tls::server::Server as Tls;
 use crate::upstream::Directory;
 use admin::AdminListener;
@@ -296,6 +299,38 @@ struct Door {
     tls: Option<Tls>,
     proxy_protocol: bool,
     metrics: ListenerMetrics,
+    leads: Leads,
+}
+
+/// Where a listener leads, with what that takes.
+enum Leads {
+    /// To Synapse.
+    In,
+    /// From Synapse to other servers.
+    ToServers { secret: Secret, origins: Box<Origins> },
+}
+
+impl Leads {
+    fn read(listener: &Listener, gateway: &Gateway, metrics: &Metrics) -> Result<Self, Problems> {
+        match (listener.door, &listener.secret_file) {
+            (config::Door::Ingress, _) => Ok(Self::In),
+            (config::Door::Federation, None) => Err(Problem::new("a federation door needs a secret").into()),
+            (config::Door::Federation, Some(path)) => {
+                let egress = &gateway.egress;
+                let tls = tls::client::config(&listener.extra_roots)?;
+                let name_servers = NameServers::new(&egress.nameservers())?;
+                let origins = Origins::new(tls, name_servers, egress.guard(), egress.ports, metrics);
+                Ok(Self::ToServers { secret: Secret::read(path)?, origins: Box::new(origins) })
+            }
+        }
+    }
+
+    fn door(&self) -> config::Door {
+        match self {
+            Self::In => config::Door::Ingress,
+            Self::ToServers { .. } => config::Door::Federation,
+        }
+    }
 }
 
 fn bind(gateway: &Gateway, certificates: &Certificates, metrics: &Metrics) -> Result<Vec<Door>, Problems> {
@@ -307,23 +342,40 @@ fn bind(gateway: &Gateway, certificates: &Certificates, metrics: &Metrics) -> Re
         false => Inherited::none(),
     };
     for listener in &gateway.listeners {
-        match Opened::open(listener, worker_count(gateway), &mut inherited) {
-            Ok(socket) => {
+        let opened = Leads::read(listener, gateway, metrics).and_then(|leads| {
+            let socket = Opened::open(listener, worker_count(gateway), &mut inherited)?;
+            stays_near(listener, &socket)?;
+            Ok((socket, leads))
+        });
+        match opened {
+            Ok((socket, leads)) => {
                 let metrics = metrics.listener(&listener.name);
                 doors.push(Door {
                     socket,
                     tls: certificates.of(listener),
                     proxy_protocol: listener.proxy_protocol,
                     metrics,
+                    leads,
                 });
             }
-            Err(problem) => problems.push(problem),
+            Err(found) => problems.0.extend(found.0),
         }
     }
     if problems.is_empty() {
         inherited.all_taken()?;
     }
     problems.or(doors)
+}
+
+/// What a socket that somebody else opened is bound to is known only now.
+fn stays_near(listener: &Listener, socket: &Opened) -> Result<(), Problem> {
+    match (listener.door, socket.address()) {
+        (config::Door::Federation, ListenerAddress::Tcp(address)) if !address.ip().is_loopback() => {
+            Err(Problem::new(format!("the federation door {} is open to others: {address}", listener.name))
+                .help("ListenStream=127.0.0.1:46900, or the path of a socket"))
+        }
+        (config::Door::Federation | config::Door::Ingress, _) => Ok(()),
+    }
 }
 
 fn open_access(

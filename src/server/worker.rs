@@ -6,7 +6,7 @@ use std::sync::{Arc, mpsc};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
 
-use super::Door;
+use super::{Door, Leads};
 use crate::config::route::Routes;
 use crate::config::settings::Limits;
 use crate::ingress::admission::Admission;
@@ -15,7 +15,7 @@ use crate::observe::access::Writer;
 use crate::observe::metrics::Metrics;
 use crate::snapshot::Snapshot;
 use crate::stack::tokens::Tokens;
-use crate::stack::{self, TrustedHops, stack};
+use crate::stack::{self, Chain, TrustedHops, federation_stack, stack};
 use crate::upstream::{Directory, Upstreams};
 
 /// What a worker is made of.
@@ -50,7 +50,7 @@ pub(super) fn run(parts: Parts) {
 
 #[expect(clippy::expect_used, reason = "as above")]
 async fn serve(parts: Parts) {
-    let stack = stack(stack::Parts {
+    let chain = stack::Parts {
         snapshot: parts.snapshot,
         tokens: parts.tokens,
         limits: parts.limits.clone(),
@@ -58,21 +58,19 @@ async fn serve(parts: Parts) {
         access: parts.access,
         routes: parts.routes,
         upstreams: Upstreams::new(&parts.directory),
-    });
-    let shared = Rc::new(Shared::new(stack, parts.limits, parts.admission, parts.hops, parts.drain, parts.metrics));
+    };
+    let ingress = Rc::new(stack(chain.clone()));
+    let shared = Rc::new(Shared::new(parts.limits, parts.admission, parts.hops, parts.drain, parts.metrics));
     let listeners: Vec<_> = parts
         .doors
         .iter()
-        .map(|door| {
-            let socket = door.socket.socket().expect("a worker needs its sockets: raise the limit of open files");
-            let listener = Listener {
-                tls: door.tls.clone(),
-                proxy_protocol: door.proxy_protocol,
-                inherited: door.socket.is_inherited(),
-                shared: Rc::clone(&shared),
-                metrics: door.metrics.clone(),
-            };
-            tokio::task::spawn_local(Rc::new(listener).run(socket))
+        .map(|door| match &door.leads {
+            Leads::In => open(door, Rc::clone(&ingress), &shared),
+            Leads::ToServers { secret, origins } => {
+                let client = origins.client().expect("a worker needs its resolver");
+                let chain = federation_stack(chain.clone(), secret.clone(), Rc::new(client));
+                open(door, Rc::new(chain), &shared)
+            }
         })
         .collect();
     // Whoever waits for it may have given up already.
@@ -84,4 +82,20 @@ async fn serve(parts: Parts) {
     }
     // Connections end by themselves: at once where nothing runs, after their exchange, or when the process's time is over.
     shared.all_gone().await;
+}
+
+/// This worker's share of a listener, served by this chain.
+#[expect(clippy::expect_used, reason = "as above")]
+fn open<C: Chain>(door: &Door, chain: Rc<C>, shared: &Rc<Shared>) -> tokio::task::JoinHandle<()> {
+    let socket = door.socket.socket().expect("a worker needs its sockets: raise the limit of open files");
+    let listener = Listener {
+        chain,
+        door: door.leads.door(),
+        tls: door.tls.clone(),
+        proxy_protocol: door.proxy_protocol,
+        inherited: door.socket.is_inherited(),
+        shared: Rc::clone(shared),
+        metrics: door.metrics.clone(),
+    };
+    tokio::task::spawn_local(Rc::new(listener).run(socket))
 }

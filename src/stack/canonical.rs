@@ -74,7 +74,7 @@ pub struct Unclear;
 
 /// Why a request is not looked at any further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Refusal {
+pub(super) enum Refusal {
     /// CONNECT asks for a tunnel; there is none from outside.
     Connect,
     /// The target is not a path: absolute-form, `*`, or one that begins with something else.
@@ -214,7 +214,7 @@ fn is_port(port: &str) -> bool {
 /// One length that is a number, or chunks and no other coding (RFC 9112, section 6).
 ///
 /// The HTTP library reads the same, but passes on what it read: Synapse would read it again, by its own lights.
-fn one_framing(headers: &mut HeaderMap) -> Result<(), Refusal> {
+pub(super) fn one_framing(headers: &mut HeaderMap) -> Result<(), Refusal> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
     let coding = codings.next();

@@ -12,10 +12,34 @@ use crate::matrix::classify::{Classified, classify, flow};
 use crate::message::{Body, RequestBody};
 
 /// Makes [`Classify`].
-pub struct ClassifyLayer;
+pub struct ClassifyLayer {
+    direction: Direction,
+}
+
+/// Which way the requests of a chain go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    In,
+    Out,
+}
+
+impl ClassifyLayer {
+    /// For what others ask Synapse.
+    pub fn inbound() -> Self {
+        Self { direction: Direction::In }
+    }
+
+    /// For what Synapse asks others.
+    pub fn outbound() -> Self {
+        Self { direction: Direction::Out }
+    }
+}
 
 /// Names what a request asks for.
-pub struct Classify<S>(S);
+pub struct Classify<S> {
+    inner: S,
+    direction: Direction,
+}
 
 /// A request whose endpoint is known.
 pub struct Known {
@@ -31,7 +55,7 @@ impl<S> Layer<S> for ClassifyLayer {
     type Service = Classify<S>;
 
     fn layer(&self, inner: S) -> Classify<S> {
-        Classify(inner)
+        Classify { inner, direction: self.direction }
     }
 }
 
@@ -50,8 +74,11 @@ where
     fn call(&mut self, arrival: Arrival<RequestBody>) -> Self::Future {
         let path = arrival.request.uri().path();
         let classified = classify(arrival.request.method(), path);
-        let flow = flow(path);
+        let flow = match self.direction {
+            Direction::In => flow(path),
+            Direction::Out => Flow::Egress,
+        };
         arrival.facts.classified(classified.raw, flow);
-        (&self.0).call(Known { arrival, classified, flow })
+        (&self.inner).call(Known { arrival, classified, flow })
     }
 }

@@ -21,18 +21,35 @@ use crate::message::{Body, RequestBody};
 /// Makes [`Limit`].
 pub struct LimitLayer {
     limits: Limits,
+    patience: Patience,
+}
+
+/// How long the head of a response may take.
+#[derive(Clone, Copy, Debug)]
+enum Patience {
+    /// So long while nothing moves; as long as it lasts, at endpoints that wait for something to happen.
+    WhileItMoves(Duration),
+    /// So long, whatever is asked.
+    InAll(Duration),
 }
 
 /// Bounds exchanges.
 pub struct Limit<S> {
     inner: S,
     limits: Limits,
+    patience: Patience,
 }
 
 impl LimitLayer {
     /// A layer with these bounds.
     pub fn new(limits: Limits) -> Self {
-        Self { limits }
+        let patience = Patience::WhileItMoves(limits.upstream_head.duration());
+        Self { limits, patience }
+    }
+
+    /// A layer with these bounds, for whoever gives up after a fixed time.
+    pub fn with_deadline(limits: Limits, deadline: Duration) -> Self {
+        Self { limits, patience: Patience::InAll(deadline) }
     }
 }
 
@@ -40,7 +57,7 @@ impl<S> Layer<S> for LimitLayer {
     type Service = Limit<S>;
 
     fn layer(&self, inner: S) -> Limit<S> {
-        Limit { inner, limits: self.limits.clone() }
+        Limit { inner, limits: self.limits.clone(), patience: self.patience }
     }
 }
 
@@ -69,10 +86,19 @@ where
         }
         let flow = Rc::clone(facts.body());
         let request = request.map(|body| RequestBody::new(body, flow, most, self.limits.body_idle.duration()));
-        let patience = self.limits.upstream_head.duration();
-        let timer = tokio::time::sleep_until(Instant::now() + patience);
+        let patience = self.patience;
+        let timer = tokio::time::sleep_until(Instant::now() + patience.first());
         let inner = (&self.inner).call(Arrival { request, peer, named, facts: Rc::clone(&facts) });
         LimitFuture::Waiting { inner, facts, timer, patience, bytes: 0 }
+    }
+}
+
+impl Patience {
+    /// Until it may end for the first time.
+    fn first(self) -> Duration {
+        match self {
+            Self::WhileItMoves(patience) | Self::InAll(patience) => patience,
+        }
     }
 }
 
@@ -89,7 +115,7 @@ pin_project! {
             facts: Rc<Facts>,
             #[pin]
             timer: Sleep,
-            patience: Duration,
+            patience: Patience,
             bytes: u64,
         },
     }
@@ -109,13 +135,17 @@ impl<F: Future<Output = Result<Response<Body>, Error>>> Future for LimitFuture<F
                 }
                 loop {
                     ready!(timer.as_mut().poll(cx));
+                    let patience = match patience {
+                        Patience::WhileItMoves(patience) => *patience,
+                        Patience::InAll(_) => return Poll::Ready(Err(Error::new(Kind::OriginSilent))),
+                    };
                     // The time counts while nothing moves: a large upload on a slow line is no silent homeserver.
                     let flowed = facts.body().bytes();
                     if flowed == *bytes && !is_patient(facts.endpoint()) {
                         return Poll::Ready(Err(Error::new(Kind::Silent)));
                     }
                     *bytes = flowed;
-                    timer.as_mut().reset(Instant::now() + *patience);
+                    timer.as_mut().reset(Instant::now() + patience);
                 }
             }
         }

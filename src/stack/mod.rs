@@ -5,7 +5,9 @@ pub mod canonical;
 pub mod client;
 mod classify;
 mod collect;
+mod hook;
 mod limit;
+mod origin;
 pub mod pace;
 mod policy;
 pub mod record;
@@ -15,25 +17,32 @@ mod revoke;
 mod route;
 pub mod tokens;
 
+use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::Request;
-use tower::ServiceBuilder;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tower::{Service, ServiceBuilder};
 
 use crate::config::route::Routes;
+use crate::config::secret::Secret;
 use crate::config::settings::Limits;
 use crate::observe::access::{Protocol, Writer};
 use crate::observe::metrics::{ListenerMetrics, Metrics};
+use crate::origin as origins;
 use crate::snapshot::Snapshot;
 use crate::upstream::Upstreams;
 use authenticate::Authenticator;
 use canonical::{Canonical, CanonicalLayer};
 use classify::{Classify, ClassifyLayer};
 use collect::Collector;
+use hook::{Hook, HookLayer};
 use limit::{Limit, LimitLayer};
+use origin::Origin;
 use policy::{Policy, PolicyLayer};
-use record::{Record, RecordLayer};
+use record::{Record, RecordLayer, RecordedBody};
 use rescue::{Rescue, RescueLayer};
 use route::{Route, RouteLayer};
 use tokens::Tokens;
@@ -44,6 +53,9 @@ pub use record::Facts;
 
 /// The whole chain. A worker has one; an exchange borrows it, so that nothing is cloned for a request.
 pub type Stack = Record<Rescue<Limit<Canonical<Classify<Policy<Route>>>>>>;
+
+/// The same at the federation door: what Synapse asks other servers passes it.
+pub type FederationStack = Record<Rescue<Limit<Hook<Classify<Policy<Origin>>>>>>;
 
 /// Builds the chain of one worker.
 #[rustfmt::skip]
@@ -56,13 +68,51 @@ pub fn stack(parts: Parts) -> Stack {
         .layer(RescueLayer)                                                // 2 an Error may travel below here, none above
         .layer(LimitLayer::new(parts.limits))                              // 3 size and time
         .layer(CanonicalLayer)                                             // 4 one spelling, or a refusal
-        .layer(ClassifyLayer)                                              // 5 which endpoint is this?
+        .layer(ClassifyLayer::inbound())                                   // 5 which endpoint is this?
         .layer(PolicyLayer::new(parts.snapshot, authenticator, collector)) // 6 permit, answer or deny
         .layer(RouteLayer::new(parts.routes))                              // 7 which upstream?
         .service(parts.upstreams)                                          //   takes only what is permitted
 }
 
+/// Builds the chain of one worker behind a federation door: two layers are others.
+#[rustfmt::skip]
+pub fn federation_stack(parts: Parts, secret: Secret, client: Rc<origins::Client>) -> FederationStack {
+    let patience = parts.limits.upstream_head.duration();
+    let authenticator = Authenticator::new(parts.tokens, Rc::clone(parts.upstreams.synapse()), Arc::clone(&parts.metrics), patience);
+    let collector = Collector::new(parts.limits.collect.get());
+    let deadline = patience.min(SYNAPSE_WAITS);
+    ServiceBuilder::new()
+        .layer(RecordLayer::new(parts.metrics, parts.access))
+        .layer(RescueLayer)
+        .layer(LimitLayer::with_deadline(parts.limits, deadline))
+        .layer(HookLayer::new(secret))                                     // 4 Synapse itself, one spelling, one server; or a refusal
+        .layer(ClassifyLayer::outbound())
+        .layer(PolicyLayer::new(parts.snapshot, authenticator, collector))
+        .service(Origin::new(client))                                      // 7 the other server
+}
+
+/// Synapse gives up after a minute, and then takes the server for dead; before that, it takes our word for it.
+const SYNAPSE_WAITS: Duration = Duration::from_secs(54);
+
+/// A chain as a connection sees it.
+pub trait Chain: 'static {
+    /// Answers a request, whatever happens.
+    fn answer(&self, request: Request<Incoming>, peer: Rc<Peer>) -> impl Future<Output = Response<RecordedBody>>;
+}
+
+impl<S: 'static> Chain for Record<S>
+where
+    for<'a> &'a Self: Service<(Request<Incoming>, Rc<Peer>), Response = Response<RecordedBody>, Error = Infallible>,
+{
+    async fn answer(&self, request: Request<Incoming>, peer: Rc<Peer>) -> Response<RecordedBody> {
+        let mut chain = self;
+        let Ok(response) = chain.call((request, peer)).await;
+        response
+    }
+}
+
 /// What the chain is made of.
+#[derive(Clone)]
 pub struct Parts {
     /// The policy in force.
     pub snapshot: Snapshot,

@@ -6,7 +6,6 @@ use std::task::{Context, Poll};
 use futures_util::future::LocalBoxFuture;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
-use hyper::body::Incoming;
 use tower::{Layer, Service};
 
 use super::authenticate::{Authenticator, Credentials};
@@ -55,9 +54,10 @@ impl<S> Layer<S> for PolicyLayer {
     }
 }
 
-impl<'a, S> Service<Known> for &'a Policy<S>
+impl<'a, S, B> Service<Known> for &'a Policy<S>
 where
-    S: Clone + Service<Cleared, Response = Held<Response<Incoming>>, Error = Error>,
+    S: Clone + Service<Cleared, Response = Held<Response<B>>, Error = Error>,
+    B: Into<Body> + 'a,
 {
     type Response = Response<Body>;
     type Error = Error;
@@ -72,9 +72,10 @@ where
     }
 }
 
-impl<S> Policy<S>
+impl<S, B> Policy<S>
 where
-    S: Clone + Service<Cleared, Response = Held<Response<Incoming>>, Error = Error>,
+    S: Clone + Service<Cleared, Response = Held<Response<B>>, Error = Error>,
+    B: Into<Body>,
 {
     async fn judge(&self, known: Known) -> Result<Response<Body>, Error> {
         let generation = self.current.load();
@@ -146,11 +147,19 @@ where
         // Kept for what the answer says of the token.
         let credentials = Credentials::of(&request);
         // What is known is forgotten now: a client that goes away before the answer has been heard all the same.
-        let revocation = self.authenticator.revoke(Revokes::by(classified.raw, request.method()), &credentials);
+        let revokes = match flow {
+            Flow::Client | Flow::Federation => Revokes::by(classified.raw, request.method()),
+            Flow::Egress => Revokes::Nothing,
+        };
+        let revocation = self.authenticator.revoke(revokes, &credentials);
         let id = facts.id();
         // Only what is permitted is worth the memory.
         let (request, _place) = self.collector.with_length(request, classified).await?;
-        let request = permit.permit(request, |headers| set_own_fields(headers, &client, id));
+        let request = permit.permit(request, |headers| match flow {
+            Flow::Client | Flow::Federation => set_own_fields(headers, &client, id),
+            // What they say is nobody's business outside.
+            Flow::Egress => {}
+        });
         let mut upstream = self.upstream.clone();
         let sent = upstream.call(Cleared { request, classified, flow, facts: Rc::clone(&facts) }).await;
         let held = match sent {
@@ -167,7 +176,7 @@ where
         } else if response.status().is_success() {
             self.authenticator.confirm(&revocation, &credentials);
         }
-        Ok(response.map(Body::stream))
+        Ok(response.map(Into::into))
     }
 }
 

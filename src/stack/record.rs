@@ -16,6 +16,7 @@ use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use super::{Arrival, Client, Peer};
+use crate::error::Error;
 use crate::matrix::Flow;
 use crate::matrix::endpoint::Endpoint;
 use crate::message::Body;
@@ -126,9 +127,9 @@ pub struct RecordedBody {
 
 impl http_body::Body for RecordedBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         if let Some(facts) = &self.facts {
             match &frame {

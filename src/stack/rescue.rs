@@ -118,6 +118,14 @@ impl Teller {
         if error.kind().side() == Side::Downstream {
             return tracing::debug!(id = facts.id(), kind = error.kind().as_str(), "a client failed on its request");
         }
+        if error.kind().side() == Side::Origin {
+            // Servers that are gone are everyday; each is in the access record and counted by kind. Its name is nobody's business.
+            return tracing::debug!(
+                id = facts.id(),
+                kind = error.kind().as_str(),
+                "another server failed on a request"
+            );
+        }
         if self.last.get().is_some_and(|last| last.elapsed() < PAUSE) {
             return self.unsaid.set(self.unsaid.get() + 1);
         }
@@ -128,7 +136,7 @@ impl Teller {
         let (id, endpoint, kind) = (format!("{:016x}", facts.id()), facts.endpoint().id(), error.kind().as_str());
         match error.kind().side() {
             Side::Upstream => tracing::warn!(id, endpoint, kind, cause, unsaid, "the homeserver failed on a request"),
-            Side::Gateway | Side::Downstream => {
+            Side::Gateway | Side::Downstream | Side::Origin => {
                 tracing::error!(id, endpoint, kind, cause, unsaid, "the gateway failed on a request");
             }
         }

@@ -1,4 +1,5 @@
 //! TLS as we speak it: rustls with aws-lc-rs, named in each configuration and never a process default.
 
+pub mod client;
 mod not_after;
 pub mod server;

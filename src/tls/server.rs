@@ -220,7 +220,7 @@ fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, Probl
 }
 
 /// rustls has only AEAD suites with this provider: nothing weaker could be switched on.
-fn provider() -> Arc<CryptoProvider> {
+pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
@@ -242,7 +242,7 @@ fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Problem> {
     Ok(chain)
 }
 
-fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, Problem> {
+pub(super) fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, Problem> {
     let authorities = read_chain(path)?;
     roots(&authorities)
         .map_err(|_| Problem::new(format!("a certificate in {} is not a valid X.509 certificate", path.display())))?;

@@ -2,10 +2,11 @@
 
 mod config;
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,8 @@ use tempfile::TempDir;
 
 use crate::error::{Context, Error, Result};
 use crate::http::{Request, Response};
-use crate::lease::{Leased, Network, Output, Word};
+use crate::lease::{Leased, Network, Output, Word, script};
+use crate::socket::Address;
 use crate::venv;
 
 use config::Instance;
@@ -35,6 +37,8 @@ pub struct Options {
     pub federation_ca: Option<PathBuf>,
     /// Where clients are told to go. Default: itself. Most clients follow it, so tests through a gateway name that.
     pub public_baseurl: Option<String>,
+    /// Whether it can reach nobody but by unix sockets; then nobody reaches it otherwise. Default: false.
+    pub isolated: bool,
     /// More configuration; a key here replaces ours as a whole.
     pub extra_yaml: String,
 }
@@ -48,6 +52,7 @@ impl Default for Options {
             metrics: false,
             federation_ca: None,
             public_baseurl: None,
+            isolated: false,
             extra_yaml: String::new(),
         }
     }
@@ -109,9 +114,23 @@ impl Synapse {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
     }
 
+    /// How it is reached: by its socket alone, if it is isolated.
+    pub fn address(&self) -> Address {
+        match self.socket_path().filter(|_| self.options.isolated) {
+            Some(socket) => Address::from(socket.as_path()),
+            None => self.addr().into(),
+        }
+    }
+
+    /// Whom an isolated one tried to reach, a line each: `socket.connect /path`.
+    pub fn attempts(&self) -> Vec<String> {
+        let log = fs::read_to_string(self.directory.path().join("attempts")).unwrap_or_default();
+        log.lines().map(str::to_owned).collect()
+    }
+
     /// Its unix socket, if it has one.
     pub fn socket_path(&self) -> Option<PathBuf> {
-        self.options.unix_socket.then(|| self.directory.path().join("synapse.sock"))
+        (self.options.unix_socket || self.options.isolated).then(|| self.directory.path().join("synapse.sock"))
     }
 
     /// The name it signs with.
@@ -154,7 +173,18 @@ impl Synapse {
         let python = venv::synapse_python()?;
         let file = |name: &str| self.directory.path().join(name).into_os_string();
         let (main, extra) = (file("homeserver.yaml"), file("extra.yaml"));
-        let mut command = vec![python.as_os_str(), "-m".as_ref(), "synapse.app.homeserver".as_ref()];
+        let (isolated, attempts) = (script("isolated.py"), file("attempts"));
+        let mut command: Vec<&OsStr> = Vec::new();
+        if self.options.isolated {
+            // Where the system lets us, there is no network at all; where it does not, Python alone stands in the way.
+            if has_namespaces() {
+                command.extend(["unshare", "--map-root-user", "--net", "--"].map(OsStr::new));
+            }
+            command.extend([python.as_os_str(), isolated.as_os_str(), attempts.as_os_str()]);
+        } else {
+            command.extend([python.as_os_str(), "-m".as_ref()]);
+        }
+        command.push("synapse.app.homeserver".as_ref());
         command.extend(["-c".as_ref(), main.as_os_str()]);
         if !self.options.extra_yaml.trim().is_empty() {
             command.extend(["-c".as_ref(), extra.as_os_str()]);
@@ -183,7 +213,7 @@ impl Synapse {
     /// Makes a user by the shared secret, whether registration is open or not.
     pub fn register(&self, user: &str, password: &str, role: Role) -> Result<Session> {
         let path = "/_synapse/admin/v1/register";
-        let nonce = ok(Request::new("GET", path).try_send(self.addr())?, "ask for a nonce")?;
+        let nonce = ok(Request::new("GET", path).try_send(self.address())?, "ask for a nonce")?;
         let nonce = text(&nonce, "nonce")?;
         let (admin, word) = match role {
             Role::Admin => (true, "admin"),
@@ -245,7 +275,7 @@ impl Synapse {
         if let Some(body) = body {
             request = request.json(body);
         }
-        ok(request.try_send(self.addr())?, &format!("{method} {target}"))
+        ok(request.try_send(self.address())?, &format!("{method} {target}"))
     }
 
     fn set_user(&self, user_id: &str, change: &Value) -> Result<()> {
@@ -292,12 +322,23 @@ impl Synapse {
 
     /// Whether it answers, and whether it is ours: another server may have taken the port.
     fn is_ready(&self) -> bool {
-        let get = |path| Request::new("GET", path).timeout(Duration::from_secs(2)).try_send(self.addr()).ok();
+        let get = |path| Request::new("GET", path).timeout(Duration::from_secs(2)).try_send(self.address()).ok();
         let Some(200) = get("/health").map(|response| response.status) else { return false };
         let keys = get("/_matrix/key/v2/server").and_then(|response| response.try_json().ok()).unwrap_or_default();
         keys["server_name"] == self.options.server_name
             && keys["verify_keys"].get(format!("ed25519:{}", self.key_id)).is_some()
     }
+}
+
+/// Whether a process may have a network of its own here.
+pub fn has_namespaces() -> bool {
+    let mut unshare = Command::new("unshare");
+    unshare
+        .args(["--map-root-user", "--net", "--", "true"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    unshare.status().is_ok_and(|status| status.success())
 }
 
 /// What a user made by shared secret may do.

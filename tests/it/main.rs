@@ -12,6 +12,7 @@ mod corpus;
 mod endurance;
 mod exchanges;
 mod faults;
+mod federation_door;
 mod floods;
 mod layers;
 mod listeners;

@@ -3,8 +3,10 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
+pub mod federation;
 pub mod frames;
 pub mod mutate;
+pub mod outside;
 pub mod strict;
 
 use std::io::Write;
@@ -45,10 +47,16 @@ impl Gateway {
              [upstream.synapse]\nservers = [\"{upstream}\"]\n[policy]\nfile = \"policy.toml\"\n\
              [admin]\nbind = \"127.0.0.1:0\"\n{more}\n"
         );
+        Self::load(dir, &text, |_| {})
+    }
+
+    /// With this gateway file in this directory, and what a file cannot say.
+    pub fn load(dir: tempfile::TempDir, text: &str, adjust: impl FnOnce(&mut Config)) -> Self {
         let file = dir.path().join("mantlet.toml");
         std::fs::write(&file, text).expect("the gateway file is written");
         let records = Records::default();
-        let gateway = Config::load(&file).unwrap_or_else(|problems| panic!("{problems}"));
+        let mut gateway = Config::load(&file).unwrap_or_else(|problems| panic!("{problems}"));
+        adjust(&mut gateway);
         let start = Start { gateway, file: Some(file), signals: false, access: Some(Box::new(records.clone())) };
         let running = server::start(start).unwrap_or_else(|problems| panic!("{problems}"));
         Self { running: Some(running), dir, records }

@@ -23,6 +23,11 @@ proxy_protocol = true
 door = "ingress"
 bind = "unix:/run/mantlet.sock"
 mode = "0600"
+[[listener]]
+door = "federation"
+bind = "127.0.0.1:46900"
+secret_file = "secret"
+extra_roots = ["cert.pem"]
 [upstream.synapse]
 servers = ["unix:/run/synapse.sock"]
 [upstream.media]
@@ -64,12 +69,16 @@ level = "debug"
 count = 2
 [homeserver]
 server_name = "example.org:8448"
+[egress]
+nameservers = ["127.0.0.53", "[::1]:5353"]
+[egress.addresses]
+allow = ["Bridge.internal", "10.1.2.3/8"]
 "#;
 
 /// A directory in which `WHOLE` finds its files.
 fn dir() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for (name, mode) in [("cert.pem", 0o644), ("key.pem", 0o600)] {
+    for (name, mode) in [("cert.pem", 0o644), ("key.pem", 0o600), ("secret", 0o600)] {
         fs::write(dir.path().join(name), "PEM").unwrap();
         fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
     }
@@ -107,13 +116,20 @@ fn every_key_is_read() {
     assert_eq!(hops, ["127.0.0.1/32", "10.0.0.0/8", "::1/128"]);
     assert_eq!(gateway.log, Log { access: AccessLog::Text, level: LogLevel::Debug });
     assert_eq!(gateway.homeserver.server_name.as_deref(), Some("example.org:8448"));
+    let door = &gateway.listeners[2];
+    assert_eq!((door.door, door.secret_file.clone()), (Door::Federation, Some(dir.path().join("secret"))));
+    assert_eq!(door.extra_roots, [dir.path().join("cert.pem")]);
+    assert_eq!(gateway.egress.nameservers(), ["127.0.0.53:53", "[::1]:5353"].map(|text| text.parse().unwrap()));
+    assert_eq!(serde_json::to_string(&gateway.egress.addresses.allow).unwrap(), r#"["bridge.internal","10.0.0.0/8"]"#);
     // Every key of every table has another value than its default, so none was overlooked.
     let changed = gateway.difference(&Gateway::default());
-    let is_new = |header: &str| ["[[listener]] 2", "[upstream.media]", "[[route]] 1"].contains(&header);
+    let is_new =
+        |header: &str| ["[[listener]] 2", "[[listener]] 3", "[upstream.media]", "[[route]] 1"].contains(&header);
     for (header, table) in gateway.tables() {
         assert!(!is_new(&header) || changed.contains(&header), "{header}");
         for key in table.as_object().unwrap().keys().filter(|_| !is_new(&header)) {
-            let same = header == "[[listener]] 1" && (key == "door" || key == "mode");
+            let same =
+                header == "[[listener]] 1" && ["door", "mode", "secret_file", "extra_roots"].contains(&key.as_str());
             assert_eq!(changed.contains(&format!("{header} {key}")), !same, "{header} {key}");
         }
     }
@@ -169,6 +185,55 @@ fn problems_of_all_tables_are_told_at_once() {
 }
 
 #[test]
+fn a_way_out_is_for_synapse_alone() {
+    let dir = dir();
+    let secret = dir.path().join("secret");
+    let told = |listener: &str| {
+        let text = format!("[[listener]]\ndoor = \"federation\"\n{listener}\n");
+        Gateway::parse("mantlet.toml", text, dir.path()).map(drop).map_err(|problems| problems.to_string())
+    };
+    let good = "bind = \"127.0.0.1:46900\"\nsecret_file = \"secret\"";
+    assert_eq!(told(good), Ok(()));
+    assert_eq!(told("bind = \"unix:/run/m.sock\"\nsecret_file = \"secret\"\nname = \"mantlet\""), Ok(()));
+    for (listener, what) in [
+        ("bind = \"127.0.0.1:46900\"", "mantlet.toml:3:8: a federation door needs a secret"),
+        (
+            "bind = \"0.0.0.0:46900\"\nsecret_file = \"secret\"",
+            "mantlet.toml:3:8: a federation door is for Synapse on this machine",
+        ),
+        ("bind = \"10.0.0.1:46900\"\nsecret_file = \"secret\"", "and 10.0.0.1:46900 is for others, too"),
+        ("bind = \"[::]:46900\"\nsecret_file = \"secret\"", "and [::]:46900 is for others, too"),
+        (&format!("{good}\nname = \"master\""), "mantlet.toml:5:8: Synapse takes the name \"master\" for itself"),
+        (
+            &format!("{good}\nproxy_protocol = true\n[forwarded]\ntrusted_hops = [\"127.0.0.1\"]"),
+            "Synapse sends no PROXY header",
+        ),
+        (&format!("{good}\nextra_roots = [\"none.pem\"]"), "mantlet.toml:5:16: the file of roots"),
+        (
+            &format!("{good}\n[egress]\nnameservers = [\"dns.example\"]"),
+            "\"dns.example\" is not the address of a name server",
+        ),
+        (
+            &format!("{good}\n[egress.addresses]\nallow = [\"https://a\"]"),
+            "\"https://a\" is no host, address or network",
+        ),
+    ] {
+        let told = told(listener).unwrap_err();
+        assert!(told.contains(what), "{listener}\n{told}");
+    }
+    fs::write(&secret, "\n").unwrap();
+    assert!(told(good).unwrap_err().contains("mantlet.toml:4:15: the secret file"));
+    fs::write(&secret, "known").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(told(good).unwrap_err().contains("is open to other users (mode 0644)"));
+    let inward = "[[listener]]\ndoor = \"ingress\"\nbind = \"127.0.0.1:1\"\nsecret_file = \"secret\"\nextra_roots = []";
+    let inward = Gateway::parse("mantlet.toml", inward, dir.path()).unwrap_err().to_string();
+    assert!(
+        inward.contains("`secret_file` belongs to a way out") && inward.contains("`extra_roots` belongs to a way out")
+    );
+}
+
+#[test]
 fn a_key_file_that_others_can_read_is_refused() {
     let dir = dir();
     let key = dir.path().join("key.pem");
@@ -197,7 +262,9 @@ fn a_missing_certificate_is_told_with_its_path() {
     assert_eq!(problems.0[0].what, format!("the certificate {path}/cert.pem does not exist"));
     assert_eq!(problems.0[1].what, format!("the private key {path}/key.pem is not a file"));
     assert_eq!(problems.0[2].what, format!("the client_ca {path}/cert.pem does not exist"));
-    assert_eq!(problems.0.len(), 3);
+    assert_eq!(problems.0[3].what, format!("the secret file {path}/secret does not exist"));
+    assert_eq!(problems.0[4].what, format!("the file of roots {path}/cert.pem does not exist"));
+    assert_eq!(problems.0.len(), 5);
     let file = dir.path().join("mantlet.toml");
     fs::write(&file, WHOLE).unwrap();
     assert!(Gateway::load(&file).is_err() && Gateway::load_alone(&file).is_ok());

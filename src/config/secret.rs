@@ -1,0 +1,123 @@
+//! A secret that a file holds. What it says is shown nowhere.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::problem::Problem;
+
+/// A secret that whoever comes has to know. Clones are one.
+#[derive(Clone)]
+pub struct Secret(Arc<Kept>);
+
+struct Kept {
+    /// Two of these are compared in a time that tells nothing of either.
+    hash: blake3::Hash,
+    is_told: AtomicBool,
+}
+
+impl Secret {
+    /// A secret; `None` if it could not stand in a header.
+    pub fn new(secret: &str) -> Option<Self> {
+        let is_good = !secret.is_empty() && secret.bytes().all(|byte| byte.is_ascii_graphic());
+        let hash = blake3::hash(secret.as_bytes());
+        is_good.then(|| Self(Arc::new(Kept { hash, is_told: AtomicBool::new(false) })))
+    }
+
+    /// Reads it from a file that nobody else may read; white space around it does not count, as it does not to Synapse.
+    ///
+    /// # Errors
+    /// What is wrong with the file, and never what stands in it.
+    pub fn read(path: &Path) -> Result<Self, Problem> {
+        let shown = path.display();
+        let unreadable = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => Problem::new(format!("the secret file {shown} does not exist"))
+                .help(format!("make it: (umask 077; openssl rand -hex 32 > {shown})")),
+            _ => Problem::new(format!("the secret file {shown} cannot be read: {error}")),
+        };
+        let file = File::open(path).map_err(unreadable)?;
+        let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(Problem::new(format!("the secret file {shown} is open to other users (mode {mode:04o})"))
+                .help(format!("chmod 600 {shown}, and think of the secret as known")));
+        }
+        let mut text = String::new();
+        file.take(MOST + 1).read_to_string(&mut text).map_err(unreadable)?;
+        match text.trim() {
+            "" => Err(Problem::new(format!("the secret file {shown} is empty: everybody would know it"))
+                .help(format!("make one: (umask 077; openssl rand -hex 32 > {shown})"))),
+            secret => Self::new(secret).filter(|_| secret.len() as u64 <= MOST).ok_or_else(|| {
+                Problem::new(format!("the secret in {shown} cannot stand in a header"))
+                    .help("letters, digits and signs of ASCII, at most 4096 of them, no spaces")
+            }),
+        }
+    }
+
+    /// Whether this is it.
+    pub fn is(&self, offered: &[u8]) -> bool {
+        self.0.hash == blake3::hash(offered)
+    }
+
+    /// Says once in the life of the process that somebody did not know it.
+    pub fn tell_once(&self) {
+        if !self.0.is_told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "somebody came to the federation door without its secret. If it is Synapse, make its \
+                 worker_replication_secret what stands in the door's secret_file. This is said once"
+            );
+        }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+const MOST: u64 = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str, mode: u32) -> Result<Secret, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        Secret::read(&path).map_err(|problem| problem.what)
+    }
+
+    #[test]
+    fn is_what_stands_in_the_file_without_the_line_end() {
+        let secret = read(" s3cret=\n", 0o600).unwrap();
+        assert!(secret.is(b"s3cret="));
+        for other in [&b"s3cret"[..], b"s3cret=\n", b"", b"s3cret=="] {
+            assert!(!secret.is(other));
+        }
+        assert!(!format!("{secret:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn one_that_is_no_secret_is_refused_and_not_repeated() {
+        for (text, mode, what) in [
+            ("hidden", 0o644, "is open to other users (mode 0644)"),
+            ("hidden", 0o640, "is open to other users (mode 0640)"),
+            ("", 0o600, "is empty"),
+            (" \n", 0o600, "is empty"),
+            ("hidden hidden", 0o600, "cannot stand in a header"),
+            ("hidd\u{e9}n", 0o600, "cannot stand in a header"),
+            (&"hidden".repeat(1000), 0o600, "cannot stand in a header"),
+        ] {
+            let told = read(text, mode).unwrap_err();
+            assert!(told.contains(what) && !told.contains("hidd"), "{told}");
+        }
+        let missing = Secret::read(Path::new("/nowhere/at/all")).unwrap_err();
+        assert!(missing.what.contains("does not exist") && missing.help.is_some());
+    }
+}

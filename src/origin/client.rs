@@ -1,0 +1,162 @@
+//! Sends what is permitted to another server.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use rustls::ClientConfig;
+
+use super::connector::Connector;
+use super::delegation::Delegations;
+use super::discovery;
+use super::media;
+use super::pool::{Failure, Line, Pool};
+use super::resolver::{NameServers, Resolver};
+use crate::addresses::Guard;
+use crate::config::egress::Ports;
+use crate::error::{Error, Kind, Side};
+use crate::matrix::ServerName;
+use crate::message::{Body, RequestBody, hop};
+use crate::observe::metrics::{Metrics, OriginMetrics};
+use crate::policy::{Held, Permitted};
+
+/// How other servers are reached and known, and what is remembered of them: made once for a door, shared by its workers.
+#[derive(Clone)]
+pub struct Origins {
+    tls: Arc<ClientConfig>,
+    name_servers: NameServers,
+    guard: Guard,
+    ports: Ports,
+    delegations: Arc<Delegations>,
+    metrics: OriginMetrics,
+}
+
+/// One worker's way to other servers. Not shared between threads: an exchange runs on one.
+pub struct Client {
+    connector: Connector,
+    ports: Ports,
+    delegations: Arc<Delegations>,
+    pool: Rc<Pool>,
+    metrics: OriginMetrics,
+}
+
+/// What becomes of an answer that points elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Follow {
+    /// It is followed, by us: the file is wherever its server says.
+    Media,
+    /// It is an error.
+    Nothing,
+}
+
+impl Origins {
+    /// Knows other servers by this TLS configuration, finds them by these name servers, and reaches what this guard lets pass.
+    pub fn new(
+        tls: Arc<ClientConfig>,
+        name_servers: NameServers,
+        guard: Guard,
+        ports: Ports,
+        metrics: &Metrics,
+    ) -> Self {
+        let delegations = Arc::new(Delegations::new());
+        Self { tls, name_servers, guard, ports, delegations, metrics: metrics.origins() }
+    }
+
+    /// A client for this thread.
+    ///
+    /// # Errors
+    /// When its resolver cannot be set up.
+    pub fn client(&self) -> Result<Client, Error> {
+        let resolver = Resolver::new(&self.name_servers, self.guard.clone())?;
+        Ok(Client {
+            connector: Connector::new(resolver, Arc::clone(&self.tls), self.ports.https),
+            ports: self.ports,
+            delegations: Arc::clone(&self.delegations),
+            pool: Pool::new(self.metrics.upstream.clone()),
+            metrics: self.metrics.clone(),
+        })
+    }
+}
+
+impl Client {
+    /// Sends a permitted request, in origin-form, to this server, and waits for the head of the response; of one that points
+    /// elsewhere, for that of what it points to. `Host` is set to what the server is called where it was found. Dropping the
+    /// future, or the response's body before its end, closes the connection.
+    ///
+    /// How long it takes until the server is found and connected to is bounded here, and nothing else.
+    ///
+    /// # Errors
+    /// All kinds of [`Side::Origin`], but for [`Kind::OriginSilent`]; [`Kind::BrokenBody`] where the request's own body failed.
+    pub async fn send(
+        &self,
+        to: &ServerName,
+        request: Permitted<Request<RequestBody>>,
+        follow: Follow,
+    ) -> Result<Held<Response<Body>>, Error> {
+        let (request, hold) = request.open();
+        let began = Instant::now();
+        let sent = async {
+            let response = self.exchange(to, request).await?;
+            match follow {
+                Follow::Media => {
+                    let response = media::follow(response, &self.connector).await?;
+                    media::with_file(response, &self.connector).await
+                }
+                Follow::Nothing if media::points_elsewhere(&response).is_some() => {
+                    Err(Error::new(Kind::OriginRedirect))
+                }
+                Follow::Nothing => Ok(response.map(Body::stream)),
+            }
+        };
+        match sent.await {
+            Ok(mut response) => {
+                self.metrics.upstream.duration.observe(began.elapsed().as_secs_f64());
+                hop::remove_hop_by_hop(response.headers_mut());
+                Ok(hold.hold(response))
+            }
+            Err(error) => {
+                if error.kind().side() == Side::Origin {
+                    self.metrics.upstream.error(error.kind().as_str());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn exchange(&self, to: &ServerName, request: Request<RequestBody>) -> Result<Response<Incoming>, Error> {
+        let request = match self.pool.take(to) {
+            None => request,
+            Some(line) => match line.send(request).await {
+                Err(Failure { unsent: Some(request), .. }) => {
+                    self.metrics.upstream.retries.inc();
+                    *request
+                }
+                sent => return passable(sent),
+            },
+        };
+        let line = tokio::time::timeout(REACH, self.connect(to)).await;
+        let line = line.unwrap_or_else(|_late| Err(Error::new(Kind::OriginConnect)))?;
+        passable(line.send(request).await)
+    }
+
+    async fn connect(&self, to: &ServerName) -> Result<Rc<Line>, Error> {
+        let route = discovery::find(to, self.ports.federation, &self.delegations, &self.connector).await?;
+        self.metrics.found(route.step);
+        let stream = self.connector.connect(&route.places, &route.name).await?;
+        self.pool.begin(stream, to, route.host).await
+    }
+}
+
+/// Nobody asked for another protocol, so what follows a 101 is no HTTP.
+fn passable(sent: Result<Response<Incoming>, Failure>) -> Result<Response<Incoming>, Error> {
+    match sent {
+        Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => Err(Error::new(Kind::OriginGarbled)),
+        Ok(response) => Ok(response),
+        Err(failure) => Err(failure.error),
+    }
+}
+
+/// Until a server is found and connected to: a person who waits for a profile waits for ten seconds.
+const REACH: Duration = Duration::from_secs(9);

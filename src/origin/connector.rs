@@ -1,0 +1,171 @@
+//! Opens connections to other servers: to an address that was checked, with TLS, to whom the certificate names.
+
+use std::error::Error as _;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use http::{HeaderValue, Request, Response, header};
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName as TlsName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::resolver::Resolver;
+use super::url::Url;
+use crate::addresses::is_federation_port;
+use crate::error::{Error, Kind};
+use crate::matrix::Host;
+
+/// A connection to another server.
+pub(super) type Stream = TlsStream<TcpStream>;
+
+/// Opens them for one worker.
+pub(super) struct Connector {
+    pub resolver: Resolver,
+    tls: TlsConnector,
+    /// Where HTTPS is served by default.
+    https: u16,
+}
+
+/// A host and a port to connect to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub host: Host,
+    pub port: u16,
+}
+
+impl Connector {
+    pub fn new(resolver: Resolver, tls: Arc<ClientConfig>, https: u16) -> Self {
+        Self { resolver, tls: TlsConnector::from(tls), https }
+    }
+
+    /// Opens a connection to the first of these places that can be reached, and believes it to be `name` only with a
+    /// certificate for that name. Names are looked up once: what was checked is what is connected to.
+    ///
+    /// # Errors
+    /// That of the last place, of those that say why nothing can be reached here.
+    pub async fn connect(&self, places: &[Place], name: &Host) -> Result<Stream, Error> {
+        let mut last = Error::new(Kind::OriginUnknown);
+        for place in places {
+            match self.connect_to(place, name).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn connect_to(&self, place: &Place, name: &Host) -> Result<Stream, Error> {
+        if place.port != self.https && !is_federation_port(place.port) {
+            return Err(Error::new(Kind::OriginForbidden));
+        }
+        let name = match name {
+            Host::Address(address) => TlsName::from(*address),
+            Host::Name(name) => {
+                TlsName::try_from(name.to_string()).map_err(|error| Error::caused_by(Kind::OriginUntrusted, error))?
+            }
+        };
+        let addresses = self.resolver.addresses(&place.host).await?;
+        let stream = tokio::time::timeout(CONNECT, first_to_answer(&addresses, place.port)).await;
+        let stream = stream.map_err(|_late| Error::new(Kind::OriginConnect))?;
+        let stream = stream.map_err(|error| Error::caused_by(Kind::OriginConnect, error))?;
+        let handshake = tokio::time::timeout(HANDSHAKE, self.tls.connect(name, stream)).await;
+        handshake.map_err(|_late| Error::new(Kind::OriginConnect))?.map_err(|error| {
+            let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+            let is_stranger =
+                matches!(cause, Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented));
+            Error::new(if is_stranger { Kind::OriginUntrusted } else { Kind::OriginConnect })
+        })
+    }
+
+    /// Asks for a URL, on a connection of its own, without a word about who asks.
+    ///
+    /// # Errors
+    /// As of [`Connector::connect`], [`Kind::OriginClosed`], [`Kind::OriginGarbled`].
+    pub async fn get(&self, url: &Url) -> Result<Response<Incoming>, Error> {
+        let place = Place { host: url.server.host().clone(), port: url.server.port().unwrap_or(self.https) };
+        let stream = self.connect(std::slice::from_ref(&place), &place.host).await?;
+        let handshake = http1::Builder::new().max_headers(MAX_FIELDS).handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(|error| broken(&error))?;
+        tokio::task::spawn_local(async move {
+            // How it ended is told to whoever asked.
+            let _ = connection.await;
+        });
+        let mut request = Request::new(Empty::<Bytes>::new());
+        *request.uri_mut() = url.target.clone().into();
+        let host = HeaderValue::from_str(url.server.as_str()).map_err(|_| Error::new(Kind::OriginUnknown))?;
+        request.headers_mut().insert(header::HOST, host);
+        request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        sender.send_request(request).await.map_err(|error| broken(&error))
+    }
+}
+
+/// The kind of what the HTTP library says of another server. Its words are not kept: they may quote what came.
+pub(super) fn broken(error: &hyper::Error) -> Error {
+    let is_cut = |error: &hyper::Error| {
+        let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+        cause.is_some() || error.is_closed() || error.is_incomplete_message() || error.is_canceled()
+    };
+    Error::new(if is_cut(error) { Kind::OriginClosed } else { Kind::OriginGarbled })
+}
+
+/// Connects to the first address that answers: the next one is tried when one fails, and also while it hesitates.
+async fn first_to_answer(addresses: &[IpAddr], port: u16) -> io::Result<TcpStream> {
+    let mut waiting = addresses.iter().take(MOST_ADDRESSES);
+    let mut attempts = FuturesUnordered::new();
+    let mut last = io::Error::from(io::ErrorKind::NotConnected);
+    loop {
+        match waiting.next() {
+            Some(address) => attempts.push(TcpStream::connect((*address, port))),
+            None if attempts.is_empty() => return Err(last),
+            None => {}
+        }
+        let is_last = waiting.len() == 0;
+        tokio::select! {
+            Some(attempt) = attempts.next() => match attempt {
+                Ok(stream) => {
+                    stream.set_nodelay(true)?;
+                    return Ok(stream);
+                }
+                Err(error) => last = error,
+            },
+            () = tokio::time::sleep(HESITATES), if !is_last => {}
+        }
+    }
+}
+
+const CONNECT: Duration = Duration::from_secs(4);
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// After so long the next address is tried as well (RFC 8305).
+const HESITATES: Duration = Duration::from_millis(250);
+/// Of all that a name may resolve to.
+const MOST_ADDRESSES: usize = 8;
+pub(super) const MAX_FIELDS: usize = 200;
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_refuses_does_not_keep_from_the_next() {
+        let listener = TcpListener::bind("127.0.1.2:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let addresses = ["127.0.1.1", "127.0.1.2"].map(|text| text.parse().unwrap());
+        let stream = first_to_answer(&addresses, port).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), listener.local_addr().unwrap());
+        assert!(first_to_answer(&addresses[..1], port).await.is_err());
+        assert!(first_to_answer(&[], port).await.is_err());
+    }
+}

@@ -1,0 +1,13 @@
+//! The way to other servers: found as the Matrix specification says, reached at checked addresses, known by their certificates.
+
+pub mod client;
+mod connector;
+mod delegation;
+mod discovery;
+mod media;
+mod pool;
+pub mod resolver;
+mod url;
+
+pub use client::{Client, Follow, Origins};
+pub use resolver::NameServers;

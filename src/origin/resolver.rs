@@ -1,0 +1,157 @@
+//! Asks the DNS, and lets out only addresses that may be connected to.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{
+    ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
+};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::rr::{Name, RData};
+use hickory_resolver::system_conf::read_system_conf;
+
+use crate::addresses::Guard;
+use crate::error::{Error, Kind};
+use crate::matrix::Host;
+use crate::problem::Problem;
+
+/// Whom to ask for names.
+#[derive(Clone, Debug)]
+pub struct NameServers {
+    config: ResolverConfig,
+    options: ResolverOpts,
+}
+
+impl NameServers {
+    /// These, or, where there are none, those of the system, whose hosts file then counts too.
+    ///
+    /// # Errors
+    /// The system names none.
+    pub fn new(addresses: &[SocketAddr]) -> Result<Self, Problem> {
+        let (config, mut options) = if addresses.is_empty() {
+            read_system_conf().map_err(|error| {
+                Problem::new(format!("/etc/resolv.conf names nobody to ask for names: {error}"))
+                    .help("put into the gateway file: [egress] nameservers = [\"ADDRESS:53\"]")
+            })?
+        } else {
+            let server = |address: &SocketAddr| {
+                let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()];
+                let at = |mut connection: ConnectionConfig| {
+                    connection.port = address.port();
+                    connection
+                };
+                let mut server = NameServerConfig::udp_and_tcp(address.ip());
+                server.connections = connections.map(at).into();
+                server
+            };
+            let mut options = ResolverOpts::default();
+            options.use_hosts_file = ResolveHosts::Never;
+            (ResolverConfig::from_name_servers(addresses.iter().map(server).collect()), options)
+        };
+        // What is asked here is asked by a server that will not wait for long.
+        options.timeout = options.timeout.min(TIMEOUT);
+        options.attempts = options.attempts.min(ATTEMPTS);
+        options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+        options.cache_size = CACHED;
+        Ok(Self { config, options })
+    }
+}
+
+/// One worker's way to the DNS, with a cache of its own.
+pub(super) struct Resolver {
+    inner: TokioResolver,
+    guard: Guard,
+}
+
+/// Where a service is, as an SRV record says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Service {
+    pub priority: u16,
+    pub weight: u16,
+    pub host: Host,
+    pub port: u16,
+}
+
+impl Resolver {
+    /// Asks these servers, and gives what this guard lets pass.
+    ///
+    /// # Errors
+    /// When the resolver cannot be set up.
+    pub fn new(name_servers: &NameServers, guard: Guard) -> Result<Self, Error> {
+        let mut builder =
+            TokioResolver::builder_with_config(name_servers.config.clone(), TokioRuntimeProvider::default());
+        *builder.options_mut() = name_servers.options.clone();
+        let inner = builder.build().map_err(|error| Error::caused_by(Kind::OriginUnknown, error))?;
+        Ok(Self { inner, guard })
+    }
+
+    /// The addresses of a host that may be connected to; never none. A host that is an address is checked all the same.
+    ///
+    /// # Errors
+    /// [`Kind::OriginUnknown`], [`Kind::OriginForbidden`]
+    pub async fn addresses(&self, host: &Host) -> Result<Vec<IpAddr>, Error> {
+        let (name, found) = match host {
+            Host::Address(address) => (address.to_string(), vec![*address]),
+            Host::Name(name) => {
+                let found = self.inner.lookup_ip(absolute(name)?).await.map_err(unknown)?;
+                (name.to_string(), found.iter().collect())
+            }
+        };
+        let is_known = !found.is_empty();
+        let passed: Vec<_> = found.into_iter().filter(|address| self.guard.check(&name, *address).is_ok()).collect();
+        match passed.is_empty() {
+            false => Ok(passed),
+            true => Err(Error::new(if is_known { Kind::OriginForbidden } else { Kind::OriginUnknown })),
+        }
+    }
+
+    /// The places of a service; none where the DNS knows of none, or cannot say.
+    ///
+    /// # Errors
+    /// [`Kind::OriginUnknown`] where the DNS says that there is no such service.
+    pub async fn services(&self, service: &str, name: &str) -> Result<Vec<Service>, Error> {
+        let Ok(found) = self.inner.srv_lookup(absolute(&format!("{service}.{name}"))?).await else {
+            return Ok(Vec::new());
+        };
+        let records = found.answers().iter().filter_map(|record| match &record.data {
+            RData::SRV(srv) => Some(srv),
+            _ => None,
+        });
+        let mut services = Vec::new();
+        let mut is_refused = false;
+        for srv in records {
+            // A lone dot: decidedly not here (RFC 2782).
+            is_refused |= srv.target.is_root();
+            let target = srv.target.to_ascii();
+            let target = crate::matrix::ServerName::parse(target.trim_end_matches('.'));
+            if let Some(target) = target.filter(|target| target.port().is_none()) {
+                services.push(Service {
+                    priority: srv.priority,
+                    weight: srv.weight,
+                    host: target.host().clone(),
+                    port: srv.port,
+                });
+            }
+        }
+        if services.is_empty() && is_refused { Err(Error::new(Kind::OriginUnknown)) } else { Ok(services) }
+    }
+}
+
+/// The name as it is, without the search list of this machine.
+fn absolute(name: &str) -> Result<Name, Error> {
+    let mut name = Name::from_ascii(name).map_err(|error| Error::caused_by(Kind::OriginUnknown, error))?;
+    name.set_fqdn(true);
+    Ok(name)
+}
+
+/// What the resolver says is not repeated: it names the name.
+fn unknown(_: hickory_resolver::net::NetError) -> Error {
+    Error::new(Kind::OriginUnknown)
+}
+
+const TIMEOUT: Duration = Duration::from_secs(2);
+const ATTEMPTS: usize = 2;
+
+/// Answers that one worker keeps, each no longer than it says.
+const CACHED: u64 = 4096;

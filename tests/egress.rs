@@ -1,0 +1,102 @@
+//! Two real Synapses without a network: each has its Mantlet's federation door, and whatever others do with each other, they do.
+//!
+//! The door is a unix socket, and so is the way in, so that each Synapse can have a network of its own in which there is nothing.
+//! One is found by its `.well-known`, the other by a service record. Both have the default notary.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::sync::OnceLock;
+
+use mantlet_testkit::certificate::Authority;
+use mantlet_testkit::synapse::has_namespaces;
+
+use support::federation::{self, Directions, Outside, Side};
+
+struct World {
+    outside: Outside,
+    sides: [Side; 2],
+}
+
+fn world() -> &'static World {
+    static WORLD: OnceLock<World> = OnceLock::new();
+    WORLD.get_or_init(|| {
+        if !has_namespaces() {
+            eprintln!("no namespaces here: what keeps Synapse from the network is Python alone");
+        }
+        let authority = Authority::new().unwrap();
+        let outside = Outside::start(&authority, "hs1.test", "hs2.test");
+        let sides = ["hs1.test", "hs2.test"].map(|name| Side::start_behind_a_door(&authority, name, &outside));
+        World { outside, sides }
+    })
+}
+
+/// Each side with the other.
+fn directions() -> Directions<'static> {
+    let [one, other] = &world().sides;
+    [(one, other, "there"), (other, one, "back")]
+}
+
+#[test]
+fn synapse_reaches_nobody_but_the_door() {
+    federation::a_profile_is_read_from_the_other_server(
+        directions().map(|(here, there, way)| (here, there, if way == "there" { "alone" } else { "alone-back" })),
+    );
+    for side in &world().sides {
+        let attempts = side.attempts();
+        let door = format!("socket.connect {}", side.door());
+        assert!(!attempts.is_empty() && attempts.iter().all(|attempt| *attempt == door), "{attempts:#?}");
+    }
+}
+
+#[test]
+fn the_notary_is_asked_through_the_door_and_told_no_version() {
+    federation::device_keys_are_found_on_the_other_server(
+        directions().map(|(here, there, way)| (here, there, if way == "there" { "notary" } else { "notary-back" })),
+    );
+    let asked = world().outside.asked();
+    let asked: Vec<_> = asked.iter().filter(|request| request.target_text() == "/_matrix/key/v2/query").collect();
+    assert!(!asked.is_empty());
+    for request in asked {
+        assert_eq!((request.header("host"), request.header("user-agent")), (Some("matrix.org"), Some("Synapse")));
+        assert!(request.header("authorization").unwrap().contains("destination=\"matrix.org\""));
+        assert_eq!(request.header("proxy-authorization"), None);
+    }
+}
+
+#[test]
+fn a_profile_is_read_from_the_other_server() {
+    federation::a_profile_is_read_from_the_other_server(directions());
+}
+
+#[test]
+fn a_room_is_found_and_joined_by_its_alias_and_both_sides_talk() {
+    federation::a_room_is_found_and_joined_by_its_alias_and_both_sides_talk(directions());
+}
+
+#[test]
+fn an_invitation_is_taken_and_another_is_declined() {
+    federation::an_invitation_is_taken_and_another_is_declined(directions());
+}
+
+#[test]
+fn media_come_over_with_a_token_and_every_byte() {
+    federation::media_come_over_with_a_token_and_every_byte(directions());
+}
+
+#[test]
+fn device_keys_are_found_on_the_other_server() {
+    federation::device_keys_are_found_on_the_other_server(directions());
+}
+
+#[test]
+fn the_list_of_rooms_is_read_where_it_is_open() {
+    federation::the_list_of_rooms_is_read_where_it_is_open(directions());
+}
+
+#[test]
+fn nothing_that_servers_need_is_refused() {
+    federation::nothing_that_servers_need_is_refused(directions());
+}

@@ -1,0 +1,193 @@
+//! Other servers as a test plays them: names, certificates, and what answers behind both. All of it on this machine.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use hickory_resolver::proto::op::{Message, MessageType, ResponseCode};
+use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME, SRV};
+use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
+use mantlet_testkit::certificate::{Authority, Leaf};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio_rustls::LazyConfigAcceptor;
+
+/// A name server that knows what it is told, and remembers what it was asked.
+pub struct Dns {
+    addr: SocketAddr,
+    zone: Arc<Mutex<HashMap<String, Vec<RData>>>>,
+    asked: Arc<Mutex<Vec<(String, RecordType)>>>,
+    stop: Arc<UdpSocket>,
+}
+
+impl Dns {
+    /// Listens on a free port.
+    pub fn start() -> Dns {
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
+        socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let addr = socket.local_addr().unwrap();
+        let zone = Arc::new(Mutex::new(HashMap::new()));
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (zone_here, asked_here, weak) = (Arc::clone(&zone), Arc::clone(&asked), Arc::downgrade(&socket));
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            // It ends with the test that holds the socket.
+            while let Some(socket) = weak.upgrade() {
+                let Ok((read, from)) = socket.recv_from(&mut buffer) else { continue };
+                let Ok(query) = Message::from_vec(&buffer[..read]) else { continue };
+                let answer = answer(&query, &zone_here.lock().unwrap(), &mut asked_here.lock().unwrap());
+                let _ = socket.send_to(&answer.to_vec().unwrap(), from);
+            }
+        });
+        Dns { addr, zone, asked, stop: socket }
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        let _still_open = &self.stop;
+        self.addr
+    }
+
+    /// A name has this address, too.
+    pub fn address(&self, name: &str, address: &str) {
+        let data = match address.parse().unwrap() {
+            IpAddr::V4(address) => RData::A(A(address)),
+            IpAddr::V6(address) => RData::AAAA(AAAA(address)),
+        };
+        self.add(name, data);
+    }
+
+    /// A name is another name.
+    pub fn alias(&self, name: &str, other: &str) {
+        self.add(name, RData::CNAME(CNAME(fqdn(other))));
+    }
+
+    /// A service is there, too.
+    pub fn service(&self, name: &str, priority: u16, target: &str, port: u16) {
+        self.add(name, RData::SRV(SRV::new(priority, 10, port, fqdn(target))));
+    }
+
+    fn add(&self, name: &str, data: RData) {
+        self.zone.lock().unwrap().entry(name.to_ascii_lowercase()).or_default().push(data);
+    }
+
+    /// Forgets all that a name is.
+    pub fn remove(&self, name: &str) {
+        self.zone.lock().unwrap().remove(name);
+    }
+
+    /// The names that were asked for, each with what of it.
+    pub fn asked(&self) -> Vec<(String, RecordType)> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+fn fqdn(name: &str) -> Name {
+    let mut name = Name::from_ascii(name).unwrap();
+    name.set_fqdn(true);
+    name
+}
+
+fn answer(query: &Message, zone: &HashMap<String, Vec<RData>>, asked: &mut Vec<(String, RecordType)>) -> Message {
+    let mut answer = Message::new(query.metadata.id, MessageType::Response, query.metadata.op_code);
+    answer.metadata.recursion_desired = true;
+    answer.metadata.recursion_available = true;
+    let Some(question) = query.queries.first() else { return answer };
+    answer.add_query(question.clone());
+    let mut name = question.name().to_ascii().trim_end_matches('.').to_ascii_lowercase();
+    asked.push((name.clone(), question.query_type()));
+    let mut is_known = false;
+    while let Some(all) = zone.get(&name) {
+        is_known = true;
+        for data in all.iter().filter(|data| data.record_type() == question.query_type()) {
+            answer.add_answer(Record::from_rdata(fqdn(&name), 0, data.clone()));
+        }
+        let Some(RData::CNAME(CNAME(other))) = all.iter().find(|data| data.record_type() == RecordType::CNAME) else {
+            break;
+        };
+        answer.add_answer(Record::from_rdata(fqdn(&name), 0, RData::CNAME(CNAME(other.clone()))));
+        name = other.to_ascii().trim_end_matches('.').to_ascii_lowercase();
+    }
+    if !is_known {
+        answer.metadata.response_code = ResponseCode::NXDomain;
+    }
+    answer
+}
+
+/// Ends TLS in front of a plain server, with a certificate for some names.
+pub struct TlsFront {
+    addr: SocketAddr,
+    names: Arc<Mutex<Vec<String>>>,
+    _stop: oneshot::Sender<()>,
+}
+
+impl TlsFront {
+    /// Listens at this address, on a free port where it is 0.
+    pub fn start(authority: &Authority, names: &[&str], at: SocketAddr, plain: SocketAddr) -> TlsFront {
+        Self::try_start(authority, names, at, plain).unwrap()
+    }
+
+    /// The same, where the port may be taken.
+    pub fn try_start(
+        authority: &Authority,
+        names: &[&str],
+        at: SocketAddr,
+        plain: SocketAddr,
+    ) -> std::io::Result<TlsFront> {
+        let socket = std::net::TcpListener::bind(at)?;
+        socket.set_nonblocking(true)?;
+        let addr = socket.local_addr()?;
+        let config = Arc::new(config(&authority.issue(names).unwrap()));
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let seen_here = Arc::clone(&seen);
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let listener = TcpListener::from_std(socket).unwrap();
+                let serve = async {
+                    while let Ok((stream, _)) = listener.accept().await {
+                        tokio::spawn(splice(stream, Arc::clone(&config), plain, Arc::clone(&seen_here)));
+                    }
+                };
+                tokio::select! { () = serve => {}, _ = stopped => {} }
+            });
+        });
+        Ok(TlsFront { addr, names: seen, _stop: stop })
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The names that were asked for in TLS, one a connection; an empty one where there was none.
+    pub fn names(&self) -> Vec<String> {
+        self.names.lock().unwrap().clone()
+    }
+}
+
+fn config(leaf: &Leaf) -> rustls::ServerConfig {
+    let chain = CertificateDer::pem_slice_iter(leaf.certificate.as_bytes()).collect::<Result<_, _>>().unwrap();
+    let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    builder.with_no_client_auth().with_single_cert(chain, key).unwrap()
+}
+
+async fn splice(
+    stream: TcpStream,
+    config: Arc<rustls::ServerConfig>,
+    plain: SocketAddr,
+    names: Arc<Mutex<Vec<String>>>,
+) {
+    let Ok(start) = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await else { return };
+    names.lock().unwrap().push(start.client_hello().server_name().unwrap_or_default().to_owned());
+    let Ok(mut tls) = start.into_stream(config).await else { return };
+    let Ok(mut plain) = TcpStream::connect(plain).await else { return };
+    let _ = tokio::io::copy_bidirectional(&mut tls, &mut plain).await;
+}
