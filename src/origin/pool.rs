@@ -87,10 +87,11 @@ impl Pool {
     /// Keeps a connection, if there is room; whether it does.
     fn put(&self, line: &Rc<Line>) -> Kept {
         let mut idle = self.idle.borrow_mut();
-        let lines = idle.entry(line.server.clone()).or_default();
-        if lines.len() >= MOST_PER_SERVER || self.count.get() >= MOST {
+        let beside = idle.get(&line.server).map_or(0, Vec::len);
+        if beside >= MOST_PER_SERVER || self.count.get() >= MOST {
             return Kept::No;
         }
+        let lines = idle.entry(line.server.clone()).or_default();
         lines.push(Rc::clone(line));
         self.count.set(self.count.get() + 1);
         Kept::Yes

@@ -336,7 +336,11 @@ fn nobody_is_asked_without_the_secret_or_for_another_server() {
     assert!(world.backend.requests().is_empty() && world.dns.asked().is_empty());
     assert_eq!(ask(known, &target, &signed(&server)).status, 200);
     let written = world.gateway.records(9);
-    assert!(written[..8].iter().all(|record| record["rule"] == "federation_door" && record["decision"] == "deny"));
+    let is_refused = |record: &serde_json::Value| {
+        (&record["rule"], &record["decision"], &record["flow"])
+            == (&json!("federation_door"), &json!("deny"), &json!("egress"))
+    };
+    assert!(written[..8].iter().all(is_refused), "{written:?}");
     assert!(!world.gateway.written().contains("hook-secret"));
 }
 
