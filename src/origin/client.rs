@@ -12,7 +12,7 @@ use super::connector::Connector;
 use super::delegation::Delegations;
 use super::discovery;
 use super::media;
-use super::pool::{Failure, Line, Pool};
+use super::pool::{Failure, Pool, Way};
 use super::resolver::{NameServers, Resolver};
 use crate::addresses::Guard;
 use crate::config::egress::Ports;
@@ -128,7 +128,7 @@ impl Client {
     async fn exchange(&self, to: &ServerName, request: BoxRequest) -> Result<Response<Incoming>, Error> {
         let request = match self.pool.take(to) {
             None => request,
-            Some(line) => match line.send(request).await {
+            Some(way) => match way.send(request).await {
                 Err(Failure { unsent: Some(request), .. }) => {
                     self.metrics.upstream.retries.inc();
                     request
@@ -136,12 +136,12 @@ impl Client {
                 sent => return passable(sent),
             },
         };
-        let line = tokio::time::timeout(REACH, self.connect(to)).await;
-        let line = line.unwrap_or_else(|_late| Err(Error::new(Kind::OriginConnect)))?;
-        passable(line.send(request).await)
+        let way = tokio::time::timeout(REACH, self.connect(to)).await;
+        let way = way.unwrap_or_else(|_late| Err(Error::new(Kind::OriginConnect)))?;
+        passable(way.send(request).await)
     }
 
-    async fn connect(&self, to: &ServerName) -> Result<Rc<Line>, Error> {
+    async fn connect(&self, to: &ServerName) -> Result<Way, Error> {
         let route = discovery::find(to, self.ports.federation, &self.delegations, &self.connector).await?;
         self.metrics.found(route.step);
         let stream = self.connector.connect(&route.places, &route.name).await?;

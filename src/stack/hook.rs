@@ -16,7 +16,7 @@ use super::Arrival;
 use super::canonical::{Unclear, one_framing};
 use crate::config::secret::Secret;
 use crate::error::{Error, Kind};
-use crate::matrix::{ServerName, x_matrix};
+use crate::matrix::{Flow, ServerName, x_matrix};
 use crate::message::{Answer, Body, BoxRequest, RequestBody, hop};
 use crate::observe::access::Decision;
 
@@ -61,6 +61,7 @@ where
     fn call(&mut self, mut arrival: Arrival<BoxRequest>) -> Self::Future {
         if let Err(refusal) = admit(&mut arrival.request, &self.secret) {
             arrival.facts.note(|record| {
+                record.flow = Flow::Egress;
                 record.decision = Decision::Deny;
                 record.rule = Some("federation_door");
             });

@@ -262,7 +262,9 @@ impl Drop for Facts {
         record.bytes_in = self.body.bytes();
         let metrics = &self.ledger.metrics;
         self.peer.listener.request(record.flow, record.status);
-        metrics.endpoint_request(self.endpoint.get().index(), record.status);
+        if record.flow.is_inbound() {
+            metrics.endpoint_request(self.endpoint.get().index(), record.status);
+        }
         metrics.request_duration(record.flow, took);
         if self.endpoint.get().is_unknown() {
             metrics.unknown_endpoint(record.flow);

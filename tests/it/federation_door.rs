@@ -16,7 +16,7 @@ use serde_json::json;
 
 use crate::common::{assert_matrix_error, noise, ok};
 use crate::support::Gateway;
-use crate::support::outside::{Dns, TlsFront};
+use crate::support::outside::{Dns, H2Server, TlsFront};
 
 /// A door, and the world behind it.
 struct World {
@@ -28,6 +28,7 @@ struct World {
     web: TlsFront,
     /// A homeserver at the port of federation, at 127.0.1.1.
     home: TlsFront,
+    authority: Authority,
     /// Others, by address, at the port of federation.
     others: HashMap<&'static str, TlsFront>,
 }
@@ -70,7 +71,7 @@ impl World {
             dns.addr()
         );
         let gateway = Gateway::load(dir, &text, |config| config.egress.ports = ports);
-        World { gateway, dns, backend, web, home, others }
+        World { gateway, dns, backend, web, home, authority, others }
     }
 
     /// What Synapse would write for this server.
@@ -336,7 +337,11 @@ fn nobody_is_asked_without_the_secret_or_for_another_server() {
     assert!(world.backend.requests().is_empty() && world.dns.asked().is_empty());
     assert_eq!(ask(known, &target, &signed(&server)).status, 200);
     let written = world.gateway.records(9);
-    assert!(written[..8].iter().all(|record| record["rule"] == "federation_door" && record["decision"] == "deny"));
+    let is_refused = |record: &serde_json::Value| {
+        (&record["rule"], &record["decision"], &record["flow"])
+            == (&json!("federation_door"), &json!("deny"), &json!("egress"))
+    };
+    assert!(written[..8].iter().all(is_refused), "{written:?}");
     assert!(!world.gateway.written().contains("hook-secret"));
 }
 
@@ -384,6 +389,36 @@ fn a_connection_is_used_again_and_replaced_when_it_has_ended() {
         assert_eq!(world.ask(&server, PROFILE).status, 200);
     }
     assert!(world.backend.connections() <= 2 * workers);
+}
+
+#[test]
+fn a_server_of_http_2_is_asked_in_http_2_on_one_connection() {
+    let world = World::with("extends = \"balanced\"", "[workers]\ncount = 1\n", |_| ok());
+    let server = H2Server::start(&world.authority, &["hs.test"], "127.0.1.1:0".parse().unwrap());
+    world.dns.address("hs.test", "127.0.1.1");
+    let name = format!("hs.test:{}", server.addr().port());
+    assert_eq!(world.ask(&name, PROFILE).status, 200);
+    let sent = world.request("PUT", &name, PROFILE).body(noise(200_000));
+    let door = world.gateway.addr();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| assert_eq!(sent.send(door).text(), "{}"));
+        }
+    });
+    let seen = server.seen();
+    assert_eq!((seen.connections, seen.requests.len()), (1, 9));
+    let (target, headers, length) = &seen.requests[8];
+    assert_eq!((target.as_str(), *length), (format!("PUT https://{name}{PROFILE}").as_str(), 200_000));
+    let mut fields: Vec<_> = headers.keys().map(|name| name.as_str()).collect();
+    fields.sort_unstable();
+    assert_eq!(fields, ["authorization", "content-length", "user-agent"]);
+    // One that ends is replaced.
+    drop(server);
+    let answer = world.ask(&name, PROFILE);
+    assert_eq!(
+        (answer.status, world.gateway.metric("mantlet_upstream_retries_total{upstream=\"(other servers)\"}") <= 1.0),
+        (502, true)
+    );
 }
 
 #[test]
