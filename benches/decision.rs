@@ -48,7 +48,7 @@ fn regex(bencher: Bencher<'_, '_>, rules: usize) {
     closed(bencher, rules, |n| format!("/_matrix/client/(r0|v3)/closed{n}(/.*)?"));
 }
 
-/// With so many closed paths. Expressions that are too large together are refused, which is told instead of a time.
+/// With so many closed paths.
 fn closed(bencher: Bencher<'_, '_>, rules: usize, path: impl Fn(usize) -> String) {
     let mut text = "extends = \"balanced\"\n".to_owned();
     for number in 0..rules {

@@ -10,6 +10,7 @@ pub mod edit;
 pub mod exchange;
 pub mod limiter;
 pub mod matcher;
+pub mod paths;
 pub mod permit;
 pub mod plan;
 pub mod selftest;
