@@ -377,18 +377,17 @@ fn a_connection_is_used_again_and_replaced_when_it_has_ended() {
     let world = World::new(|_| ok());
     world.dns.address("hs.test", "127.0.1.1");
     let server = format!("hs.test:{}", world.home.addr().port());
-    // One worker serves one connection of Synapse, so that each has its own; many requests meet in the few that there are.
+    // Each worker has its own, and one that is not yet put back when the next request comes is not waited for.
     for _ in 0..40 {
         assert_eq!(world.ask(&server, PROFILE).status, 200);
     }
     let connections = world.backend.connections();
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    assert!(connections <= workers, "{connections} connections");
+    assert!(connections < 20, "{connections} connections");
     world.backend.close_connections();
     for _ in 0..40 {
         assert_eq!(world.ask(&server, PROFILE).status, 200);
     }
-    assert!(world.backend.connections() <= 2 * workers);
+    assert!(world.backend.connections() < 40, "{} connections", world.backend.connections());
 }
 
 #[test]
