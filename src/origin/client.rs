@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{Request, Response, StatusCode};
+use http::{Response, StatusCode};
 use hyper::body::Incoming;
 use rustls::ClientConfig;
 
@@ -18,7 +18,7 @@ use crate::addresses::Guard;
 use crate::config::egress::Ports;
 use crate::error::{Error, Kind, Side};
 use crate::matrix::ServerName;
-use crate::message::{Body, RequestBody, hop};
+use crate::message::{Body, BoxRequest, hop};
 use crate::observe::metrics::{Metrics, OriginMetrics};
 use crate::policy::{Held, Permitted};
 
@@ -92,7 +92,7 @@ impl Client {
     pub async fn send(
         &self,
         to: &ServerName,
-        request: Permitted<Request<RequestBody>>,
+        request: Permitted<BoxRequest>,
         follow: Follow,
     ) -> Result<Held<Response<Body>>, Error> {
         let (request, hold) = request.open();
@@ -125,13 +125,13 @@ impl Client {
         }
     }
 
-    async fn exchange(&self, to: &ServerName, request: Request<RequestBody>) -> Result<Response<Incoming>, Error> {
+    async fn exchange(&self, to: &ServerName, request: BoxRequest) -> Result<Response<Incoming>, Error> {
         let request = match self.pool.take(to) {
             None => request,
             Some(way) => match way.send(request).await {
                 Err(Failure { unsent: Some(request), .. }) => {
                     self.metrics.upstream.retries.inc();
-                    *request
+                    request
                 }
                 sent => return passable(sent),
             },

@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep};
 use super::connector::{MAX_FIELDS, Stream, broken};
 use crate::error::{Error, Kind};
 use crate::matrix::ServerName;
-use crate::message::RequestBody;
+use crate::message::{BoxRequest, RequestBody};
 use crate::observe::metrics::{Counted, PoolState, UpstreamMetrics};
 
 /// The open connections that another request may use.
@@ -61,7 +61,7 @@ pub(super) struct Trunk {
 pub(super) struct Failure {
     pub error: Error,
     /// The request, if nothing of it was written.
-    pub unsent: Option<Box<Request<RequestBody>>>,
+    pub unsent: Option<BoxRequest>,
 }
 
 impl Pool {
@@ -191,7 +191,7 @@ enum Kept {
 impl Way {
     /// Sends a request in origin-form and waits for the head of its response. Dropping the future, or the response's body before
     /// its end, ends the exchange, and with HTTP/1.1 the connection.
-    pub async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Failure> {
+    pub async fn send(&self, request: BoxRequest) -> Result<Response<Incoming>, Failure> {
         match self {
             Self::Line(line) => line.send(request).await,
             Self::Trunk(trunk) => trunk.send(request).await,
@@ -200,12 +200,12 @@ impl Way {
 }
 
 impl Line {
-    async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, Failure> {
+    async fn send(&self, mut request: BoxRequest) -> Result<Response<Incoming>, Failure> {
         request.headers_mut().insert(header::HOST, self.host.clone());
         let Some(mut sender) = self.sender.take() else {
-            return Err(Failure { error: Error::new(Kind::OriginClosed), unsent: Some(Box::new(request)) });
+            return Err(Failure { error: Error::new(Kind::OriginClosed), unsent: Some(request) });
         };
-        let response = sender.try_send_request(request);
+        let response = sender.try_send_request(*request);
         self.sender.replace(Some(sender));
         response.await.map_err(Failure::from)
     }
@@ -221,7 +221,7 @@ impl Line {
 }
 
 impl Trunk {
-    async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, Failure> {
+    async fn send(&self, mut request: BoxRequest) -> Result<Response<Incoming>, Failure> {
         // The host is said in `:authority`, and there alone; the target stays as it is.
         request.headers_mut().remove(header::HOST);
         let mut parts = std::mem::take(request.uri_mut()).into_parts();
@@ -231,7 +231,7 @@ impl Trunk {
             Ok(uri) => *request.uri_mut() = uri,
             Err(_) => return Err(Failure { error: Error::new(Kind::OriginUnknown), unsent: None }),
         }
-        let sent = self.sender.clone().try_send_request(request).await.map_err(Failure::from);
+        let sent = self.sender.clone().try_send_request(*request).await.map_err(Failure::from);
         sent.map_err(|mut failure| {
             // Whoever sends it next says the host in his own way.
             if let Some(request) = &mut failure.unsent {
