@@ -4,7 +4,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use rustls::ClientConfig;
 
@@ -18,7 +19,7 @@ use crate::addresses::Guard;
 use crate::config::egress::Ports;
 use crate::error::{Error, Kind, Side};
 use crate::matrix::ServerName;
-use crate::message::{Body, BoxRequest, hop};
+use crate::message::{Body, BoxRequest, RequestBody, hop};
 use crate::observe::metrics::{Metrics, OriginMetrics};
 use crate::policy::{Held, Permitted};
 
@@ -128,13 +129,17 @@ impl Client {
     async fn exchange(&self, to: &ServerName, request: BoxRequest) -> Result<Response<Incoming>, Error> {
         let request = match self.pool.take(to) {
             None => request,
-            Some(way) => match way.send(request).await {
-                Err(Failure { unsent: Some(request), .. }) => {
-                    self.metrics.upstream.retries.inc();
-                    request
-                }
-                sent => return passable(sent),
-            },
+            Some(way) => {
+                let copy = copy(&request);
+                let again = match way.send(request).await {
+                    Err(Failure { unsent: Some(request), .. }) => request,
+                    // The server ended the connection while the request was on its way, as every server does now and then.
+                    Err(Failure { error, unsent: None }) if error.kind() == Kind::OriginClosed => copy.ok_or(error)?,
+                    sent => return passable(sent),
+                };
+                self.metrics.upstream.retries.inc();
+                again
+            }
         };
         let way = tokio::time::timeout(REACH, self.connect(to)).await;
         let way = way.unwrap_or_else(|_late| Err(Error::new(Kind::OriginConnect)))?;
@@ -147,6 +152,18 @@ impl Client {
         let stream = self.connector.connect(&route.places, &route.name).await?;
         self.pool.begin(stream, to, route.host).await
     }
+}
+
+/// The same request, if it may be sent twice and nothing flows with it.
+fn copy(request: &BoxRequest) -> Option<BoxRequest> {
+    if ![Method::GET, Method::HEAD].contains(request.method()) || !request.body().is_end_stream() {
+        return None;
+    }
+    let mut copy = Request::new(RequestBody::empty());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    Some(Box::new(copy))
 }
 
 /// Nobody asked for another protocol, so what follows a 101 is no HTTP.
