@@ -38,10 +38,14 @@ impl Check {
             if let Err(found) = Credentials::read(listener) {
                 problems.0.extend(found.0);
             }
-            if listener.door == Door::Federation {
-                let roots = tls::client::config(&listener.extra_roots).map(drop);
-                let name_servers = NameServers::new(&gateway.egress.nameservers()).map(drop);
-                problems.0.extend(roots.err().into_iter().flat_map(|found| found.0).chain(name_servers.err()));
+            let name_servers = || NameServers::new(&gateway.egress.nameservers()).map(drop).err();
+            match listener.door {
+                Door::Ingress => {}
+                Door::Federation => {
+                    let roots = tls::client::config(&listener.extra_roots).map(drop).err();
+                    problems.0.extend(roots.into_iter().flat_map(|found| found.0).chain(name_servers()));
+                }
+                Door::Proxy => problems.0.extend(name_servers()),
             }
         }
         let source = match self.policy.policy {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::rc::Rc;
 
 use http::HeaderValue;
@@ -10,9 +11,10 @@ use tokio_rustls::TlsAcceptor;
 
 use super::admission::Admitted;
 use super::connection;
-use super::listener::{Listener, Stream};
+use super::listener::{Drain, Listener, Stream};
 use super::proxy_header::{self, Said};
 use crate::config::gateway::Door;
+use crate::egress::{Proxy, Received};
 use crate::observe::access::Protocol;
 use crate::stack::pace::PaceLimits;
 use crate::stack::{Chain, Client, Pace, Peer, UnlistedHop};
@@ -92,6 +94,9 @@ async fn serve<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     origin: Origin,
 ) {
     let peer = |protocol, tls| peer(listener, origin, protocol, tls);
+    if let Some(proxy) = &listener.proxy {
+        return receive(listener, proxy, stream, peer(Protocol::H1, false)).await;
+    }
     let Some(tls) = &listener.tls else {
         return connection::serve_h1(listener, stream, peer(Protocol::H1, false)).await;
     };
@@ -112,6 +117,27 @@ async fn serve<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     }
 }
 
+/// Serves who comes to a proxy door: a tunnel lasts as long as it lasts, but not longer than the process's time.
+async fn receive<IO: AsyncRead + AsyncWrite + Unpin>(
+    listener: &Listener<impl Chain>,
+    proxy: &Proxy,
+    stream: IO,
+    peer: Rc<Peer>,
+) {
+    let mut drain = listener.shared.drain.clone();
+    // A process that says nothing any more is over.
+    let draining = pin!(async move { drop(drain.wait_for(|now| matches!(now, Drain::Draining | Drain::Over)).await) });
+    let mut drain = listener.shared.drain.clone();
+    let received = tokio::select! {
+        received = proxy.receive(stream, &peer, draining) => received,
+        _ = drain.wait_for(|now| *now == Drain::Over) => return listener.shared.metrics.drained_exchanges.inc(),
+    };
+    match received {
+        Received::Requests(stream) => connection::serve_h1(listener, stream, peer).await,
+        Received::Nothing => {}
+    }
+}
+
 fn peer(listener: &Listener<impl Chain>, origin: Origin, protocol: Protocol, tls: bool) -> Rc<Peer> {
     let limits = &listener.shared.limits;
     let pace = Pace::new(PaceLimits {
@@ -125,7 +151,7 @@ fn peer(listener: &Listener<impl Chain>, origin: Origin, protocol: Protocol, tls
         // A listed hop that spoke for nobody is not unlisted.
         hint: match listener.door {
             Door::Ingress => origin.address.filter(|address| !hops.contain(*address)).and_then(UnlistedHop::new),
-            Door::Federation => None,
+            Door::Federation | Door::Proxy => None,
         },
         client: match origin.address {
             Some(address) => Client::new(address, proto),

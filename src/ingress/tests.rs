@@ -111,6 +111,7 @@ async fn serve(
         let listener = Rc::new(Listener {
             chain: Rc::new(chain),
             door: Door::Ingress,
+            proxy: None,
             tls: None,
             proxy_protocol: false,
             inherited: false,

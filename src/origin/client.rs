@@ -150,7 +150,7 @@ impl Client {
 }
 
 /// Nobody asked for another protocol, so what follows a 101 is no HTTP.
-fn passable(sent: Result<Response<Incoming>, Failure>) -> Result<Response<Incoming>, Error> {
+pub(super) fn passable(sent: Result<Response<Incoming>, Failure>) -> Result<Response<Incoming>, Error> {
     match sent {
         Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => Err(Error::new(Kind::OriginGarbled)),
         Ok(response) => Ok(response),
@@ -159,4 +159,4 @@ fn passable(sent: Result<Response<Incoming>, Failure>) -> Result<Response<Incomi
 }
 
 /// Until a server is found and connected to: a person who waits for a profile waits for ten seconds.
-const REACH: Duration = Duration::from_secs(9);
+pub(super) const REACH: Duration = Duration::from_secs(9);

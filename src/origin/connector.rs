@@ -75,10 +75,7 @@ impl Connector {
                 TlsName::try_from(name.to_string()).map_err(|error| Error::caused_by(Kind::OriginUntrusted, error))?
             }
         };
-        let addresses = self.resolver.addresses(&place.host).await?;
-        let stream = tokio::time::timeout(CONNECT, first_to_answer(&addresses, place.port)).await;
-        let stream = stream.map_err(|_late| Error::new(Kind::OriginConnect))?;
-        let stream = stream.map_err(|error| Error::caused_by(Kind::OriginConnect, error))?;
+        let stream = reach(&self.resolver, &place.host, place.port).await?;
         let handshake = tokio::time::timeout(HANDSHAKE, self.tls.connect(name, stream)).await;
         handshake.map_err(|_late| Error::new(Kind::OriginConnect))?.map_err(|error| {
             let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
@@ -117,6 +114,17 @@ pub(super) fn broken(error: &hyper::Error) -> Error {
         cause.is_some() || error.is_closed() || error.is_incomplete_message() || error.is_canceled()
     };
     Error::new(if is_cut(error) { Kind::OriginClosed } else { Kind::OriginGarbled })
+}
+
+/// Connects to the first address of a host that answers. It is looked up once: what was checked is what is connected to.
+///
+/// # Errors
+/// [`Kind::OriginUnknown`], [`Kind::OriginForbidden`], [`Kind::OriginConnect`]
+pub(super) async fn reach(resolver: &Resolver, host: &Host, port: u16) -> Result<TcpStream, Error> {
+    let addresses = resolver.addresses(host).await?;
+    let stream = tokio::time::timeout(CONNECT, first_to_answer(&addresses, port)).await;
+    let stream = stream.map_err(|_late| Error::new(Kind::OriginConnect))?;
+    stream.map_err(|error| Error::caused_by(Kind::OriginConnect, error))
 }
 
 /// Connects to the first address that answers: the next one is tried when one fails, and also while it hesitates.

@@ -11,9 +11,10 @@ use http::{HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 
-use super::connector::{MAX_FIELDS, Stream, broken};
+use super::connector::{MAX_FIELDS, broken};
 use crate::error::{Error, Kind};
 use crate::matrix::ServerName;
 use crate::message::RequestBody;
@@ -64,9 +65,9 @@ impl Pool {
     }
 
     /// Speaks HTTP on a new connection to this server.
-    pub async fn begin(
+    pub async fn begin<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         self: &Rc<Self>,
-        stream: Stream,
+        stream: IO,
         server: &ServerName,
         host: HeaderValue,
     ) -> Result<Rc<Line>, Error> {
@@ -144,15 +145,15 @@ impl Line {
 }
 
 /// Moves the bytes of one connection, shelves it whenever an exchange is over, and closes it when nobody came for long.
-struct Driver {
-    connection: http1::Connection<TokioIo<Stream>, RequestBody>,
+struct Driver<IO: AsyncRead + AsyncWrite + Unpin + 'static> {
+    connection: http1::Connection<TokioIo<IO>, RequestBody>,
     line: Rc<Line>,
     pool: Rc<Pool>,
     idle: Option<(Pin<Box<Sleep>>, Counted)>,
     _open: Counted,
 }
 
-impl Future for Driver {
+impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Future for Driver<IO> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {

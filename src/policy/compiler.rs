@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::Mode;
 use super::edit::HeadEdit;
+use super::egress::Egress;
 use super::limiter::Limiter;
 use super::matcher::{PathGates, PathPattern, When};
 use super::plan::{Action, Edit, Edits, Gate, Guests, Opened, Plan, Policy, RuleIndex, RuleInfo, TargetEdit};
@@ -25,6 +26,7 @@ pub struct Compiler<'a> {
     paths: Vec<(PathPattern, Gate)>,
     plans: Vec<Plan>,
     flows: [Edits; Flow::ALL.len()],
+    egress: Egress,
     /// What the next instruction comes from.
     origin: Origin,
 }
@@ -73,10 +75,11 @@ impl<'a> Compiler<'a> {
         Self {
             sources,
             problems,
-            rules: vec![own("surface"), own("spelling"), own("unknown")],
+            rules: vec![own("surface"), own("spelling"), own("unknown"), own("egress")],
             paths: Vec::new(),
             plans: vec![Plan::default(); Endpoint::ALL.len()],
             flows: Default::default(),
+            egress: Egress::default(),
             origin: Origin { rule: RuleIndex::SURFACE, mode: Mode::Enforce, location: None, span: 0..0 },
         }
     }
@@ -117,6 +120,11 @@ impl<'a> Compiler<'a> {
                 self.endpoint(endpoint).deny(Answer::unrecognized());
             }
         }
+    }
+
+    /// Says which way out is whose.
+    pub fn egress(&mut self, egress: Egress) {
+        self.egress = egress;
     }
 
     /// Instructions for all endpoints of these flows.
@@ -177,6 +185,7 @@ impl<'a> Compiler<'a> {
             paths,
             plans: self.plans,
             flows: self.flows,
+            egress: self.egress,
         }
     }
 

@@ -8,11 +8,13 @@ use http::header::{HeaderValue, RETRY_AFTER};
 use serde_json::json;
 
 use super::Mode;
+use super::egress::Way;
 use super::exchange::{Exchange, Registration, TokenVerdict};
 use super::matcher::contains;
 use super::permit::Permit;
 use super::plan::{Action, Gate, Guests, Policy, RuleIndex};
 use crate::error::Kind;
+use crate::matrix::Host;
 use crate::matrix::endpoint::Endpoint;
 use crate::message::Answer;
 use crate::problem::Location;
@@ -88,9 +90,24 @@ impl Policy {
         Need::Nothing
     }
 
+    /// The refusal of whoever asks the proxy door for this host, if the policy leaves no way there.
+    pub fn closed_way(&self, host: &Host) -> Option<Denial> {
+        match self.egress().way(host) {
+            (Way::Tunnel, _) => None,
+            (Way::Deny, location) => {
+                let error = "The policy leaves no way to this host";
+                let answer = Answer::matrix(StatusCode::FORBIDDEN, "M_FORBIDDEN", error);
+                Some(Denial { rule: RuleIndex::EGRESS, location: location.cloned(), answer })
+            }
+        }
+    }
+
     /// Judges an exchange.
     pub fn decide(self: &Arc<Self>, exchange: &Exchange<'_>) -> Verdict {
         let mut reported = None;
+        if let Some(denial) = exchange.destination.and_then(|host| self.closed_way(host)) {
+            return Verdict { decision: Decision::Deny(denial), reported };
+        }
         for step in self.steps(exchange) {
             let gate = match step {
                 Step::Refuse(rule) => {

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use super::Mode;
 use super::edit::HeadEdit;
+use super::egress::Egress;
 use super::limiter::Limiter;
 use super::matcher::{PathGates, When};
 use crate::matrix::Flow;
@@ -23,6 +24,7 @@ pub struct Policy {
     pub(super) paths: PathGates,
     pub(super) plans: Vec<Plan>,
     pub(super) flows: [Edits; Flow::ALL.len()],
+    pub(super) egress: Egress,
 }
 
 /// A rule of a policy: its place in [`Policy::rules`].
@@ -36,6 +38,8 @@ impl RuleIndex {
     pub const SPELLING: RuleIndex = RuleIndex(1);
     /// Endpoints that nobody knows, where the policy denies them.
     pub const UNKNOWN: RuleIndex = RuleIndex(2);
+    /// Hosts that Synapse may not be led to, as `[egress]` says.
+    pub const EGRESS: RuleIndex = RuleIndex(3);
 
     /// The place in [`Policy::rules`].
     pub fn index(self) -> usize {
@@ -164,7 +168,12 @@ impl Policy {
         self.announce
     }
 
-    /// All its rules; the first three are the gateway's own.
+    /// Which way out is whose.
+    pub fn egress(&self) -> &Egress {
+        &self.egress
+    }
+
+    /// All its rules; the first four are the gateway's own.
     pub fn rules(&self) -> &[RuleInfo] {
         &self.rules
     }

@@ -24,6 +24,7 @@ use serde_spanned::Spanned;
 use crate::document::{Sources, Table, Value, read};
 use crate::matrix::{Endpoint, Flow};
 use crate::policy::compiler::Title;
+use crate::policy::egress::{Destination, Egress, HostPattern, Unlisted, Way};
 use crate::policy::selftest::PolicyTest;
 use crate::policy::{Compiler, Mode, Policy};
 use crate::problem::{Problem, Problems, did_you_mean};
@@ -57,8 +58,42 @@ pub struct Draft {
     pub deny_unknown: Vec<(Flow, Range<usize>)>,
     /// The rules' tables, by name, in the order of the file.
     pub rules: Vec<(Spanned<String>, Spanned<Value>)>,
+    /// `[egress]`.
+    pub egress: EgressTable,
     /// The policy's own tests.
     pub tests: Vec<Spanned<Value>>,
+}
+
+/// `[egress]` of a policy, as it is written.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EgressTable {
+    /// The way of hosts that are not listed.
+    default: Option<Spanned<Way>>,
+    /// `[[egress.destination]]`.
+    destination: Vec<Spanned<DestinationTable>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DestinationTable {
+    host: HostPattern,
+    action: Way,
+}
+
+impl EgressTable {
+    fn resolve(self, sources: &Sources) -> Egress {
+        let destinations = self.destination.into_iter().map(|table| {
+            let location = sources.locate(table.span());
+            let DestinationTable { host, action } = table.into_inner();
+            Destination { host, way: action, location }
+        });
+        let default = self.default.map_or_else(Unlisted::default, |way| {
+            let location = sources.locate(way.span());
+            Unlisted { way: way.into_inner(), location }
+        });
+        Egress { destinations: destinations.collect(), default }
+    }
 }
 
 macro_rules! registry {
@@ -143,6 +178,7 @@ pub fn compile(
     for (flow, span) in draft.deny_unknown {
         compiler.deny_unknown(flow, span);
     }
+    compiler.egress(draft.egress.resolve(sources));
     let policy = compiler.finish(draft.title);
     problems.or((Arc::new(policy), tests))
 }

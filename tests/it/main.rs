@@ -20,6 +20,7 @@ mod policies;
 mod pool;
 mod process;
 mod proxy;
+mod proxy_door;
 mod registration;
 mod reload;
 mod routes;
