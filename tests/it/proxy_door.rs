@@ -380,7 +380,7 @@ fn whoever_says_nothing_is_not_waited_for() {
     let (_, stream) = world.connect(&world.push());
     let mut tls = world.tls(stream, "push.test");
     tls.flush().unwrap();
-    assert!(matches!(tls.sock.read(&mut [0; 4096]), Ok(_)));
+    assert!(tls.sock.read(&mut [0; 4096]).is_ok());
     let mut rest = Vec::new();
     let _ = tls.sock.read_to_end(&mut rest);
     eventually("no tunnel is open", || world.gateway.metric("mantlet_tunnels") == 0.0);
