@@ -586,19 +586,15 @@ impl File {
                     (None, Vec::new())
                 }
                 Door::Proxy => {
-                    let federation = [
-                        ("secret_file", table.secret_file.map(|path| path.span())),
-                        ("extra_roots", table.extra_roots.map(|paths| paths.span())),
-                    ];
-                    for (key, span) in federation.into_iter().filter_map(|(key, span)| Some((key, span?))) {
-                        let what = format!("`{key}` belongs to a federation door");
-                        check.problem(Problem::new(what).help("door = \"federation\""), span);
+                    if let Some(path) = table.secret_file {
+                        let what = "`secret_file` belongs to a federation door";
+                        check.problem(Problem::new(what).help("door = \"federation\""), path.span());
                     }
                     if !tls.is_empty() {
                         let what = "Synapse asks a proxy in the clear, for a tunnel that is encrypted";
                         check.problem(Problem::new(what).help("leave `tls` out"), bind_span.clone());
                     }
-                    (None, Vec::new())
+                    (None, check.roots(table.extra_roots))
                 }
             };
             let proxy = match table.door {
@@ -651,7 +647,7 @@ impl File {
             log: self.log,
             workers: self.workers,
             homeserver: self.homeserver,
-            egress: self.egress,
+            egress: self.egress.below(check.base_dir),
         }
     }
 }

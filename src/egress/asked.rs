@@ -22,7 +22,8 @@ use crate::stack::Peer;
 pub(super) struct Asked<'a> {
     proxy: &'a Proxy,
     peer: &'a Peer,
-    record: RefCell<AccessRecord>,
+    /// None once the requests inside speak for themselves.
+    record: RefCell<Option<AccessRecord>>,
     flowed: Flowed,
     started: Instant,
     _open: Counted,
@@ -54,13 +55,15 @@ impl<'a> Asked<'a> {
             upstream_us: None,
             generation: 0,
         };
-        let (record, started) = (RefCell::new(record), Instant::now());
+        let (record, started) = (RefCell::new(Some(record)), Instant::now());
         Self { proxy, peer, record, flowed: Flowed::new(), started, _open: proxy.metrics.open() }
     }
 
     /// Notes something.
     pub fn note(&self, note: impl FnOnce(&mut AccessRecord)) {
-        note(&mut self.record.borrow_mut());
+        if let Some(record) = &mut *self.record.borrow_mut() {
+            note(record);
+        }
     }
 
     /// Notes what came of it.
@@ -70,6 +73,12 @@ impl<'a> Asked<'a> {
             record.decision = decision;
             record.rule = rule;
         });
+    }
+
+    /// Leaves the record to those who ask inside.
+    pub fn goes_on(&self, outcome: Tunnel) {
+        self.proxy.metrics.outcome(outcome);
+        self.record.take();
     }
 
     /// What moves in the tunnel.
@@ -101,7 +110,7 @@ impl<'a> Asked<'a> {
 
 impl Drop for Asked<'_> {
     fn drop(&mut self) {
-        let mut record = self.record.borrow().clone();
+        let Some(mut record) = self.record.take() else { return };
         record.duration_us = self.elapsed_us();
         (record.bytes_in, record.bytes_out) = (self.flowed.out(), self.flowed.back());
         self.proxy.metrics.bytes(Direction::Out, record.bytes_in);

@@ -1,7 +1,7 @@
 //! The proxy door: what Synapse asks those who are no homeservers.
 //!
-//! It looks at the beginning of each connection. A CONNECT digs a tunnel, if the policy leaves a way there; all else is given to
-//! the HTTP library, and to the chain.
+//! It looks at the beginning of each connection. A CONNECT digs a tunnel, if the policy leaves a way there; where the policy wants
+//! a host to be looked into, the tunnel ends here, in TLS of our own. All else is given to the HTTP library, and to the chain.
 
 mod asked;
 mod connect;
@@ -15,15 +15,20 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use crate::config::settings::Limits;
+use crate::error::Kind;
 use crate::message::Answer;
 use crate::observe::access::{Decision, Writer};
 use crate::observe::metrics::{self, TunnelMetrics, WEB};
-use crate::origin::Web;
+use crate::origin::{Destination, Web};
 use crate::policy::RuleIndex;
+use crate::policy::egress::Way;
 use crate::snapshot::Current;
 use crate::stack::forward::{NAME, Refusal, Terms};
 use crate::stack::{Parts, Peer};
@@ -47,6 +52,8 @@ pub struct Proxy {
 pub enum Received<IO> {
     /// Requests in the clear, from the first byte on.
     Requests(Rewound<IO>),
+    /// Requests to this host, in whose place we are.
+    InPlaceOf(Destination, Box<TlsStream<Rewound<IO>>>),
     /// All there was to do has been done.
     Nothing,
 }
@@ -81,7 +88,10 @@ impl Proxy {
         }
         match timeout(self.limits.head.duration(), connect::read(&mut io, &mut read)).await {
             Ok(Ok(head)) => {
-                self.connect(Rewound::new(io, read.freeze()), head, Asked::begin(self, peer), draining).await
+                let (io, asked) = (Rewound::new(io, read.freeze()), Asked::begin(self, peer));
+                if let Some((host, io)) = self.connect(io, head, asked, draining).await {
+                    return Received::InPlaceOf(host, Box::new(io));
+                }
             }
             Ok(Err(connect::Failure::Gone)) => {}
             Ok(Err(connect::Failure::Bad)) => {
@@ -112,11 +122,12 @@ impl Proxy {
         Connect { to, credentials }: Connect,
         asked: Asked<'_>,
         draining: Pin<&mut impl Future<Output = ()>>,
-    ) {
+    ) -> Option<(Destination, TlsStream<Rewound<IO>>)> {
         let admitted = self.terms.admit(credentials.iter().map(Vec::as_slice));
         if let Err(refusal) = admitted.and_then(|()| self.terms.leads_to(to.port)) {
             asked.came_to(metrics::Tunnel::Refused, Decision::Deny, Some(NAME));
-            return asked.answer(&mut io, &refusal.answer(), None).await;
+            asked.answer(&mut io, &refusal.answer(), None).await;
+            return None;
         }
         let generation = self.current.load();
         asked.note(|record| record.generation = generation.number);
@@ -125,20 +136,31 @@ impl Proxy {
             let rule = generation.policy.rule(RuleIndex::EGRESS).name;
             asked.came_to(metrics::Tunnel::Refused, Decision::Deny, Some(rule));
             let shown = generation.policy.announces_rules().then_some(rule);
-            return asked.answer(&mut io, &denial.answer, shown).await;
+            asked.answer(&mut io, &denial.answer, shown).await;
+            return None;
         }
+        if let Some(leaf) = generation.leaves.of(&to.host) {
+            return Some((to, self.intercept(io, Arc::clone(leaf), asked).await?));
+        }
+        // One that is to be looked into, and cannot be, does not pass unread.
+        let is_tunnel = generation.policy.egress().way(&to.host).0 == Way::Tunnel;
         drop(generation);
+        if !is_tunnel {
+            asked.came_to(metrics::Tunnel::Failed, Decision::Error, None);
+            asked.note(|record| record.error = Some(Kind::Panic.as_str()));
+            asked.answer(&mut io, &Answer::error(Kind::Panic), None).await;
+            return None;
+        }
         let far = match self.web.connect(&to).await {
             Ok(far) => far,
             Err(error) => {
                 asked.came_to(metrics::Tunnel::Failed, Decision::Error, None);
                 asked.note(|record| record.error = Some(error.kind().as_str()));
-                return asked.answer(&mut io, &Answer::error(error.kind()), None).await;
+                asked.answer(&mut io, &Answer::error(error.kind()), None).await;
+                return None;
             }
         };
-        if asked.open(&mut io).await.is_err() {
-            return;
-        }
+        asked.open(&mut io).await.ok()?;
         match tunnel::hello(&mut io, &to.host, self.limits.handshake.duration()).await {
             Ok(hello) => {
                 asked.came_to(metrics::Tunnel::Open, Decision::Permit, None);
@@ -146,6 +168,29 @@ impl Proxy {
             }
             Err(tunnel::NoHello::Gone) => {}
             Err(tunnel::NoHello::Other) => asked.came_to(metrics::Tunnel::Mismatch, Decision::Deny, Some(NAME)),
+        }
+        None
+    }
+
+    /// Ends the tunnel here, in TLS of our own. What is asked inside is recorded by the chain.
+    async fn intercept<IO: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        mut io: Rewound<IO>,
+        leaf: Arc<ServerConfig>,
+        asked: Asked<'_>,
+    ) -> Option<TlsStream<Rewound<IO>>> {
+        asked.open(&mut io).await.ok()?;
+        match timeout(self.limits.handshake.duration(), TlsAcceptor::from(leaf).accept(io)).await {
+            Ok(Ok(io)) => {
+                asked.goes_on(metrics::Tunnel::Intercepted);
+                Some(io)
+            }
+            // Another name, or a client that does not believe us.
+            Ok(Err(_)) => {
+                asked.came_to(metrics::Tunnel::Mismatch, Decision::Deny, Some(NAME));
+                None
+            }
+            Err(_late) => None,
         }
     }
 }

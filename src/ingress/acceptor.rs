@@ -16,6 +16,7 @@ use super::proxy_header::{self, Said};
 use crate::config::gateway::Door;
 use crate::egress::{Proxy, Received};
 use crate::observe::access::Protocol;
+use crate::origin::Destination;
 use crate::stack::pace::PaceLimits;
 use crate::stack::{Chain, Client, Pace, Peer, UnlistedHop};
 
@@ -134,17 +135,38 @@ async fn receive<IO: AsyncRead + AsyncWrite + Unpin>(
     };
     match received {
         Received::Requests(stream) => connection::serve_h1(listener, stream, peer).await,
+        Received::InPlaceOf(host, stream) => {
+            let peer = Rc::new(in_place_of(host, &peer, listener));
+            connection::serve_h1(listener, stream, peer).await;
+        }
         Received::Nothing => {}
     }
 }
 
-fn peer(listener: &Listener<impl Chain>, origin: Origin, protocol: Protocol, tls: bool) -> Rc<Peer> {
+/// The same other end, in whose eyes we are another host.
+fn in_place_of(host: Destination, peer: &Peer, listener: &Listener<impl Chain>) -> Peer {
+    Peer {
+        client: peer.client.clone(),
+        hops: None,
+        hint: None,
+        protocol: peer.protocol,
+        tls: true,
+        in_place_of: Some(host),
+        listener: peer.listener.clone(),
+        pace: Rc::new(pace(listener)),
+    }
+}
+
+fn pace(listener: &Listener<impl Chain>) -> Pace {
     let limits = &listener.shared.limits;
-    let pace = Pace::new(PaceLimits {
+    Pace::new(PaceLimits {
         first_byte: limits.first_byte.duration(),
         head: limits.head.duration(),
         keep_alive: limits.keep_alive.duration(),
-    });
+    })
+}
+
+fn peer(listener: &Listener<impl Chain>, origin: Origin, protocol: Protocol, tls: bool) -> Rc<Peer> {
     let proto = HeaderValue::from_static(if tls { "https" } else { "http" });
     let hops = &listener.shared.hops;
     Rc::new(Peer {
@@ -160,7 +182,8 @@ fn peer(listener: &Listener<impl Chain>, origin: Origin, protocol: Protocol, tls
         hops: origin.is_hop.then(|| hops.clone()),
         protocol,
         tls,
+        in_place_of: None,
         listener: listener.metrics.clone(),
-        pace: Rc::new(pace),
+        pace: Rc::new(pace(listener)),
     })
 }

@@ -48,6 +48,7 @@ pub struct Metrics {
     upstream_waiting: IntGaugeVec,
     origin_routes: Arc<[IntCounter]>,
     tunnels: TunnelMetrics,
+    interception_not_after: IntGauge,
     policy_reloads: Vec<IntCounter>,
     policy_last_reload_successful: IntGauge,
     policy_last_reload_success: IntGauge,
@@ -198,6 +199,11 @@ impl Metrics {
                 &["upstream"],
             ),
             origin_routes: Step::ALL.iter().map(|step| routes.with_label_values(&[step.as_str()])).collect(),
+            interception_not_after: gauge(
+                r,
+                "interception_certificate_not_after_timestamp_seconds",
+                "When the first certificate that is shown in the place of another host ends; 0 if there is none.",
+            ),
             tunnels: TunnelMetrics {
                 open: gauge(r, "tunnels", "Tunnels that are open."),
                 outcomes: Tunnel::ALL.iter().map(|outcome| tunnels.with_label_values(&[outcome.as_str()])).collect(),
@@ -302,6 +308,11 @@ impl Metrics {
             connections: PoolState::ALL.iter().map(connections).collect(),
             errors: self.upstream_errors.clone(),
         }
+    }
+
+    /// Tells when the first of the certificates that are shown in the place of other hosts ends; 0 where there is none.
+    pub fn leaves_not_after(&self, time: Option<SystemTime>) {
+        self.interception_not_after.set(time.map_or(0, timestamp));
     }
 
     /// Resolves the handles of the proxy door's tunnels.
@@ -558,6 +569,8 @@ words! {
         Refused = "refused",
         /// The other end could not be reached.
         Failed = "failed",
+        /// It ended here, to be looked into.
+        Intercepted = "intercepted",
         /// What came through first was not TLS for the host that was asked for.
         Mismatch = "mismatch",
     }

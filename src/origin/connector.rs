@@ -69,20 +69,8 @@ impl Connector {
         if place.port != self.https && !is_federation_port(place.port) {
             return Err(Error::new(Kind::OriginForbidden));
         }
-        let name = match name {
-            Host::Address(address) => TlsName::from(*address),
-            Host::Name(name) => {
-                TlsName::try_from(name.to_string()).map_err(|error| Error::caused_by(Kind::OriginUntrusted, error))?
-            }
-        };
         let stream = reach(&self.resolver, &place.host, place.port).await?;
-        let handshake = tokio::time::timeout(HANDSHAKE, self.tls.connect(name, stream)).await;
-        handshake.map_err(|_late| Error::new(Kind::OriginConnect))?.map_err(|error| {
-            let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
-            let is_stranger =
-                matches!(cause, Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented));
-            Error::new(if is_stranger { Kind::OriginUntrusted } else { Kind::OriginConnect })
-        })
+        secure(&self.tls, stream, name).await
     }
 
     /// Asks for a URL, on a connection of its own, without a word about who asks.
@@ -114,6 +102,26 @@ pub(super) fn broken(error: &hyper::Error) -> Error {
         cause.is_some() || error.is_closed() || error.is_incomplete_message() || error.is_canceled()
     };
     Error::new(if is_cut(error) { Kind::OriginClosed } else { Kind::OriginGarbled })
+}
+
+/// Begins TLS, and believes the other end to be `name` only with a certificate for that name.
+///
+/// # Errors
+/// [`Kind::OriginUntrusted`], [`Kind::OriginConnect`]
+pub(super) async fn secure(tls: &TlsConnector, stream: TcpStream, name: &Host) -> Result<Stream, Error> {
+    let name = match name {
+        Host::Address(address) => TlsName::from(*address),
+        Host::Name(name) => {
+            TlsName::try_from(name.to_string()).map_err(|error| Error::caused_by(Kind::OriginUntrusted, error))?
+        }
+    };
+    let handshake = tokio::time::timeout(HANDSHAKE, tls.connect(name, stream)).await;
+    handshake.map_err(|_late| Error::new(Kind::OriginConnect))?.map_err(|error| {
+        let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+        let is_stranger =
+            matches!(cause, Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented));
+        Error::new(if is_stranger { Kind::OriginUntrusted } else { Kind::OriginConnect })
+    })
 }
 
 /// Connects to the first address of a host that answers. It is looked up once: what was checked is what is connected to.

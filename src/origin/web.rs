@@ -1,14 +1,17 @@
 //! The way to everybody who is no homeserver: found in the DNS alone, reached at checked addresses.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
+use rustls::ClientConfig;
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use super::client::{REACH, passable};
-use super::connector::reach;
+use super::connector::{reach, secure};
 use super::pool::{Failure, Pool};
 use super::resolver::{NameServers, Resolver};
 use crate::addresses::Guard;
@@ -27,6 +30,14 @@ pub struct Destination {
     pub port: u16,
     /// Both as they were spelled: what `Host` says.
     name: ServerName,
+    speaks: Speaks,
+}
+
+/// How somebody is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Speaks {
+    Clear,
+    Tls,
 }
 
 impl Destination {
@@ -34,11 +45,23 @@ impl Destination {
     /// writes it so in CONNECT.
     pub fn parse(text: &str, usual: Option<u16>) -> Option<Self> {
         if let Some(name) = ServerName::parse(text) {
-            return Some(Self { host: name.host().clone(), port: name.port().or(usual)?, name });
+            return Some(Self { host: name.host().clone(), port: name.port().or(usual)?, name, speaks: Speaks::Clear });
         }
         let (address, port) = text.rsplit_once(':').filter(|(address, _)| address.contains(':'))?;
         let name = ServerName::parse(&format!("[{address}]:{port}"))?;
-        Some(Self { host: name.host().clone(), port: name.port()?, name })
+        Some(Self { host: name.host().clone(), port: name.port()?, name, speaks: Speaks::Clear })
+    }
+}
+
+impl Destination {
+    /// The same, asked in TLS, and known by its certificate.
+    pub fn in_tls(self) -> Self {
+        Self { speaks: Speaks::Tls, ..self }
+    }
+
+    /// Whether both are one host and one port, however they are spelled.
+    pub fn is_at(&self, other: &Self) -> bool {
+        self.host == other.host && self.port == other.port
     }
 }
 
@@ -47,20 +70,23 @@ impl Destination {
 pub struct Webs {
     name_servers: NameServers,
     guard: Guard,
+    tls: TlsConnector,
     metrics: UpstreamMetrics,
 }
 
 /// One worker's way to the web. Not shared between threads: an exchange runs on one.
 pub struct Web {
     resolver: Resolver,
-    pool: Rc<Pool>,
+    tls: TlsConnector,
+    clear: Rc<Pool>,
+    encrypted: Rc<Pool>,
     metrics: UpstreamMetrics,
 }
 
 impl Webs {
-    /// Finds hosts by these name servers, and reaches what this guard lets pass.
-    pub fn new(name_servers: NameServers, guard: Guard, metrics: &Metrics) -> Self {
-        Self { name_servers, guard, metrics: metrics.upstream(WEB) }
+    /// Finds hosts by these name servers, reaches what this guard lets pass, and knows hosts by this TLS configuration.
+    pub fn new(tls: Arc<ClientConfig>, name_servers: NameServers, guard: Guard, metrics: &Metrics) -> Self {
+        Self { name_servers, guard, tls: TlsConnector::from(tls), metrics: metrics.upstream(WEB) }
     }
 
     /// A way for this thread.
@@ -69,7 +95,8 @@ impl Webs {
     /// When its resolver cannot be set up.
     pub fn web(&self) -> Result<Web, Error> {
         let resolver = Resolver::new(&self.name_servers, self.guard.clone())?;
-        Ok(Web { resolver, pool: Pool::new(self.metrics.clone()), metrics: self.metrics.clone() })
+        let pool = || Pool::new(self.metrics.clone());
+        Ok(Web { resolver, tls: self.tls.clone(), clear: pool(), encrypted: pool(), metrics: self.metrics.clone() })
     }
 }
 
@@ -82,7 +109,7 @@ impl Web {
         self.reach(to).await.inspect_err(|error| self.note(error))
     }
 
-    /// Sends a request in the clear, its target in origin-form. Dropping the future, or the response's body before its end, closes
+    /// Sends a request, its target in origin-form. Dropping the future, or the response's body before its end, closes
     /// the connection.
     ///
     /// # Errors
@@ -102,7 +129,11 @@ impl Web {
     }
 
     async fn exchange(&self, to: &Destination, request: Request<RequestBody>) -> Result<Response<Incoming>, Error> {
-        let request = match self.pool.take(&to.name) {
+        let pool = match to.speaks {
+            Speaks::Clear => &self.clear,
+            Speaks::Tls => &self.encrypted,
+        };
+        let request = match pool.take(&to.name) {
             None => request,
             Some(line) => match line.send(request).await {
                 Err(Failure { unsent: Some(request), .. }) => {
@@ -114,7 +145,10 @@ impl Web {
         };
         let host = HeaderValue::from_str(to.name.as_str()).map_err(|_| Error::new(Kind::OriginUnknown))?;
         let stream = self.reach(to).await?;
-        let line = self.pool.begin(stream, &to.name, host).await?;
+        let line = match to.speaks {
+            Speaks::Clear => pool.begin(stream, &to.name, host).await?,
+            Speaks::Tls => pool.begin(secure(&self.tls, stream, &to.host).await?, &to.name, host).await?,
+        };
         passable(line.send(request).await)
     }
 

@@ -11,7 +11,7 @@ use super::edit::HeadEdit;
 use super::egress::Egress;
 use super::limiter::Limiter;
 use super::matcher::{PathGates, PathPattern, When};
-use super::plan::{Action, Edit, Edits, Gate, Guests, Opened, Plan, Policy, RuleIndex, RuleInfo, TargetEdit};
+use super::plan::{Action, Edit, Edits, Gate, Guests, Opened, Outbound, Plan, Policy, RuleIndex, RuleInfo, TargetEdit};
 use crate::document::Sources;
 use crate::matrix::Flow;
 use crate::matrix::endpoint::Endpoint;
@@ -27,6 +27,7 @@ pub struct Compiler<'a> {
     plans: Vec<Plan>,
     flows: [Edits; Flow::ALL.len()],
     egress: Egress,
+    outbound: Vec<(Outbound, Gate)>,
     /// What the next instruction comes from.
     origin: Origin,
 }
@@ -66,6 +67,7 @@ pub struct At<'c, 'a> {
 enum Place {
     Endpoint(Endpoint),
     Path(PathPattern),
+    Outbound(Outbound),
 }
 
 impl<'a> Compiler<'a> {
@@ -80,6 +82,7 @@ impl<'a> Compiler<'a> {
             plans: vec![Plan::default(); Endpoint::ALL.len()],
             flows: Default::default(),
             egress: Egress::default(),
+            outbound: Vec::new(),
             origin: Origin { rule: RuleIndex::SURFACE, mode: Mode::Enforce, location: None, span: 0..0 },
         }
     }
@@ -159,6 +162,11 @@ impl<'a> Compiler<'a> {
         At { compiler: self, place: Place::Path(pattern), when: When::default() }
     }
 
+    /// Instructions for what Synapse asks those who are no homeservers, where it can be read.
+    pub fn outbound<'c>(&'c mut self, what: Outbound) -> At<'c, 'a> {
+        At { compiler: self, place: Place::Outbound(what), when: When::default() }
+    }
+
     /// Tells what is wrong with a rule.
     pub fn problem(&mut self, span: Range<usize>, what: impl Into<String>, help: impl Into<String>) {
         let location = self.sources.locate(span);
@@ -186,6 +194,7 @@ impl<'a> Compiler<'a> {
             plans: self.plans,
             flows: self.flows,
             egress: self.egress,
+            outbound: self.outbound,
         }
     }
 
@@ -263,6 +272,7 @@ impl At<'_, '_> {
         match self.place {
             Place::Endpoint(endpoint) => self.compiler.plans[endpoint.index()].gates.push(gate),
             Place::Path(pattern) => self.compiler.paths.push((pattern, gate)),
+            Place::Outbound(what) => self.compiler.outbound.push((what, gate)),
         }
     }
 }

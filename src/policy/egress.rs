@@ -41,6 +41,8 @@ pub enum Way {
     /// What is encrypted passes unread; its bytes are counted.
     #[default]
     Tunnel,
+    /// It ends here, in TLS of our own; requests go on as those in the clear do, and rules can read them.
+    Intercept,
     /// None.
     Deny,
 }
@@ -50,6 +52,7 @@ impl Way {
     pub fn as_str(self) -> &'static str {
         match self {
             Way::Tunnel => "tunnel",
+            Way::Intercept => "intercept",
             Way::Deny => "deny",
         }
     }
@@ -98,6 +101,17 @@ impl HostPattern {
 }
 
 impl Egress {
+    /// The names of the hosts that are to be looked into, and the lines that say so.
+    pub fn intercepted(&self) -> impl Iterator<Item = (&str, Option<&Location>)> {
+        self.destinations.iter().filter_map(|destination| match (&destination.host, destination.way) {
+            // What an earlier line says of the same host counts.
+            (HostPattern::Exact(host @ Host::Name(name)), Way::Intercept) if self.way(host).0 == Way::Intercept => {
+                Some((&**name, destination.location.as_ref()))
+            }
+            (HostPattern::Exact(_) | HostPattern::Below(_), Way::Intercept | Way::Tunnel | Way::Deny) => None,
+        })
+    }
+
     /// The way of a host, and the line that says so.
     pub fn way(&self, host: &Host) -> (Way, Option<&Location>) {
         match self.destinations.iter().find(|destination| destination.host.fits(host)) {

@@ -25,6 +25,16 @@ pub struct Policy {
     pub(super) plans: Vec<Plan>,
     pub(super) flows: [Edits; Flow::ALL.len()],
     pub(super) egress: Egress,
+    pub(super) outbound: Vec<(Outbound, Gate)>,
+}
+
+/// What Synapse may ask of somebody who is no homeserver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outbound {
+    /// This path, byte for byte.
+    Path(&'static str),
+    /// This endpoint.
+    Endpoint(Endpoint),
 }
 
 /// A rule of a policy: its place in [`Policy::rules`].
@@ -166,6 +176,11 @@ impl Policy {
     /// Whether our answers name their rule in `x-mantlet-rule`.
     pub fn announces_rules(&self) -> bool {
         self.announce
+    }
+
+    /// The gates of what the proxy door is asked for.
+    pub fn outbound_gates(&self) -> impl Iterator<Item = &Gate> {
+        self.outbound.iter().map(|(_, gate)| gate)
     }
 
     /// Which way out is whose.

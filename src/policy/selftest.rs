@@ -5,10 +5,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use http::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue};
+use http::uri::Scheme;
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use serde::Deserialize;
 
 use super::decision::{Decision, Need, Verdict};
+use super::egress::Way;
 use super::exchange::{Exchange, Registration, TokenVerdict};
 use super::plan::Policy;
 use crate::matrix::classify::{Classified, classify, flow};
@@ -188,7 +190,11 @@ impl Probe {
     pub fn judge(&self, policy: &Arc<Policy>) -> Finding {
         let mut headers = self.headers.clone();
         hop::remove_hop_by_hop(&mut headers);
-        let path = self.target.path();
+        let destination = self.destination.as_ref().filter(|_| self.flow == Some(Flow::Egress));
+        let is_unread = destination.is_some_and(|host| policy.egress().way(host).0 == Way::Tunnel)
+            && self.target.scheme() == Some(&Scheme::HTTPS);
+        // Nobody sees what is asked in a tunnel.
+        let path = if is_unread { "" } else { self.target.path() };
         let host = self.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
         let mut exchange = Exchange {
             flow: self.flow.unwrap_or_else(|| flow(path)),
@@ -198,7 +204,7 @@ impl Probe {
             query: self.target.query(),
             headers: &headers,
             host: host.split_once(':').map_or(host, |(host, _)| host),
-            destination: self.destination.as_ref().filter(|_| self.flow == Some(Flow::Egress)),
+            destination,
             client: self.from,
             token: None,
             registration: None,

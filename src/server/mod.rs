@@ -319,10 +319,9 @@ impl Leads {
             let credentials = door.credentials_file.as_deref().map(Secret::read_credentials).transpose()?;
             let terms = Terms { credentials, networks: door.networks.clone(), ports: door.ports.clone() };
             let name_servers = NameServers::new(&gateway.egress.nameservers())?;
-            return Ok(Self::ToTheWeb {
-                terms,
-                webs: Box::new(Webs::new(name_servers, gateway.egress.guard(), metrics)),
-            });
+            let tls = tls::client::config(&listener.extra_roots)?;
+            let webs = Webs::new(tls, name_servers, gateway.egress.guard(), metrics);
+            return Ok(Self::ToTheWeb { terms, webs: Box::new(webs) });
         }
         match (listener.door, &listener.secret_file) {
             (config::Door::Ingress, _) => Ok(Self::In),

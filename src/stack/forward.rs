@@ -153,7 +153,7 @@ where
     }
 
     fn call(&mut self, mut arrival: Arrival<RequestBody>) -> Self::Future {
-        if let Err(refusal) = admit(&mut arrival.request, &self.terms) {
+        if let Err(refusal) = admit(&mut arrival.request, &self.terms, arrival.peer.in_place_of.as_ref()) {
             arrival.facts.note(|record| {
                 record.decision = Decision::Deny;
                 record.rule = Some(NAME);
@@ -165,23 +165,24 @@ where
 }
 
 /// Leaves a request in origin-form, its destination noted, without credentials and hop-by-hop fields; or says why it cannot be.
-fn admit(request: &mut Request<RequestBody>, terms: &Terms) -> Result<(), Refusal> {
-    terms.admit(offered(request.headers()))?;
+///
+/// In the place of another host, whoever asks was let in by CONNECT, and asks as it would ask that host.
+fn admit(request: &mut Request<RequestBody>, terms: &Terms, in_place_of: Option<&Destination>) -> Result<(), Refusal> {
+    if in_place_of.is_none() {
+        terms.admit(offered(request.headers()))?;
+    }
     if request.version() == Version::HTTP_2 || request.method() == Method::CONNECT {
         return Err(Refusal::Target);
     }
-    if request.uri().scheme() != Some(&Scheme::HTTP) {
-        return Err(Refusal::Target);
-    }
-    let authority = request.uri().authority().ok_or(Refusal::Target)?;
-    let destination = Destination::parse(authority.as_str(), Some(80)).ok_or(Refusal::Target)?;
+    let (destination, host) = match in_place_of {
+        None => asked_in_the_clear(request.uri())?,
+        Some(host) => asked_of(host, request)?,
+    };
     let target = request.uri().path_and_query().ok_or(Refusal::Target)?.clone();
     if !target.as_str().starts_with('/') || !target.as_str().bytes().all(|byte| (0x21..0x7f).contains(&byte)) {
         return Err(Refusal::Target);
     }
     terms.leads_to(destination.port)?;
-    // What stands in `Host` does not count beside such a target, and must not be passed on (RFC 9112, section 3.2.2).
-    let host = HeaderValue::from_str(authority.as_str()).map_err(|_| Refusal::Target)?;
     *request.uri_mut() = Uri::from(target);
     *request.version_mut() = Version::HTTP_11;
     let is_bare = [Method::GET, Method::HEAD].contains(request.method());
@@ -196,6 +197,25 @@ fn admit(request: &mut Request<RequestBody>, terms: &Terms) -> Result<(), Refusa
     headers.remove(header::EXPECT);
     request.extensions_mut().insert(destination);
     Ok(())
+}
+
+/// What stands in `Host` does not count beside such a target, and must not be passed on (RFC 9112, section 3.2.2).
+fn asked_in_the_clear(target: &Uri) -> Result<(Destination, HeaderValue), Refusal> {
+    let authority = target.authority().filter(|_| target.scheme() == Some(&Scheme::HTTP)).ok_or(Refusal::Target)?;
+    let destination = Destination::parse(authority.as_str(), Some(80)).ok_or(Refusal::Target)?;
+    Ok((destination, HeaderValue::from_str(authority.as_str()).map_err(|_| Refusal::Target)?))
+}
+
+/// One `Host`, and the one whose place is taken.
+fn asked_of<B>(host: &Destination, request: &Request<B>) -> Result<(Destination, HeaderValue), Refusal> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let (Some(named), None) = (hosts.next(), hosts.next()) else { return Err(Refusal::Target) };
+    let text = named.to_str().map_err(|_| Refusal::Target)?;
+    let destination = Destination::parse(text, Some(443)).filter(|asked| asked.is_at(host)).ok_or(Refusal::Target)?;
+    if request.uri().scheme().is_some() || request.uri().authority().is_some() {
+        return Err(Refusal::Target);
+    }
+    Ok((destination.in_tls(), named.clone()))
 }
 
 fn offered(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
@@ -231,7 +251,7 @@ mod tests {
             builder = builder.header(*name, *value);
         }
         let mut request = builder.body(RequestBody::empty()).unwrap();
-        admit(&mut request, terms).map(|()| request)
+        admit(&mut request, terms, None).map(|()| request)
     }
 
     #[test]

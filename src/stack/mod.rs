@@ -177,6 +177,8 @@ pub struct Peer {
     pub protocol: Protocol,
     /// Whether the connection is encrypted.
     pub tls: bool,
+    /// Whom a client takes us for: in whose place the connection was taken.
+    pub in_place_of: Option<origins::Destination>,
     /// What the listener counts.
     pub listener: ListenerMetrics,
     /// Where the connection stands.

@@ -78,6 +78,9 @@ count = 2
 server_name = "example.org:8448"
 [egress]
 nameservers = ["127.0.0.53", "[::1]:5353"]
+[egress.ca]
+certificate = "ca.crt"
+key = "ca.key"
 [egress.addresses]
 allow = ["Bridge.internal", "10.1.2.3/8"]
 "#;
@@ -134,6 +137,7 @@ fn every_key_is_read() {
     assert_eq!(door.credentials_file, Some(dir.path().join("credentials")));
     assert_eq!(serde_json::to_string(&door.networks).unwrap(), r#"["10.0.0.7/32","10.20.0.0/16"]"#);
     assert_eq!(door.ports, [443, 29318]);
+    assert_eq!(gateway.egress.ca.as_ref().unwrap().key, dir.path().join("ca.key"));
     // Every key of every table has another value than its default, so none was overlooked.
     let changed = gateway.difference(&Gateway::default());
     let is_new = |header: &str| {
