@@ -51,7 +51,7 @@ fn the_bans_of_cargo_deny_are_the_same() {
 fn every_package_of_ours_has_the_licence_and_forbids_unsafe_code() {
     let root = read("Cargo.toml");
     assert!(root.contains("[workspace.lints.rust]\nunsafe_code = \"forbid\""));
-    for manifest in ["Cargo.toml", "testkit/Cargo.toml"] {
+    for manifest in ["Cargo.toml", "testkit/Cargo.toml", "benches/peers/Cargo.toml"] {
         let manifest = read(manifest);
         assert!(manifest.contains("license = \"Apache-2.0 OR MIT\""));
         assert!(manifest.contains("[lints]\nworkspace = true"));

@@ -11,20 +11,14 @@ use mantlet::config::compiled::Compiled;
 use mantlet::config::gateway::PolicySource;
 use mantlet::matrix::classify::{classify, flow};
 use mantlet::policy::{Exchange, Policy};
-use mantlet::problem::Problems;
 use mantlet_testkit::sample;
 
 /// The policy that this text is, its tests passed.
 pub fn policy(text: &str) -> Arc<Policy> {
-    try_policy(text).unwrap_or_else(|problems| panic!("{problems}"))
-}
-
-/// The same, unless it is refused.
-pub fn try_policy(text: &str) -> Result<Arc<Policy>, Problems> {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("policy.toml");
     std::fs::write(&file, text).expect("the policy is written");
-    Compiled::load(&PolicySource::File(file)).map(|compiled| compiled.policy)
+    Compiled::load(&PolicySource::File(file)).unwrap_or_else(|problems| panic!("{problems}")).policy
 }
 
 /// The fields of a web client's request.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use http::Method;
 use percent_encoding::percent_decode_str;
+use regex::Regex;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
@@ -15,7 +16,7 @@ use serde_spanned::Spanned;
 use super::address::UpstreamAddress;
 use super::gateway::Check;
 use crate::matrix::{Classified, Endpoint};
-use crate::policy::matcher::PathPattern;
+use crate::policy::paths::PathPattern;
 use crate::problem::{Problem, did_you_mean};
 
 /// An upstream: servers that answer alike, under the name that the operator gave.
@@ -56,7 +57,7 @@ pub struct Route {
 /// What a route takes.
 #[derive(Clone, Debug)]
 enum Target {
-    Path { written: String, pattern: PathPattern },
+    Path { written: String, pattern: Regex },
     Endpoints(Vec<Endpoint>),
 }
 
@@ -74,7 +75,7 @@ impl Routes {
         let takes = |route: &&Route| {
             route.methods.as_ref().is_none_or(|methods| methods.contains(method))
                 && match &route.target {
-                    Target::Path { pattern, .. } => paths.iter().flatten().any(|path| pattern.matches(path)),
+                    Target::Path { pattern, .. } => paths.iter().flatten().any(|path| pattern.is_match(path)),
                     Target::Endpoints(all) => all.contains(&classified.raw) || all.contains(&classified.decoded),
                 }
         };
@@ -252,7 +253,7 @@ impl Route {
 }
 
 fn path_target(path: &Spanned<String>, check: &mut Check<'_>) -> Option<Target> {
-    match PathPattern::new(path.get_ref()) {
+    match PathPattern::new(path.get_ref()).and_then(|pattern| pattern.automaton()) {
         Ok(pattern) => Some(Target::Path { written: path.get_ref().clone(), pattern }),
         Err(error) => {
             // The last line of the error; those before draw the pattern.

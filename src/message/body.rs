@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::Request;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use memchr::memmem;
@@ -167,6 +168,9 @@ pub struct RequestBody {
     idle: Duration,
     timer: Option<Pin<Box<Sleep>>>,
 }
+
+/// A request on its way upstream: it stays in one place while the layers hand it on.
+pub type BoxRequest = Box<Request<RequestBody>>;
 
 /// Where the bytes of a request come from.
 enum Upload {

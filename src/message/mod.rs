@@ -4,5 +4,5 @@ pub mod body;
 pub mod hop;
 pub mod respond;
 
-pub use body::{Body, RequestBody};
+pub use body::{Body, BoxRequest, RequestBody};
 pub use respond::Answer;

@@ -4,7 +4,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use rustls::ClientConfig;
 
@@ -12,13 +13,13 @@ use super::connector::Connector;
 use super::delegation::Delegations;
 use super::discovery;
 use super::media;
-use super::pool::{Failure, Line, Pool};
+use super::pool::{Failure, Pool, Way};
 use super::resolver::{NameServers, Resolver};
 use crate::addresses::Guard;
 use crate::config::egress::Ports;
 use crate::error::{Error, Kind, Side};
 use crate::matrix::ServerName;
-use crate::message::{Body, RequestBody, hop};
+use crate::message::{Body, BoxRequest, RequestBody, hop};
 use crate::observe::metrics::{Metrics, OriginMetrics};
 use crate::policy::{Held, Permitted};
 
@@ -92,7 +93,7 @@ impl Client {
     pub async fn send(
         &self,
         to: &ServerName,
-        request: Permitted<Request<RequestBody>>,
+        request: Permitted<BoxRequest>,
         follow: Follow,
     ) -> Result<Held<Response<Body>>, Error> {
         let (request, hold) = request.open();
@@ -125,28 +126,54 @@ impl Client {
         }
     }
 
-    async fn exchange(&self, to: &ServerName, request: Request<RequestBody>) -> Result<Response<Incoming>, Error> {
+    async fn exchange(&self, to: &ServerName, request: BoxRequest) -> Result<Response<Incoming>, Error> {
         let request = match self.pool.take(to) {
             None => request,
-            Some(line) => match line.send(request).await {
-                Err(Failure { unsent: Some(request), .. }) => {
-                    self.metrics.upstream.retries.inc();
-                    *request
-                }
-                sent => return passable(sent),
-            },
+            Some(way) => {
+                let again = match again(way, request).await {
+                    Ok(again) => again,
+                    Err(sent) => return passable(sent),
+                };
+                self.metrics.upstream.retries.inc();
+                again
+            }
         };
-        let line = tokio::time::timeout(REACH, self.connect(to)).await;
-        let line = line.unwrap_or_else(|_late| Err(Error::new(Kind::OriginConnect)))?;
-        passable(line.send(request).await)
+        let way = tokio::time::timeout(REACH, self.connect(to)).await;
+        let way = way.unwrap_or_else(|_late| Err(Error::new(Kind::OriginConnect)))?;
+        passable(way.send(request).await)
     }
 
-    async fn connect(&self, to: &ServerName) -> Result<Rc<Line>, Error> {
+    async fn connect(&self, to: &ServerName) -> Result<Way, Error> {
         let route = discovery::find(to, self.ports.federation, &self.delegations, &self.connector).await?;
         self.metrics.found(route.step);
         let stream = self.connector.connect(&route.places, &route.name).await?;
         self.pool.begin(stream, to, route.host).await
     }
+}
+
+/// Sends a request on a connection that was open already, and gives it back if it has to be sent again; else what came of it.
+pub(super) async fn again(way: Way, request: BoxRequest) -> Result<BoxRequest, Result<Response<Incoming>, Failure>> {
+    let copy = copy(&request);
+    match way.send(request).await {
+        Err(Failure { unsent: Some(request), .. }) => Ok(request),
+        // The server ended the connection while the request was on its way, as every server does now and then.
+        Err(Failure { error, unsent: None }) if error.kind() == Kind::OriginClosed => {
+            copy.ok_or(Err(Failure { error, unsent: None }))
+        }
+        sent => Err(sent),
+    }
+}
+
+/// The same request, if it may be sent twice and nothing flows with it.
+fn copy(request: &BoxRequest) -> Option<BoxRequest> {
+    if ![Method::GET, Method::HEAD].contains(request.method()) || !request.body().is_end_stream() {
+        return None;
+    }
+    let mut copy = Request::new(RequestBody::empty());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    Some(Box::new(copy))
 }
 
 /// Nobody asked for another protocol, so what follows a 101 is no HTTP.

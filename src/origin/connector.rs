@@ -1,6 +1,5 @@
 //! Opens connections to other servers: to an address that was checked, with TLS, to whom the certificate names.
 
-use std::error::Error as _;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -33,6 +32,8 @@ pub(super) type Stream = TlsStream<TcpStream>;
 pub(super) struct Connector {
     pub resolver: Resolver,
     tls: TlsConnector,
+    /// The same, for what is asked once: HTTP/1.1 and nothing else.
+    once: TlsConnector,
     /// Where HTTPS is served by default.
     https: u16,
 }
@@ -46,7 +47,9 @@ pub(super) struct Place {
 
 impl Connector {
     pub fn new(resolver: Resolver, tls: Arc<ClientConfig>, https: u16) -> Self {
-        Self { resolver, tls: TlsConnector::from(tls), https }
+        let mut once = ClientConfig::clone(&tls);
+        once.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Self { resolver, tls: TlsConnector::from(tls), once: TlsConnector::from(Arc::new(once)), https }
     }
 
     /// Opens a connection to the first of these places that can be reached, and believes it to be `name` only with a
@@ -57,7 +60,7 @@ impl Connector {
     pub async fn connect(&self, places: &[Place], name: &Host) -> Result<Stream, Error> {
         let mut last = Error::new(Kind::OriginUnknown);
         for place in places {
-            match self.connect_to(place, name).await {
+            match self.connect_to(place, name, &self.tls).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => last = error,
             }
@@ -65,12 +68,12 @@ impl Connector {
         Err(last)
     }
 
-    async fn connect_to(&self, place: &Place, name: &Host) -> Result<Stream, Error> {
+    async fn connect_to(&self, place: &Place, name: &Host, tls: &TlsConnector) -> Result<Stream, Error> {
         if place.port != self.https && !is_federation_port(place.port) {
             return Err(Error::new(Kind::OriginForbidden));
         }
         let stream = reach(&self.resolver, &place.host, place.port).await?;
-        secure(&self.tls, stream, name).await
+        secure(tls, stream, name).await
     }
 
     /// Asks for a URL, on a connection of its own, without a word about who asks.
@@ -79,7 +82,7 @@ impl Connector {
     /// As of [`Connector::connect`], [`Kind::OriginClosed`], [`Kind::OriginGarbled`].
     pub async fn get(&self, url: &Url) -> Result<Response<Incoming>, Error> {
         let place = Place { host: url.server.host().clone(), port: url.server.port().unwrap_or(self.https) };
-        let stream = self.connect(std::slice::from_ref(&place), &place.host).await?;
+        let stream = self.connect_to(&place, &place.host, &self.once).await?;
         let handshake = http1::Builder::new().max_headers(MAX_FIELDS).handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| broken(&error))?;
         tokio::task::spawn_local(async move {
@@ -97,11 +100,7 @@ impl Connector {
 
 /// The kind of what the HTTP library says of another server. Its words are not kept: they may quote what came.
 pub(super) fn broken(error: &hyper::Error) -> Error {
-    let is_cut = |error: &hyper::Error| {
-        let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
-        cause.is_some() || error.is_closed() || error.is_incomplete_message() || error.is_canceled()
-    };
-    Error::new(if is_cut(error) { Kind::OriginClosed } else { Kind::OriginGarbled })
+    Error::new(if error.is_parse() { Kind::OriginGarbled } else { Kind::OriginClosed })
 }
 
 /// Begins TLS, and believes the other end to be `name` only with a certificate for that name.

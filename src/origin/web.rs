@@ -4,20 +4,20 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Response};
 use hyper::body::Incoming;
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::client::{REACH, passable};
+use super::client::{REACH, again, passable};
 use super::connector::{reach, secure};
-use super::pool::{Failure, Pool};
+use super::pool::{Pool, Way};
 use super::resolver::{NameServers, Resolver};
 use crate::addresses::Guard;
 use crate::error::{Error, Kind, Side};
 use crate::matrix::{Host, ServerName};
-use crate::message::{Body, RequestBody, hop};
+use crate::message::{Body, BoxRequest, hop};
 use crate::observe::metrics::{Metrics, UpstreamMetrics, WEB};
 use crate::policy::{Held, Permitted};
 
@@ -117,7 +117,7 @@ impl Web {
     pub async fn send(
         &self,
         to: &Destination,
-        request: Permitted<Request<RequestBody>>,
+        request: Permitted<BoxRequest>,
     ) -> Result<Held<Response<Body>>, Error> {
         let (request, hold) = request.open();
         let began = Instant::now();
@@ -128,28 +128,29 @@ impl Web {
         Ok(hold.hold(response))
     }
 
-    async fn exchange(&self, to: &Destination, request: Request<RequestBody>) -> Result<Response<Incoming>, Error> {
+    async fn exchange(&self, to: &Destination, request: BoxRequest) -> Result<Response<Incoming>, Error> {
         let pool = match to.speaks {
             Speaks::Clear => &self.clear,
             Speaks::Tls => &self.encrypted,
         };
         let request = match pool.take(&to.name) {
             None => request,
-            Some(line) => match line.send(request).await {
-                Err(Failure { unsent: Some(request), .. }) => {
-                    self.metrics.retries.inc();
-                    *request
-                }
-                sent => return passable(sent),
-            },
+            Some(way) => {
+                let again = match again(way, request).await {
+                    Ok(again) => again,
+                    Err(sent) => return passable(sent),
+                };
+                self.metrics.retries.inc();
+                again
+            }
         };
         let host = HeaderValue::from_str(to.name.as_str()).map_err(|_| Error::new(Kind::OriginUnknown))?;
         let stream = self.reach(to).await?;
-        let line = match to.speaks {
-            Speaks::Clear => pool.begin(stream, &to.name, host).await?,
+        let way = match to.speaks {
+            Speaks::Clear => Way::Line(pool.begin_h1(stream, &to.name, host).await?),
             Speaks::Tls => pool.begin(secure(&self.tls, stream, &to.host).await?, &to.name, host).await?,
         };
-        passable(line.send(request).await)
+        passable(way.send(request).await)
     }
 
     async fn reach(&self, to: &Destination) -> Result<TcpStream, Error> {

@@ -11,6 +11,7 @@ pub mod egress;
 pub mod exchange;
 pub mod limiter;
 pub mod matcher;
+pub mod paths;
 pub mod permit;
 pub mod plan;
 pub mod selftest;

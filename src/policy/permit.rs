@@ -74,12 +74,16 @@ impl Permit {
     }
 
     /// Makes the policy's edits to the request, then adds the gateway's own fields, which no rule may touch.
-    pub fn permit<B>(&self, mut request: Request<B>, own: impl FnOnce(&mut HeaderMap)) -> Permitted<Request<B>> {
+    pub fn permit<B>(
+        &self,
+        mut request: Box<Request<B>>,
+        own: impl FnOnce(&mut HeaderMap),
+    ) -> Permitted<Box<Request<B>>> {
         if let Grant::Policy { policy, flow, endpoint } = &self.0 {
             if token_move(policy, *flow, *endpoint).is_some_and(|edit| edit.mode == Mode::Enforce) {
-                let (mut head, body) = request.into_parts();
-                target::move_token(&mut head.uri, &mut head.headers);
-                request = Request::from_parts(head, body);
+                let mut uri = std::mem::take(request.uri_mut());
+                target::move_token(&mut uri, request.headers_mut());
+                *request.uri_mut() = uri;
             }
             apply(policy.request_edits(*flow), request.headers_mut());
         }

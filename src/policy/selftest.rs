@@ -221,8 +221,8 @@ impl Probe {
                 *request.method_mut() = self.method.clone();
                 *request.uri_mut() = self.target.path_and_query().map_or_else(Uri::default, |it| Uri::from(it.clone()));
                 *request.headers_mut() = headers.clone();
-                let (request, _hold) = permit.permit(request, |_| {}).open();
-                Some(request)
+                let (request, _hold) = permit.permit(Box::new(request), |_| {}).open();
+                Some(*request)
             }
             Decision::Answer(_) | Decision::Deny(_) | Decision::Fail(_) => None,
         };

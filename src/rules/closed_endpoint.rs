@@ -28,7 +28,8 @@ use super::Rule;
 use crate::matrix::endpoint::Endpoint;
 use crate::message::Answer;
 use crate::policy::Compiler;
-use crate::policy::matcher::{PathPattern, When};
+use crate::policy::matcher::When;
+use crate::policy::paths::PathPattern;
 
 /// What one `[[rules.closed_endpoint]]` may say.
 #[derive(Debug, Deserialize)]

@@ -90,7 +90,7 @@ pub(crate) fn arrival(policy: &Arc<Policy>, method: &str, target: &str, headers:
 pub(crate) fn downstream_fields(policy: &Arc<Policy>, headers: &[(&'static str, &str)]) -> Vec<String> {
     let finding = probe("GET", "/_matrix/client/versions", &[]).judge(policy);
     let Decision::Permit(permit) = finding.verdict.decision else { panic!("versions are not permitted") };
-    let (_, hold) = permit.permit(Request::new(()), |_| {}).open();
+    let (_, hold) = permit.permit(Box::new(Request::new(())), |_| {}).open();
     let mut response = Response::new(());
     *response.headers_mut() =
         headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect::<HeaderMap>();

@@ -22,7 +22,7 @@ use super::revoke::{Revocation, Revokes};
 use super::tokens::{Refusal, Remembered, Tokens};
 use crate::error::{Error, Kind};
 use crate::matrix::token::{self, Token};
-use crate::message::RequestBody;
+use crate::message::{BoxRequest, RequestBody};
 use crate::observe::metrics::Metrics;
 use crate::policy::{Exchange, Permit, Policy, Purpose, Registration, TokenVerdict};
 use crate::upstream::Upstream;
@@ -152,7 +152,7 @@ impl Authenticator {
 /// One call of `whoami`.
 struct Question {
     permit: Permit,
-    request: Request<RequestBody>,
+    request: BoxRequest,
 }
 
 impl Question {
@@ -180,7 +180,7 @@ impl Question {
         *request.uri_mut() = format!("{WHOAMI}{query}").parse().unwrap_or_else(|_| Uri::from_static(WHOAMI));
         own(&mut headers);
         *request.headers_mut() = headers;
-        Self { permit: Permit::internal(Purpose::Whoami), request }
+        Self { permit: Permit::internal(Purpose::Whoami), request: Box::new(request) }
     }
 
     /// What the answer depends on besides the token: an appservice's token is good for some users and addresses only.

@@ -13,7 +13,7 @@ use tower::{Layer, Service};
 
 use super::Arrival;
 use crate::error::Error;
-use crate::message::{Answer, Body, RequestBody, hop};
+use crate::message::{Answer, Body, BoxRequest, RequestBody, hop};
 use crate::observe::access::Decision;
 
 /// Makes [`Canonical`].
@@ -30,19 +30,19 @@ impl<S> Layer<S> for CanonicalLayer {
     }
 }
 
-impl<'a, S> Service<Arrival<RequestBody>> for &'a Canonical<S>
+impl<'a, S> Service<Arrival<BoxRequest>> for &'a Canonical<S>
 where
-    &'a S: Service<Arrival<RequestBody>, Response = Response<Body>, Error = Error>,
+    &'a S: Service<Arrival<BoxRequest>, Response = Response<Body>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Error;
-    type Future = Either<Ready<Result<Response<Body>, Error>>, <&'a S as Service<Arrival<RequestBody>>>::Future>;
+    type Future = Either<Ready<Result<Response<Body>, Error>>, <&'a S as Service<Arrival<BoxRequest>>>::Future>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut arrival: Arrival<RequestBody>) -> Self::Future {
+    fn call(&mut self, mut arrival: Arrival<BoxRequest>) -> Self::Future {
         if let Err(refusal) = canonicalize(&mut arrival.request) {
             arrival.facts.note(|record| {
                 record.decision = Decision::Deny;

@@ -9,7 +9,7 @@ use super::Arrival;
 use crate::error::Error;
 use crate::matrix::Flow;
 use crate::matrix::classify::{Classified, classify, flow};
-use crate::message::{Body, RequestBody};
+use crate::message::{Body, BoxRequest};
 
 /// Makes [`Classify`].
 pub struct ClassifyLayer {
@@ -44,7 +44,7 @@ pub struct Classify<S> {
 /// A request whose endpoint is known.
 pub struct Known {
     /// The request.
-    pub arrival: Arrival<RequestBody>,
+    pub arrival: Arrival<BoxRequest>,
     /// What it asks for.
     pub classified: Classified,
     /// The direction.
@@ -59,7 +59,7 @@ impl<S> Layer<S> for ClassifyLayer {
     }
 }
 
-impl<'a, S> Service<Arrival<RequestBody>> for &'a Classify<S>
+impl<'a, S> Service<Arrival<BoxRequest>> for &'a Classify<S>
 where
     &'a S: Service<Known, Response = Response<Body>, Error = Error>,
 {
@@ -71,7 +71,7 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, arrival: Arrival<RequestBody>) -> Self::Future {
+    fn call(&mut self, arrival: Arrival<BoxRequest>) -> Self::Future {
         let path = arrival.request.uri().path();
         let classified = classify(arrival.request.method(), path);
         let flow = match self.direction {

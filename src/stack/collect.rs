@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Error, Kind};
 use crate::matrix::{Classified, Endpoint};
-use crate::message::RequestBody;
+use crate::message::{BoxRequest, RequestBody};
 
 /// Collects the bodies of uploads that declare no length, and nothing else.
 #[derive(Clone)]
@@ -37,11 +37,7 @@ impl Collector {
     /// # Errors
     /// [`Kind::LengthRequired`] if the body is too large to be collected, or too many are being collected; and whatever is wrong
     /// with the body itself.
-    pub async fn with_length(
-        &self,
-        request: Request<RequestBody>,
-        classified: Classified,
-    ) -> Result<(Request<RequestBody>, Place), Error> {
+    pub async fn with_length(&self, request: BoxRequest, classified: Classified) -> Result<(BoxRequest, Place), Error> {
         if !is_upload(classified.raw) || request.body().size_hint().exact().is_some() {
             return Ok((request, Place { _permit: None }));
         }
@@ -56,7 +52,8 @@ impl Collector {
             }
             collected.extend_from_slice(&data);
         }
-        Ok((Request::from_parts(head, RequestBody::whole(collected.freeze())), Place { _permit: Some(place) }))
+        let request = Request::from_parts(head, RequestBody::whole(collected.freeze()));
+        Ok((Box::new(request), Place { _permit: Some(place) }))
     }
 }
 

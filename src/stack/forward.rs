@@ -19,7 +19,7 @@ use super::Arrival;
 use super::canonical::{Unclear, one_framing};
 use crate::config::secret::Secret;
 use crate::error::{Error, Kind};
-use crate::message::{Answer, Body, RequestBody, hop};
+use crate::message::{Answer, Body, BoxRequest, RequestBody, hop};
 use crate::observe::access::Decision;
 use crate::origin::Destination;
 
@@ -140,19 +140,19 @@ impl<S> Layer<S> for ForwardLayer {
     }
 }
 
-impl<'a, S> Service<Arrival<RequestBody>> for &'a Forward<S>
+impl<'a, S> Service<Arrival<BoxRequest>> for &'a Forward<S>
 where
-    &'a S: Service<Arrival<RequestBody>, Response = Response<Body>, Error = Error>,
+    &'a S: Service<Arrival<BoxRequest>, Response = Response<Body>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Error;
-    type Future = Either<Ready<Result<Response<Body>, Error>>, <&'a S as Service<Arrival<RequestBody>>>::Future>;
+    type Future = Either<Ready<Result<Response<Body>, Error>>, <&'a S as Service<Arrival<BoxRequest>>>::Future>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut arrival: Arrival<RequestBody>) -> Self::Future {
+    fn call(&mut self, mut arrival: Arrival<BoxRequest>) -> Self::Future {
         if let Err(refusal) = admit(&mut arrival.request, &self.terms, arrival.peer.in_place_of.as_ref()) {
             arrival.facts.note(|record| {
                 record.decision = Decision::Deny;

@@ -16,8 +16,8 @@ use super::Arrival;
 use super::canonical::{Unclear, one_framing};
 use crate::config::secret::Secret;
 use crate::error::{Error, Kind};
-use crate::matrix::{ServerName, x_matrix};
-use crate::message::{Answer, Body, RequestBody, hop};
+use crate::matrix::{Flow, ServerName, x_matrix};
+use crate::message::{Answer, Body, BoxRequest, RequestBody, hop};
 use crate::observe::access::Decision;
 
 /// Makes [`Hook`].
@@ -46,21 +46,22 @@ impl<S> Layer<S> for HookLayer {
     }
 }
 
-impl<'a, S> Service<Arrival<RequestBody>> for &'a Hook<S>
+impl<'a, S> Service<Arrival<BoxRequest>> for &'a Hook<S>
 where
-    &'a S: Service<Arrival<RequestBody>, Response = Response<Body>, Error = Error>,
+    &'a S: Service<Arrival<BoxRequest>, Response = Response<Body>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Error;
-    type Future = Either<Ready<Result<Response<Body>, Error>>, <&'a S as Service<Arrival<RequestBody>>>::Future>;
+    type Future = Either<Ready<Result<Response<Body>, Error>>, <&'a S as Service<Arrival<BoxRequest>>>::Future>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut arrival: Arrival<RequestBody>) -> Self::Future {
+    fn call(&mut self, mut arrival: Arrival<BoxRequest>) -> Self::Future {
         if let Err(refusal) = admit(&mut arrival.request, &self.secret) {
             arrival.facts.note(|record| {
+                record.flow = Flow::Egress;
                 record.decision = Decision::Deny;
                 record.rule = Some("federation_door");
             });

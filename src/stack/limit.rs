@@ -16,7 +16,7 @@ use super::{Arrival, Facts};
 use crate::config::settings::Limits;
 use crate::error::{Error, Kind};
 use crate::matrix::endpoint::Endpoint;
-use crate::message::{Body, RequestBody};
+use crate::message::{Body, BoxRequest, RequestBody};
 
 /// Makes [`Limit`].
 pub struct LimitLayer {
@@ -61,19 +61,19 @@ impl<S> Layer<S> for LimitLayer {
     }
 }
 
-impl<'a, S> Service<Arrival<Incoming>> for &'a Limit<S>
+impl<'a, S> Service<Arrival<Request<Incoming>>> for &'a Limit<S>
 where
-    &'a S: Service<Arrival<RequestBody>, Response = Response<Body>, Error = Error>,
+    &'a S: Service<Arrival<BoxRequest>, Response = Response<Body>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Error;
-    type Future = LimitFuture<<&'a S as Service<Arrival<RequestBody>>>::Future>;
+    type Future = LimitFuture<<&'a S as Service<Arrival<BoxRequest>>>::Future>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, arrival: Arrival<Incoming>) -> Self::Future {
+    fn call(&mut self, arrival: Arrival<Request<Incoming>>) -> Self::Future {
         let Arrival { request, peer, named, facts } = arrival;
         let most = self.limits.body.get();
         // Synapse answers a body that is too large by resetting the connection, and a reset tells a client nothing.
@@ -85,7 +85,8 @@ where
             return LimitFuture::Refused { kind: Kind::HeadTooLarge };
         }
         let flow = Rc::clone(facts.body());
-        let request = request.map(|body| RequestBody::new(body, flow, most, self.limits.body_idle.duration()));
+        let request =
+            Box::new(request.map(|body| RequestBody::new(body, flow, most, self.limits.body_idle.duration())));
         let patience = self.patience;
         let timer = tokio::time::sleep_until(Instant::now() + patience.first());
         let inner = (&self.inner).call(Arrival { request, peer, named, facts: Rc::clone(&facts) });

@@ -154,9 +154,9 @@ pub struct Parts {
 }
 
 /// A request with the connection it came on, and what is noted of it on its way.
-pub struct Arrival<B> {
+pub struct Arrival<R> {
     /// The request.
-    pub request: Request<B>,
+    pub request: R,
     /// The connection it came on.
     pub peer: Rc<Peer>,
     /// Whom a trusted hop at the other end of the connection names; `None` where the other end is the client.
@@ -185,7 +185,7 @@ pub struct Peer {
     pub pace: Rc<Pace>,
 }
 
-impl<B> Arrival<B> {
+impl<R> Arrival<R> {
     /// Who asks.
     pub fn client(&self) -> &Client {
         self.named.as_deref().unwrap_or(&self.peer.client)

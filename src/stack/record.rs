@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -74,11 +74,11 @@ impl<S> Layer<S> for RecordLayer {
 
 impl<'a, S> Service<(Request<Incoming>, Rc<Peer>)> for &'a Record<S>
 where
-    &'a S: Service<Arrival<Incoming>, Response = Response<Body>, Error = Infallible>,
+    &'a S: Service<Arrival<Request<Incoming>>, Response = Response<Body>, Error = Infallible>,
 {
     type Response = Response<RecordedBody>;
     type Error = Infallible;
-    type Future = RecordFuture<<&'a S as Service<Arrival<Incoming>>>::Future>;
+    type Future = RecordFuture<<&'a S as Service<Arrival<Request<Incoming>>>>::Future>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
@@ -238,12 +238,16 @@ impl Facts {
 
     /// How long the exchange lasts so far.
     pub fn elapsed_us(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+        us(self.started.elapsed())
     }
 
     fn is_head(&self) -> bool {
         self.record.borrow().method == crate::observe::access::Method::Head
     }
+}
+
+fn us(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Drop for Facts {
@@ -253,12 +257,15 @@ impl Drop for Facts {
             // Whatever was decided, nobody waited for it.
             record.decision = Decision::Cancelled;
         }
-        record.duration_us = self.elapsed_us();
+        let took = self.started.elapsed();
+        record.duration_us = us(took);
         record.bytes_in = self.body.bytes();
         let metrics = &self.ledger.metrics;
         self.peer.listener.request(record.flow, record.status);
-        metrics.endpoint_request(self.endpoint.get().index(), record.status);
-        metrics.request_duration(record.flow, self.started.elapsed());
+        if record.flow.is_inbound() {
+            metrics.endpoint_request(self.endpoint.get().index(), record.status);
+        }
+        metrics.request_duration(record.flow, took);
         if self.endpoint.get().is_unknown() {
             metrics.unknown_endpoint(record.flow);
         }

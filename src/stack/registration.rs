@@ -66,7 +66,7 @@ impl Registrar {
         let mut request = Request::new(RequestBody::whole(Bytes::from_static(b"{}")));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = Uri::from_static(REGISTER);
-        let permitted = permit.permit(request, |headers| {
+        let permitted = permit.permit(Box::new(request), |headers| {
             headers.insert(header::HOST, HeaderValue::from_static("localhost"));
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         });

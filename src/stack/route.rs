@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use http::{Request, Response};
+use http::Response;
 use hyper::body::Incoming;
 use tower::{Layer, Service};
 
@@ -11,7 +11,7 @@ use super::Facts;
 use crate::config::route::Routes;
 use crate::error::Error;
 use crate::matrix::{Classified, Flow};
-use crate::message::RequestBody;
+use crate::message::BoxRequest;
 use crate::policy::{Held, Permitted};
 use crate::upstream::{Outgoing, Upstreams};
 
@@ -30,7 +30,7 @@ pub struct Route {
 /// A request that has been permitted.
 pub struct Cleared {
     /// The request.
-    pub request: Permitted<Request<RequestBody>>,
+    pub request: Permitted<BoxRequest>,
     /// What it asks for.
     pub classified: Classified,
     /// The direction.

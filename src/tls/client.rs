@@ -9,7 +9,7 @@ use rustls::{ClientConfig, RootCertStore};
 use super::server::{provider, read_authorities};
 use crate::problem::{Problem, Problems};
 
-/// TLS 1.3 and 1.2 to servers that the machine's roots vouch for, or those in these files: the system keeps its own current,
+/// TLS 1.3 and 1.2, HTTP/2 and HTTP/1.1, to servers that the machine's roots vouch for, or those in these files: the system keeps its own current,
 /// and the operator has put there whom Synapse believes as well.
 ///
 /// # Errors
@@ -35,6 +35,6 @@ pub fn config(extra_roots: &[impl AsRef<Path>]) -> Result<Arc<ClientConfig>, Pro
     let builder = ClientConfig::builder_with_provider(provider());
     let builder = builder.with_protocol_versions(&[&TLS13, &TLS12]).map_err(unusable)?;
     let mut config = builder.with_root_certificates(roots).with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

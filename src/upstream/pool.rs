@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::Response;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::connector::{Connector, Stream};
 use crate::error::{Error, Kind};
-use crate::message::RequestBody;
+use crate::message::{BoxRequest, RequestBody};
 use crate::observe::metrics::{Counted, PoolState, UpstreamMetrics};
 
 /// One worker's connections. Not shared between threads: an exchange runs on one.
@@ -139,16 +139,16 @@ impl Shelf {
 }
 
 /// A request until it is written.
-pub type Slot = Option<Request<RequestBody>>;
+pub type Slot = Option<BoxRequest>;
 
 impl Line {
     async fn send(&self, slot: &mut Slot) -> Result<Response<Incoming>, Error> {
         let Some(mut sender) = self.sender.take() else { return Err(Error::new(Kind::Closed)) };
-        let response = slot.take().map(|request| sender.try_send_request(request));
+        let response = slot.take().map(|request| sender.try_send_request(*request));
         self.sender.replace(Some(sender));
         let Some(response) = response else { return Err(Error::new(Kind::Closed)) };
         response.await.map_err(|mut failure| {
-            *slot = failure.take_message();
+            *slot = failure.take_message().map(Box::new);
             let error = failure.into_error();
             let kind = match &error {
                 error if error.is_parse() => Kind::Garbled,

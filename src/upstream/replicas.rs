@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::select_ok;
-use http::{Request, Response};
+use http::Response;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
@@ -18,7 +18,7 @@ use super::directory::{Entry, Waiting};
 use super::health::{Attempt, Health};
 use super::pool::{Pool, Slot};
 use crate::error::{Error, Kind, Side};
-use crate::message::RequestBody;
+use crate::message::BoxRequest;
 use crate::observe::metrics::UpstreamMetrics;
 
 /// Servers that answer alike.
@@ -53,7 +53,7 @@ impl Replicas {
     ///
     /// # Errors
     /// As [`Pool::send`].
-    pub async fn send(&self, request: Request<RequestBody>, waits: bool) -> Result<Response<Incoming>, Error> {
+    pub async fn send(&self, request: BoxRequest, waits: bool) -> Result<Response<Incoming>, Error> {
         let began = Instant::now();
         let slot = &mut Some(request);
         let sent = match self.send_once_or_twice(slot).await {
@@ -77,7 +77,7 @@ impl Replicas {
     ///
     /// # Errors
     /// As [`Pool::send`].
-    pub async fn send_to_one(&self, server: usize, request: Request<RequestBody>) -> Result<Response<Incoming>, Error> {
+    pub async fn send_to_one(&self, server: usize, request: BoxRequest) -> Result<Response<Incoming>, Error> {
         self.send_to(server, Attempt::Usual, &mut Some(request)).await
     }
 
@@ -170,11 +170,13 @@ const EVERY: Duration = Duration::from_millis(250);
 
 #[cfg(test)]
 mod tests {
+    use http::Request;
     use tokio::net::TcpListener;
     use tokio::sync::Semaphore;
 
     use super::*;
     use crate::config::address::UpstreamAddress;
+    use crate::message::RequestBody;
     use crate::observe::metrics::Metrics;
 
     /// One server that is not there, and this many places to wait for it.
@@ -192,7 +194,7 @@ mod tests {
 
     async fn took(replicas: &Replicas, waits: bool) -> Duration {
         let began = Instant::now();
-        let failed = replicas.send(Request::new(RequestBody::empty()), waits).await;
+        let failed = replicas.send(Box::new(Request::new(RequestBody::empty())), waits).await;
         assert_eq!(failed.unwrap_err().kind(), Kind::Connect);
         began.elapsed()
     }

@@ -13,7 +13,7 @@ use tower::Service;
 use super::directory::{Directory, Entry};
 use super::replicas::Replicas;
 use crate::error::{Error, Kind};
-use crate::message::{RequestBody, hop};
+use crate::message::{BoxRequest, RequestBody, hop};
 use crate::policy::{Held, Permit, Permitted, Purpose};
 
 /// One upstream, as one worker reaches it.
@@ -29,7 +29,7 @@ pub struct Upstreams(Rc<[Rc<Upstream>]>);
 /// A permitted request, and who is to answer it.
 pub struct Outgoing {
     /// The request.
-    pub request: Permitted<Request<RequestBody>>,
+    pub request: Permitted<BoxRequest>,
     /// The upstream's position.
     pub upstream: usize,
     /// Whether it waits for an upstream that cannot be reached.
@@ -75,11 +75,7 @@ impl Upstream {
     /// # Errors
     /// [`Kind::Connect`], [`Kind::Closed`] or [`Kind::Garbled`], also for a 101: nobody asked for an upgrade, so what follows is
     /// no HTTP. [`Kind::BrokenBody`] where the request's own body failed, whose flow tells how.
-    pub async fn send(
-        &self,
-        request: Permitted<Request<RequestBody>>,
-        waits: bool,
-    ) -> Result<Held<Response<Incoming>>, Error> {
+    pub async fn send(&self, request: Permitted<BoxRequest>, waits: bool) -> Result<Held<Response<Incoming>>, Error> {
         let (request, hold) = request.open();
         let mut response = self.replicas.send(request, waits).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -129,7 +125,7 @@ impl Upstream {
         let permit = Permit::internal(purpose);
         let mut request = Request::new(RequestBody::empty());
         *request.uri_mut() = http::Uri::from_static(path);
-        let permitted = permit.permit(request, |headers| {
+        let permitted = permit.permit(Box::new(request), |headers| {
             headers.insert(header::HOST, HeaderValue::from_static("localhost"));
         });
         let (request, hold) = permitted.open();

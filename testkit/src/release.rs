@@ -1,6 +1,6 @@
 //! The gateway as it is shipped: what `cargo build --release` makes, without a feature that only tests ask for.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -9,13 +9,19 @@ use crate::error::{Context, Error, Result};
 
 /// Builds it if need be, and returns its path. Cargo says on standard error what it does.
 pub fn gateway() -> Result<PathBuf> {
+    build(Path::new(ROOT), &["--locked", "--package", "mantlet", "--bin", "mantlet"])
+}
+
+fn build(directory: &Path, arguments: &[&str]) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
-    build.args(["build", "--release", "--locked", "--package", "mantlet", "--bin", "mantlet"]);
-    build.arg("--message-format=json-render-diagnostics").current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    build
+        .args(["build", "--release", "--message-format=json-render-diagnostics"])
+        .args(arguments)
+        .current_dir(directory);
     let output = build.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context(|| "run cargo".into())?;
     if !output.status.success() {
-        return Err(Error::new(format!("the gateway cannot be built ({})", output.status)));
+        return Err(Error::new(format!("{} cannot be built ({})", directory.display(), output.status)));
     }
     let messages = String::from_utf8_lossy(&output.stdout).into_owned();
     let executable = |line: &str| {
@@ -31,3 +37,5 @@ pub fn compiler() -> Result<String> {
     let output = Command::new(rustc).arg("-V").output().context(|| "run rustc".into())?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");

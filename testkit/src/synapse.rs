@@ -351,7 +351,7 @@ pub enum Role {
 }
 
 /// A port that is free now, below the range from which the kernel takes ports for outgoing connections.
-pub(crate) fn free_port() -> Result<u16> {
+pub fn free_port() -> Result<u16> {
     for _ in 0..200 {
         let random = u16::from_be_bytes(random()?);
         let port = 10_000 + random % (32_768 - 10_000);

@@ -17,6 +17,10 @@ pub enum Tool {
     Valgrind,
     /// Counts system calls.
     Strace,
+    /// A proxy to be measured beside.
+    Haproxy,
+    /// Another one.
+    Caddy,
 }
 
 /// Names of tools, with commas, whose tests are left out. Without it a missing tool is a failure.
@@ -24,7 +28,7 @@ pub const WITHOUT: &str = "MANTLET_WITHOUT";
 
 impl Tool {
     /// All there are.
-    pub const ALL: [Tool; 4] = [Tool::Node, Tool::Nginx, Tool::Valgrind, Tool::Strace];
+    pub const ALL: [Tool; 6] = [Tool::Node, Tool::Nginx, Tool::Valgrind, Tool::Strace, Tool::Haproxy, Tool::Caddy];
 
     /// Its name in [`WITHOUT`].
     pub fn name(self) -> &'static str {
@@ -33,6 +37,8 @@ impl Tool {
             Tool::Nginx => "nginx",
             Tool::Valgrind => "valgrind",
             Tool::Strace => "strace",
+            Tool::Haproxy => "haproxy",
+            Tool::Caddy => "caddy",
         }
     }
 
@@ -74,6 +80,8 @@ impl Tool {
             Tool::Nginx => &["nginx"],
             Tool::Valgrind => &["valgrind", "callgrind_annotate", "callgrind_control"],
             Tool::Strace => &["strace"],
+            Tool::Haproxy => &["haproxy"],
+            Tool::Caddy => &["caddy"],
         }
     }
 
@@ -83,6 +91,8 @@ impl Tool {
             Tool::Nginx => "nginx",
             Tool::Valgrind => "valgrind",
             Tool::Strace => "strace",
+            Tool::Haproxy => "haproxy",
+            Tool::Caddy => "caddy",
         }
     }
 }
@@ -132,6 +142,6 @@ mod tests {
         assert_eq!(names("node, strace").unwrap(), [Tool::Node, Tool::Strace]);
         assert_eq!(names("nginx,").unwrap(), [Tool::Nginx]);
         let error = names("nodejs").unwrap_err().to_string();
-        assert_eq!(error, "MANTLET_WITHOUT names \"nodejs\"; known are node, nginx, valgrind, strace");
+        assert_eq!(error, "MANTLET_WITHOUT names \"nodejs\"; known are node, nginx, valgrind, strace, haproxy, caddy");
     }
 }

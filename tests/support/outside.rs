@@ -191,3 +191,75 @@ async fn splice(
     let Ok(mut plain) = TcpStream::connect(plain).await else { return };
     let _ = tokio::io::copy_bidirectional(&mut tls, &mut plain).await;
 }
+
+/// A server of HTTP/2 and nothing else.
+pub struct H2Server {
+    addr: SocketAddr,
+    seen: Arc<Mutex<Seen>>,
+    _stop: oneshot::Sender<()>,
+}
+
+/// What a server of HTTP/2 saw.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// How many connections there were.
+    pub connections: usize,
+    /// Each request: its method and target, its fields, and how long its body was.
+    pub requests: Vec<(String, http::HeaderMap, usize)>,
+}
+
+impl H2Server {
+    /// Listens at this address, and answers everything with `{}`.
+    pub fn start(authority: &Authority, names: &[&str], at: SocketAddr) -> H2Server {
+        let socket = std::net::TcpListener::bind(at).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let addr = socket.local_addr().unwrap();
+        let mut config = config(&authority.issue(names).unwrap());
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let here = Arc::clone(&seen);
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let listener = TcpListener::from_std(socket).unwrap();
+                let serve = async {
+                    while let Ok((stream, _)) = listener.accept().await {
+                        tokio::spawn(serve_h2(stream, acceptor.clone(), Arc::clone(&here)));
+                    }
+                };
+                tokio::select! { () = serve => {}, _ = stopped => {} }
+            });
+        });
+        H2Server { addr, seen, _stop: stop }
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// What it saw.
+    pub fn seen(&self) -> Seen {
+        self.seen.lock().unwrap().clone()
+    }
+}
+
+async fn serve_h2(stream: TcpStream, acceptor: tokio_rustls::TlsAcceptor, seen: Arc<Mutex<Seen>>) {
+    let Ok(stream) = acceptor.accept(stream).await else { return };
+    seen.lock().unwrap().connections += 1;
+    let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+        let seen = Arc::clone(&seen);
+        async move {
+            let (head, body) = request.into_parts();
+            let length = http_body_util::BodyExt::collect(body).await?.to_bytes().len();
+            seen.lock().unwrap().requests.push((format!("{} {}", head.method, head.uri), head.headers, length));
+            let mut response = http::Response::new(http_body_util::Full::new(bytes::Bytes::from_static(b"{}")));
+            response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/json"));
+            Ok::<_, hyper::Error>(response)
+        }
+    });
+    let builder = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+    let _ = builder.serve_connection(hyper_util::rt::TokioIo::new(stream), service).await;
+}
