@@ -17,6 +17,7 @@ pub mod snapshot;
 pub mod upstream;
 pub mod origin;
 pub mod stack;
+pub mod egress;
 pub mod ingress;
 pub mod server;
 pub mod cli;

@@ -9,6 +9,7 @@ use prometheus::IntCounter;
 use crate::observe::metrics::{Action, Metrics};
 use crate::policy::plan::RuleInfo;
 use crate::policy::{Policy, RuleIndex};
+use crate::tls::leaves::Leaves;
 
 /// A policy with its number and its counters. A request is judged wholly by one generation.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub struct Generation {
     pub number: u64,
     /// What judges.
     pub policy: Arc<Policy>,
+    /// What is shown in the place of hosts that the policy wants to be looked into.
+    pub leaves: Leaves,
     /// What each rule of the policy counts, resolved once.
     counters: Vec<RuleCounters>,
 }
@@ -41,19 +44,20 @@ pub struct Current(RefCell<Cache<Arc<ArcSwap<Generation>>, Arc<Generation>>>);
 
 impl Generation {
     /// Numbers a policy and resolves its counters.
-    pub fn new(number: u64, policy: Arc<Policy>, metrics: &Metrics) -> Self {
+    pub fn new(number: u64, policy: Arc<Policy>, leaves: Leaves, metrics: &Metrics) -> Self {
         let resolve = |rule: &RuleInfo| {
             let count = |action| metrics.rule_counter(rule.name, action, rule.mode.into());
             RuleCounters { deny: count(Action::Deny), answer: count(Action::Answer), edit: count(Action::Edit) }
         };
         let counters = policy.rules().iter().map(resolve).collect();
-        Self { number, policy, counters }
+        metrics.leaves_not_after(leaves.not_after());
+        Self { number, policy, leaves, counters }
     }
 
     /// One that breaks when it counts what a rule did.
     #[cfg(test)]
     pub(crate) fn without_counters(policy: Arc<Policy>) -> Self {
-        Self { number: 1, policy, counters: Vec::new() }
+        Self { number: 1, policy, leaves: Leaves::default(), counters: Vec::new() }
     }
 
     /// What one rule counts.

@@ -209,9 +209,12 @@ fn surroundings(document: &Document) -> tempfile::TempDir {
     for name in ["fullchain.pem", "other.pem", "partners.pem", "internal-ca.pem"] {
         write(name, &certificate.cert.pem());
     }
-    for name in ["privkey.pem", "other.key", "federation.secret"] {
-        let secret =
-            if name == "federation.secret" { "a-secret".to_owned() } else { certificate.signing_key.serialize_pem() };
+    for name in ["privkey.pem", "other.key", "federation.secret", "proxy.credentials"] {
+        let secret = match name {
+            "federation.secret" => "a-secret".to_owned(),
+            "proxy.credentials" => "synapse:a password".to_owned(),
+            _ => certificate.signing_key.serialize_pem(),
+        };
         write(name, &secret);
         fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(0o600)).unwrap();
     }
@@ -232,7 +235,8 @@ fn is_gateway_file(text: &str) -> bool {
         "[homeserver]",
         "[egress]",
     ];
-    text.lines().any(|line| TABLES.contains(&line.trim()))
+    // A policy, too, has a table of that name.
+    text.lines().any(|line| TABLES.contains(&line.trim())) && !text.lines().any(|line| line.starts_with("extends"))
 }
 
 /// Each `$ command` of a block with the lines that follow it.

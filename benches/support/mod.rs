@@ -43,6 +43,7 @@ pub fn exchange<'a>(path: &'a str, headers: &'a HeaderMap) -> Exchange<'a> {
         query: None,
         headers,
         host: "matrix.example.org",
+        destination: None,
         client: IpAddr::V4(Ipv4Addr::LOCALHOST),
         token: None,
         registration: None,

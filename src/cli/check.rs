@@ -9,8 +9,10 @@ use super::{Common, PolicyArgument};
 use crate::config::compiled::Compiled;
 use crate::config::gateway::{Door, Gateway};
 use crate::origin::NameServers;
+use crate::policy::Policy;
 use crate::problem::Problems;
 use crate::tls;
+use crate::tls::leaves::Interception;
 use crate::tls::server::Credentials;
 
 #[derive(Debug, clap::Args)]
@@ -38,12 +40,16 @@ impl Check {
             if let Err(found) = Credentials::read(listener) {
                 problems.0.extend(found.0);
             }
-            if listener.door == Door::Federation {
-                let roots = tls::client::config(&listener.extra_roots).map(drop);
-                let name_servers = NameServers::new(&gateway.egress.nameservers()).map(drop);
-                problems.0.extend(roots.err().into_iter().flat_map(|found| found.0).chain(name_servers.err()));
+            let name_servers = || NameServers::new(&gateway.egress.nameservers()).map(drop).err();
+            match listener.door {
+                Door::Ingress => {}
+                Door::Federation | Door::Proxy => {
+                    let roots = tls::client::config(&listener.extra_roots).map(drop).err();
+                    problems.0.extend(roots.into_iter().flat_map(|found| found.0).chain(name_servers()));
+                }
             }
         }
+        let interception = Interception::read(&gateway).map_err(|found| problems.0.extend(found.0)).ok();
         let source = match self.policy.policy {
             Some(_) => self.policy.source(common)?,
             None => gateway.policy.clone(),
@@ -54,10 +60,14 @@ impl Check {
                 problems.0.extend(found.0);
             }
         });
+        if let (Ok(compiled), Some(interception)) = (&compiled, interception) {
+            problems.0.extend(interception.leaves(&compiled.policy).err().into_iter().flat_map(|found| found.0));
+        }
         let (Ok(compiled), true) = (compiled, problems.is_empty()) else {
             return problems.or(()).map(|()| ExitCode::SUCCESS);
         };
         let policy = &compiled.policy;
+        let has_proxy = gateway.listeners.iter().any(|listener| listener.door == Door::Proxy);
         let rules: Vec<_> = policy.rules().iter().filter(|rule| rule.location.is_some()).collect();
         output.print(
             || {
@@ -67,11 +77,12 @@ impl Check {
                 let names: Vec<_> =
                     rules.iter().map(|rule| format!("{} ({})", rule.name, rule.mode.as_str())).collect();
                 format!(
-                    "{}: good\n  rules  {}\n  tests  {} passed\n  digest {}",
+                    "{}: good\n  rules  {}\n  tests  {} passed\n  digest {}{}",
                     policy.name(),
                     names.join(", "),
                     compiled.tests.len(),
-                    policy.digest()
+                    policy.digest(),
+                    if has_proxy { read_only_where(policy) } else { String::new() }
                 )
             },
             || {
@@ -88,5 +99,17 @@ impl Check {
             },
         );
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Rules that act on what Synapse asks others can act only where that can be read.
+fn read_only_where(policy: &Policy) -> String {
+    let mut rules: Vec<_> = policy.outbound_gates().map(|gate| policy.rule(gate.rule).name).collect();
+    rules.dedup();
+    let hosts: Vec<_> = policy.egress().intercepted().map(|(name, _)| name).collect();
+    match (rules.is_empty(), hosts.is_empty()) {
+        (true, _) => String::new(),
+        (false, true) => format!("\n  out    {}: only in the clear, for no host is intercepted", rules.join(", ")),
+        (false, false) => format!("\n  out    {}: only on {}, and in the clear", rules.join(", "), hosts.join(", ")),
     }
 }

@@ -72,7 +72,11 @@ impl Explain {
             (None, _) | (Some(_), Some(_)) => Some(common.gateway_alone()?),
         };
         let finding = probe.judge(&policy);
-        let refusal = canonical::refusal(&probe.method, &probe.target, &probe.headers);
+        // What is ambiguous is refused at the way in; at the way out Synapse asks.
+        let refusal = match finding.flow.is_inbound() {
+            true => canonical::refusal(&probe.method, &probe.target, &probe.headers),
+            false => None,
+        };
         let upstream = gateway.as_ref().filter(|_| refusal.is_none());
         let upstream = upstream.and_then(|gateway| upstream_of(&probe, &finding, gateway));
         let refusal = refusal.as_ref();
@@ -94,11 +98,12 @@ impl Explain {
                 header.split_once(':').ok_or_else(|| format!("`{header}` is not of the form \"Name: value\""))?;
             probe.header(name, value)?;
         }
-        probe.flow = self.flow.map(|flow| match flow {
+        let flow = self.flow.map(|flow| match flow {
             FlowArgument::Client => Flow::Client,
             FlowArgument::Federation => Flow::Federation,
             FlowArgument::Egress => Flow::Egress,
         });
+        probe.flow = flow.or(probe.flow);
         probe.from = self.from.unwrap_or(probe.from);
         probe.token = match self.token {
             TokenArgument::Valid => Supposed::Valid,
@@ -109,9 +114,18 @@ impl Explain {
     }
 }
 
+/// What stands behind the method: path and query, or whom a tunnel is asked for to.
+fn asked(probe: &Probe) -> &str {
+    match (probe.target.path_and_query(), probe.target.authority()) {
+        (Some(target), _) => target.as_str(),
+        (None, Some(authority)) => authority.as_str(),
+        (None, None) => "/",
+    }
+}
+
 /// The upstream that answers the request, if it is permitted.
 fn upstream_of<'a>(probe: &Probe, finding: &Finding, gateway: &'a Gateway) -> Option<&'a str> {
-    let Decision::Permit(_) = finding.verdict.decision else { return None };
+    let (Decision::Permit(_), true) = (&finding.verdict.decision, finding.flow.is_inbound()) else { return None };
     let position = gateway.routes.choose(&probe.method, probe.target.path(), finding.classified);
     gateway.upstreams.get(position).map(|upstream| &*upstream.name)
 }
@@ -125,10 +139,7 @@ fn text(
 ) -> String {
     let mut page = Page::default();
     let endpoint = finding.classified.raw;
-    page.line(
-        "request",
-        format!("{} {}", probe.method, probe.target.path_and_query().map_or("/", |target| target.as_str())),
-    );
+    page.line("request", format!("{} {}", probe.method, asked(probe)));
     page.line("policy", format!("{} ({})", policy.name(), policy.digest()));
     page.line("flow", finding.flow.as_str());
     page.line("endpoint", format!("{} (authentication: {})", endpoint.id(), endpoint.auth().as_str()));
@@ -233,7 +244,7 @@ fn structure(
         edits.iter().map(told).collect()
     };
     json!({
-        "request": { "method": probe.method.as_str(), "target": probe.target.path_and_query().map(|target| target.as_str()) },
+        "request": { "method": probe.method.as_str(), "target": asked(probe) },
         "policy": { "name": policy.name(), "digest": policy.digest() },
         "flow": finding.flow.as_str(),
         "endpoint": {

@@ -1,5 +1,6 @@
 //! The verbs: one a file.
 
+mod ca;
 mod check;
 mod explain;
 mod output;
@@ -63,6 +64,8 @@ enum Verb {
     Rules(rules::Rules),
     /// Make the running gateway read its policy and its certificates again
     Reload(reload::Reload),
+    /// Make and show the authority for hosts that are looked into, and what Synapse has to be told
+    Ca(ca::Ca),
     /// Show the version
     Version(version::Version),
 }
@@ -87,6 +90,7 @@ pub fn main() -> ExitCode {
         Verb::Test(test) => test.run(&common, &output),
         Verb::Rules(rules) => rules.run(&output),
         Verb::Reload(reload) => reload.run(&common, &output),
+        Verb::Ca(ca) => ca.run(&common, &output),
         Verb::Version(version) => version.run(&output),
     };
     match done {

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_spanned::Spanned;
@@ -21,9 +21,21 @@ pub struct Egress {
     pub nameservers: Vec<NameServer>,
     /// `[egress.addresses]`.
     pub addresses: Addresses,
+    /// `[egress.ca]`: by whose word hosts are looked into.
+    pub ca: Option<Ca>,
     /// Where other servers are by default. The specification says where, so no file does; a test may.
     #[serde(skip)]
     pub ports: Ports,
+}
+
+/// The files of the authority for hosts that are looked into.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ca {
+    /// Its certificate in PEM.
+    pub certificate: PathBuf,
+    /// Its private key in PEM.
+    pub key: PathBuf,
 }
 
 /// Which addresses may be connected to, besides public ones.
@@ -35,6 +47,12 @@ pub struct Addresses {
 }
 
 impl Egress {
+    /// The same, its relative paths below this directory.
+    pub fn below(mut self, base_dir: &Path) -> Self {
+        self.ca = self.ca.map(|ca| Ca { certificate: base_dir.join(ca.certificate), key: base_dir.join(ca.key) });
+        self
+    }
+
     /// What lets pass an address.
     pub fn guard(&self) -> Guard {
         Guard::new(self.addresses.allow.clone())

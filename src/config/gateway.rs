@@ -20,6 +20,11 @@ use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+mod proxy_door;
+
+pub use proxy_door::ProxyDoor;
+use proxy_door::{Networks, ProxyKeys, TargetPorts};
+
 /// The whole gateway file, every value checked and every default filled in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gateway {
@@ -212,6 +217,9 @@ pub struct Listener {
     /// Whose certificates are believed at the way out, besides those of the system's roots.
     #[serde(serialize_with = "lossy_all")]
     pub extra_roots: Vec<PathBuf>,
+    /// What only a proxy door has.
+    #[serde(flatten)]
+    pub proxy: Option<ProxyDoor>,
 }
 
 impl Listener {
@@ -228,6 +236,7 @@ impl Listener {
             client_ca: None,
             secret_file: None,
             extra_roots: Vec::new(),
+            proxy: None,
         }
     }
 }
@@ -240,6 +249,8 @@ pub enum Door {
     Ingress,
     /// Synapse asks other servers: its `outbound_federation_restricted_to`.
     Federation,
+    /// Synapse asks everybody else: its `http_proxy` and `https_proxy`.
+    Proxy,
 }
 
 /// Where a listener's certificate is; both files were there, and the key was nobody else's to read.
@@ -330,6 +341,9 @@ struct ListenerTable {
     client_ca: Option<Spanned<PathBuf>>,
     secret_file: Option<Spanned<PathBuf>>,
     extra_roots: Option<Spanned<Vec<Spanned<PathBuf>>>>,
+    credentials_file: Option<Spanned<PathBuf>>,
+    networks: Option<Spanned<Networks>>,
+    ports: Option<Spanned<TargetPorts>>,
 }
 
 /// One certificate or several.
@@ -461,13 +475,14 @@ impl File {
         let default = Gateway::default();
         let admin = self.admin.bind;
         let mut listeners: Vec<Listener> = Vec::new();
-        for table in self.listener.into_iter().flatten() {
+        for mut table in self.listener.into_iter().flatten() {
+            let proxy_keys = ProxyKeys::take(&mut table);
             let (span, bind) = (table.bind.span(), table.bind.into_inner());
             if let Some(earlier) = listeners.iter().find(|earlier| earlier.bind.overlaps(&bind)) {
                 let what = format!("{bind} is taken by another listener ({})", earlier.bind);
                 check.problem(Problem::new(what), span.clone());
             }
-            let bind_span = span.clone();
+            let (bind_span, proxy_span) = (span.clone(), span.clone());
             let name_span = table.name.as_ref().map_or(span, Spanned::span);
             let name = table.name.map_or_else(|| bind.to_string(), |name| name.into_inner().0);
             let is_any = matches!(bind, ListenerAddress::Tcp(address) if address.port() == 0);
@@ -500,7 +515,7 @@ impl File {
                     let what = "nobody may send a PROXY header: [forwarded] trusted_hops is empty";
                     check.problem(Problem::new(what), wanted.span());
                 }
-                if table.door == Door::Federation && *wanted.get_ref() {
+                if matches!(table.door, Door::Federation | Door::Proxy) && *wanted.get_ref() {
                     check.problem(Problem::new("Synapse sends no PROXY header"), wanted.span());
                 }
                 wanted.into_inner()
@@ -521,6 +536,27 @@ impl File {
                     }
                     (None, Vec::new())
                 }
+                Door::Proxy => {
+                    if let Some(path) = table.secret_file {
+                        let what = "`secret_file` belongs to a federation door";
+                        check.problem(Problem::new(what).help("door = \"federation\""), path.span());
+                    }
+                    if !tls.is_empty() {
+                        let what = "Synapse asks a proxy in the clear, for a tunnel that is encrypted";
+                        check.problem(Problem::new(what).help("leave `tls` out"), bind_span.clone());
+                    }
+                    (None, check.roots(table.extra_roots))
+                }
+            };
+            let proxy = match table.door {
+                Door::Proxy => Some(check.proxy_door(proxy_keys, &bind, proxy_span)),
+                Door::Ingress | Door::Federation => {
+                    for (key, span) in proxy_keys.written() {
+                        let what = format!("`{key}` belongs to a proxy door");
+                        check.problem(Problem::new(what).help("door = \"proxy\""), span);
+                    }
+                    None
+                }
             };
             listeners.push(Listener {
                 door: table.door,
@@ -532,6 +568,7 @@ impl File {
                 client_ca,
                 secret_file,
                 extra_roots,
+                proxy,
             });
         }
         if listeners.is_empty() {
@@ -561,7 +598,7 @@ impl File {
             log: self.log,
             workers: self.workers,
             homeserver: self.homeserver,
-            egress: self.egress,
+            egress: self.egress.below(check.base_dir),
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::document::value::{Table, Value};
 use crate::matrix::Flow;
 use crate::policy::compiler::Title;
 use crate::problem::{Problem, Problems, did_you_mean};
-use crate::rules::Draft;
+use crate::rules::{Draft, EgressTable};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_spanned::Spanned;
@@ -26,6 +26,8 @@ pub struct PolicyFile {
     pub sources: Arc<Sources>,
     /// `[unknown]`.
     pub unknown: Unknown,
+    /// `[egress]`.
+    pub egress: EgressTable,
     /// `announce_rule`: whether our answers name the rule in `x-mantlet-rule`.
     pub announce: bool,
     /// `[rules.NAME]`, what the outermost file says first. An array holds the tables of a `[[rules.NAME]]`.
@@ -151,7 +153,7 @@ impl PolicyFile {
             .map(|(flow, name, _)| (flow, place(name)))
             .collect();
         let title = Title { name: self.name, digest: self.digest, announce: self.announce };
-        Draft { title, deny_unknown, rules: self.rules, tests: self.tests }
+        Draft { title, deny_unknown, rules: self.rules, egress: self.egress, tests: self.tests }
     }
 
     /// The merged policy as one TOML file without a base; a comment tells each line's origin.
@@ -168,6 +170,8 @@ struct Top {
     _extends: Option<IgnoredAny>,
     #[serde(default)]
     unknown: Unknown,
+    #[serde(default)]
+    egress: EgressTable,
     #[serde(default = "yes")]
     announce_rule: bool,
     #[serde(rename = "rules")]
@@ -229,8 +233,8 @@ impl Link {
 /// How many files may stand on one another, the outermost included.
 const DEEPEST: usize = 8;
 
-/// `[[…]]` tables that a child adds to and does not replace. `peer` and `egress.destination` are merged, then refused as
-/// unknown, until this version can enforce them.
+/// `[[…]]` tables that a child adds to and does not replace. `peer` is merged, then refused as unknown, until
+/// this version can enforce it.
 const APPENDED: [&[&str]; 4] =
     [&["rules", "closed_endpoint"], &["rules", "rate_limit"], &["peer"], &["egress", "destination"]];
 
@@ -323,17 +327,16 @@ impl Chain {
         if let Some((key, value)) = self.tests.take() {
             self.merged.push(key, value);
         }
-        for later in ["peer", "egress"] {
-            if let Some((key, _)) = self.merged.remove(later) {
-                let what = format!("`{later}` cannot be enforced by this version of the gateway");
-                self.problems.push(Problem::new(what).at(self.sources.locate(key.span())));
-            }
+        if let Some((key, _)) = self.merged.remove("peer") {
+            let what = "`peer` cannot be enforced by this version of the gateway";
+            self.problems.push(Problem::new(what).at(self.sources.locate(key.span())));
         }
         let merged = Spanned::new(0..0, Value::Table(self.merged.clone()));
         let top: Option<Top> = read(&merged, "", &self.sources, &mut self.problems);
         let top = top.unwrap_or(Top {
             _extends: None,
             unknown: Unknown::default(),
+            egress: EgressTable::default(),
             announce_rule: true,
             _rules: None,
             _test: None,
@@ -343,6 +346,7 @@ impl Chain {
             files: self.files,
             sources: Arc::new(self.sources),
             unknown: top.unknown,
+            egress: top.egress,
             announce: top.announce_rule,
             rules,
             tests,

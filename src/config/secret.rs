@@ -8,6 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+
 use crate::problem::Problem;
 
 /// A secret that whoever comes has to know. Clones are one.
@@ -34,27 +37,26 @@ impl Secret {
     /// What is wrong with the file, and never what stands in it.
     pub fn read(path: &Path) -> Result<Self, Problem> {
         let shown = path.display();
-        let unreadable = |error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound => Problem::new(format!("the secret file {shown} does not exist"))
-                .help(format!("make it: (umask 077; openssl rand -hex 32 > {shown})")),
-            _ => Problem::new(format!("the secret file {shown} cannot be read: {error}")),
-        };
-        let file = File::open(path).map_err(unreadable)?;
-        let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o777;
-        if mode & 0o077 != 0 {
-            return Err(Problem::new(format!("the secret file {shown} is open to other users (mode {mode:04o})"))
-                .help(format!("chmod 600 {shown}, and think of the secret as known")));
-        }
-        let mut text = String::new();
-        file.take(MOST + 1).read_to_string(&mut text).map_err(unreadable)?;
-        match text.trim() {
-            "" => Err(Problem::new(format!("the secret file {shown} is empty: everybody would know it"))
-                .help(format!("make one: (umask 077; openssl rand -hex 32 > {shown})"))),
-            secret => Self::new(secret).filter(|_| secret.len() as u64 <= MOST).ok_or_else(|| {
-                Problem::new(format!("the secret in {shown} cannot stand in a header"))
-                    .help("letters, digits and signs of ASCII, at most 4096 of them, no spaces")
-            }),
-        }
+        let secret = read_alone(path)?;
+        Self::new(&secret).ok_or_else(|| {
+            Problem::new(format!("the secret in {shown} cannot stand in a header"))
+                .help("letters, digits and signs of ASCII, at most 4096 of them, no spaces")
+        })
+    }
+
+    /// Reads `user:password` from such a file: a secret as it stands behind `Basic ` in a header.
+    ///
+    /// # Errors
+    /// As of [`Secret::read`].
+    pub fn read_credentials(path: &Path) -> Result<Self, Problem> {
+        let shown = path.display();
+        let text = read_alone(path)?;
+        let is_good = text.split_once(':').is_some_and(|(user, password)| !user.is_empty() && !password.is_empty());
+        let is_text = !text.bytes().any(|byte| byte.is_ascii_control());
+        Self::new(&BASE64_STANDARD.encode(&text)).filter(|_| is_good && is_text).ok_or_else(|| {
+            Problem::new(format!("{shown} does not hold a user and a password"))
+                .help(format!("(umask 077; echo \"synapse:$(openssl rand -hex 32)\" > {shown})"))
+        })
     }
 
     /// Whether this is it.
@@ -62,13 +64,10 @@ impl Secret {
         self.0.hash == blake3::hash(offered)
     }
 
-    /// Says once in the life of the process that somebody did not know it.
-    pub fn tell_once(&self) {
+    /// Lets something be told once in the life of the process: that somebody did not know it.
+    pub fn tell_once(&self, tell: impl FnOnce()) {
         if !self.0.is_told.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                "somebody came to the federation door without its secret. If it is Synapse, make its \
-                 worker_replication_secret what stands in the door's secret_file. This is said once"
-            );
+            tell();
         }
     }
 }
@@ -76,6 +75,33 @@ impl Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(…)")
+    }
+}
+
+/// What stands in a file that nobody else may read, without the white space around it.
+fn read_alone(path: &Path) -> Result<String, Problem> {
+    let shown = path.display();
+    let unreadable = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => Problem::new(format!("the secret file {shown} does not exist"))
+            .help(format!("make it: (umask 077; openssl rand -hex 32 > {shown})")),
+        _ => Problem::new(format!("the secret file {shown} cannot be read: {error}")),
+    };
+    let file = File::open(path).map_err(unreadable)?;
+    let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(Problem::new(format!("the secret file {shown} is open to other users (mode {mode:04o})"))
+            .help(format!("chmod 600 {shown}, and think of the secret as known")));
+    }
+    let mut text = String::new();
+    file.take(MOST + 1).read_to_string(&mut text).map_err(unreadable)?;
+    match text.trim() {
+        "" => Err(Problem::new(format!("the secret file {shown} is empty: everybody would know it"))
+            .help(format!("make one: (umask 077; openssl rand -hex 32 > {shown})"))),
+        secret if secret.len() as u64 > MOST => {
+            Err(Problem::new(format!("what stands in {shown} is too long for a secret"))
+                .help("letters, digits and signs of ASCII, at most 4096 of them, no spaces"))
+        }
+        secret => Ok(secret.to_owned()),
     }
 }
 
@@ -112,11 +138,21 @@ mod tests {
             (" \n", 0o600, "is empty"),
             ("hidden hidden", 0o600, "cannot stand in a header"),
             ("hidd\u{e9}n", 0o600, "cannot stand in a header"),
-            (&"hidden".repeat(1000), 0o600, "cannot stand in a header"),
+            (&"hidden".repeat(1000), 0o600, "is too long for a secret"),
         ] {
             let told = read(text, mode).unwrap_err();
             assert!(told.contains(what) && !told.contains("hidd"), "{told}");
         }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("credentials");
+        for text in ["hidden", ":hidden", "hidden:", "hidd\nen:x"] {
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+            let told = Secret::read_credentials(&path).unwrap_err().what;
+            assert!(told.contains("does not hold a user and a password") && !told.contains("hidd"), "{told}");
+        }
+        std::fs::write(&path, "synapse:pass:word\n").unwrap();
+        assert!(Secret::read_credentials(&path).unwrap().is(b"c3luYXBzZTpwYXNzOndvcmQ="));
         let missing = Secret::read(Path::new("/nowhere/at/all")).unwrap_err();
         assert!(missing.what.contains("does not exist") && missing.help.is_some());
     }

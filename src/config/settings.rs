@@ -32,6 +32,9 @@ pub struct Limits {
     /// An idle client connection.
     #[serde(deserialize_with = "above_zero")]
     pub keep_alive: Period,
+    /// A tunnel in which nothing moves.
+    #[serde(deserialize_with = "above_zero")]
+    pub tunnel_idle: Period,
     /// Requests that still run on SIGTERM; 0 waits for none.
     pub drain: Period,
     /// A request head; Synapse refuses 16 KiB, ours added. At least 8 KiB, below which our HTTP library does not go.
@@ -66,6 +69,7 @@ impl Default for Limits {
             upstream_head: Period::seconds(90),
             patience: Period::seconds(5),
             keep_alive: Period::seconds(75),
+            tunnel_idle: Period::seconds(600),
             drain: Period::seconds(30),
             head_bytes: Size::kib(15),
             fields: 200,
@@ -226,7 +230,7 @@ fn worker_count<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
     if count > 1024 { Err(D::Error::custom("more than 1024 threads\n0 is one a core")) } else { Ok(count) }
 }
 
-fn networks<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<IpNet>, D::Error> {
+pub(super) fn networks<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<IpNet>, D::Error> {
     #[derive(Deserialize)]
     #[serde(try_from = "String")]
     struct Network(IpNet);

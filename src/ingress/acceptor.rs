@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::rc::Rc;
 
 use http::HeaderValue;
@@ -10,10 +11,12 @@ use tokio_rustls::TlsAcceptor;
 
 use super::admission::Admitted;
 use super::connection;
-use super::listener::{Listener, Stream};
+use super::listener::{Drain, Listener, Stream};
 use super::proxy_header::{self, Said};
 use crate::config::gateway::Door;
+use crate::egress::{Proxy, Received};
 use crate::observe::access::Protocol;
+use crate::origin::Destination;
 use crate::stack::pace::PaceLimits;
 use crate::stack::{Chain, Client, Pace, Peer, UnlistedHop};
 
@@ -92,6 +95,9 @@ async fn serve<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     origin: Origin,
 ) {
     let peer = |protocol, tls| peer(listener, origin, protocol, tls);
+    if let Some(proxy) = &listener.proxy {
+        return receive(listener, proxy, stream, peer(Protocol::H1, false)).await;
+    }
     let Some(tls) = &listener.tls else {
         return connection::serve_h1(listener, stream, peer(Protocol::H1, false)).await;
     };
@@ -112,20 +118,62 @@ async fn serve<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     }
 }
 
-fn peer(listener: &Listener<impl Chain>, origin: Origin, protocol: Protocol, tls: bool) -> Rc<Peer> {
+/// Serves who comes to a proxy door: a tunnel lasts as long as it lasts, but not longer than the process's time.
+async fn receive<IO: AsyncRead + AsyncWrite + Unpin>(
+    listener: &Listener<impl Chain>,
+    proxy: &Proxy,
+    stream: IO,
+    peer: Rc<Peer>,
+) {
+    let mut drain = listener.shared.drain.clone();
+    // A process that says nothing any more is over.
+    let draining = pin!(async move { drop(drain.wait_for(|now| matches!(now, Drain::Draining | Drain::Over)).await) });
+    let mut drain = listener.shared.drain.clone();
+    let received = tokio::select! {
+        received = proxy.receive(stream, &peer, draining) => received,
+        _ = drain.wait_for(|now| *now == Drain::Over) => return listener.shared.metrics.drained_exchanges.inc(),
+    };
+    match received {
+        Received::Requests(stream) => connection::serve_h1(listener, stream, peer).await,
+        Received::InPlaceOf(host, stream) => {
+            let peer = Rc::new(in_place_of(host, &peer, listener));
+            connection::serve_h1(listener, stream, peer).await;
+        }
+        Received::Nothing => {}
+    }
+}
+
+/// The same other end, in whose eyes we are another host.
+fn in_place_of(host: Destination, peer: &Peer, listener: &Listener<impl Chain>) -> Peer {
+    Peer {
+        client: peer.client.clone(),
+        hops: None,
+        hint: None,
+        protocol: peer.protocol,
+        tls: true,
+        in_place_of: Some(host),
+        listener: peer.listener.clone(),
+        pace: Rc::new(pace(listener)),
+    }
+}
+
+fn pace(listener: &Listener<impl Chain>) -> Pace {
     let limits = &listener.shared.limits;
-    let pace = Pace::new(PaceLimits {
+    Pace::new(PaceLimits {
         first_byte: limits.first_byte.duration(),
         head: limits.head.duration(),
         keep_alive: limits.keep_alive.duration(),
-    });
+    })
+}
+
+fn peer(listener: &Listener<impl Chain>, origin: Origin, protocol: Protocol, tls: bool) -> Rc<Peer> {
     let proto = HeaderValue::from_static(if tls { "https" } else { "http" });
     let hops = &listener.shared.hops;
     Rc::new(Peer {
         // A listed hop that spoke for nobody is not unlisted.
         hint: match listener.door {
             Door::Ingress => origin.address.filter(|address| !hops.contain(*address)).and_then(UnlistedHop::new),
-            Door::Federation => None,
+            Door::Federation | Door::Proxy => None,
         },
         client: match origin.address {
             Some(address) => Client::new(address, proto),
@@ -134,7 +182,8 @@ fn peer(listener: &Listener<impl Chain>, origin: Origin, protocol: Protocol, tls
         hops: origin.is_hop.then(|| hops.clone()),
         protocol,
         tls,
+        in_place_of: None,
         listener: listener.metrics.clone(),
-        pace: Rc::new(pace),
+        pace: Rc::new(pace(listener)),
     })
 }

@@ -14,6 +14,7 @@ use super::acceptor;
 use super::admission::Admission;
 use crate::config::gateway::Door;
 use crate::config::settings::Limits;
+use crate::egress::Proxy;
 use crate::observe::metrics::{ListenerMetrics, Metrics};
 use crate::stack::{Chain, TrustedHops};
 use crate::tls::server::Server as Tls;
@@ -24,6 +25,8 @@ pub struct Listener<C> {
     pub chain: Rc<C>,
     /// Who comes through it.
     pub door: Door,
+    /// What it does with connections before they speak HTTP, where it is a proxy door.
+    pub proxy: Option<Proxy>,
     /// Its certificates; without any it speaks plain HTTP.
     pub tls: Option<Tls>,
     /// Whether trusted hops begin with a PROXY header.
@@ -166,6 +169,14 @@ impl<C: Chain> Listener<C> {
     }
 
     fn admit(self: &Rc<Self>, stream: Stream) {
+        let from = match stream {
+            Stream::Tcp(_, address) => Some(address),
+            Stream::Unix(_) => None,
+        };
+        if self.proxy.as_ref().is_some_and(|proxy| !proxy.lets_in(from)) {
+            tracing::debug!(listener = %self.metrics.name(), "a connection was refused: it comes from none of its networks");
+            return;
+        }
         let client = match stream {
             // Through the way out comes one Synapse, for as many servers as it knows.
             Stream::Tcp(_, address) if self.door == Door::Ingress && !self.shared.hops.contain(address) => {

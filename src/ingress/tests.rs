@@ -111,6 +111,7 @@ async fn serve(
         let listener = Rc::new(Listener {
             chain: Rc::new(chain),
             door: Door::Ingress,
+            proxy: None,
             tls: None,
             proxy_protocol: false,
             inherited: false,
@@ -142,7 +143,9 @@ fn shared(defect: Defect, upstream: u16, metrics: &Arc<Metrics>, drain: watch::R
     let policy = policy("[rules.registration]");
     let generation = match defect {
         Defect::InJudgement => Generation::without_counters(policy),
-        Defect::None | Defect::BeforeJudgement | Defect::InTheLibrary => Generation::new(1, policy, metrics),
+        Defect::None | Defect::BeforeJudgement | Defect::InTheLibrary => {
+            Generation::new(1, policy, Default::default(), metrics)
+        }
     };
     let mut limits = Limits::default();
     match defect {
@@ -176,6 +179,7 @@ fn h2_peer(listener: &Listener<Stack>) -> Rc<Peer> {
         hint: None,
         protocol: Protocol::H2,
         tls: false,
+        in_place_of: None,
         listener: listener.metrics.clone(),
         pace: Rc::new(pace),
     })

@@ -82,6 +82,8 @@ words! {
         Options = "OPTIONS",
         /// `PATCH`
         Patch = "PATCH",
+        /// `CONNECT`
+        Connect = "CONNECT",
         /// Whatever else was sent.
         Other = "other",
     }

@@ -47,6 +47,8 @@ pub struct Metrics {
     upstream_taken_out: IntCounterVec,
     upstream_waiting: IntGaugeVec,
     origin_routes: Arc<[IntCounter]>,
+    tunnels: TunnelMetrics,
+    interception_not_after: IntGauge,
     policy_reloads: Vec<IntCounter>,
     policy_last_reload_successful: IntGauge,
     policy_last_reload_success: IntGauge,
@@ -84,6 +86,9 @@ impl Metrics {
         let reloads = counters(r, "policy_reloads_total", "Attempts to load a policy.", &["result"]);
         let routes =
             counters(r, "origin_routes_total", "Other servers looked for, by what said where they are.", &["step"]);
+        let tunnels =
+            counters(r, "tunnels_total", "Tunnels asked for at proxy doors, by what came of it.", &["outcome"]);
+        let tunnelled = counters(r, "tunnel_bytes_total", "Bytes through tunnels.", &["direction"]);
         let unknown = counters(r, "unknown_endpoint_requests_total", "Requests for no known endpoint.", &["flow"]);
         Arc::new(Self {
             started: Instant::now(),
@@ -194,6 +199,16 @@ impl Metrics {
                 &["upstream"],
             ),
             origin_routes: Step::ALL.iter().map(|step| routes.with_label_values(&[step.as_str()])).collect(),
+            interception_not_after: gauge(
+                r,
+                "interception_certificate_not_after_timestamp_seconds",
+                "When the first certificate that is shown in the place of another host ends; 0 if there is none.",
+            ),
+            tunnels: TunnelMetrics {
+                open: gauge(r, "tunnels", "Tunnels that are open."),
+                outcomes: Tunnel::ALL.iter().map(|outcome| tunnels.with_label_values(&[outcome.as_str()])).collect(),
+                bytes: Direction::ALL.iter().map(|way| tunnelled.with_label_values(&[way.as_str()])).collect(),
+            },
             policy_reloads: Reload::ALL.iter().map(|result| reloads.with_label_values(&[result.as_str()])).collect(),
             policy_last_reload_successful: gauge(
                 r,
@@ -293,6 +308,16 @@ impl Metrics {
             connections: PoolState::ALL.iter().map(connections).collect(),
             errors: self.upstream_errors.clone(),
         }
+    }
+
+    /// Tells when the first of the certificates that are shown in the place of other hosts ends; 0 where there is none.
+    pub fn leaves_not_after(&self, time: Option<SystemTime>) {
+        self.interception_not_after.set(time.map_or(0, timestamp));
+    }
+
+    /// Resolves the handles of the proxy door's tunnels.
+    pub fn tunnels(&self) -> TunnelMetrics {
+        self.tunnels.clone()
     }
 
     /// Resolves the handles of other servers, which are told apart nowhere.
@@ -433,6 +458,34 @@ impl OriginMetrics {
     }
 }
 
+/// What the proxy door's tunnels count; clones count into the same cells.
+#[derive(Clone, Debug)]
+pub struct TunnelMetrics {
+    open: IntGauge,
+    outcomes: Arc<[IntCounter]>,
+    bytes: Arc<[IntCounter]>,
+}
+
+impl TunnelMetrics {
+    /// Counts a tunnel as open until what this returns is dropped.
+    pub fn open(&self) -> Counted {
+        Counted::new(&self.open)
+    }
+
+    /// Counts how asking for a tunnel ended.
+    pub fn outcome(&self, outcome: Tunnel) {
+        self.outcomes[outcome as usize].inc();
+    }
+
+    /// Counts bytes that passed.
+    pub fn bytes(&self, direction: Direction, bytes: u64) {
+        self.bytes[direction as usize].inc_by(bytes);
+    }
+}
+
+/// How those whom the proxy door asks are called where an upstream is named.
+pub const WEB: &str = "(web)";
+
 /// How other servers are called where an upstream is named: no name that an operator can give to one.
 pub const ORIGINS: &str = "(other servers)";
 
@@ -504,6 +557,32 @@ words! {
         SrvDeprecated = "srv_deprecated",
         /// Nothing: it is at its own name and the usual port.
         Default = "default",
+    }
+}
+
+words! {
+    /// What came of asking for a tunnel.
+    pub enum Tunnel {
+        /// It was dug.
+        Open = "open",
+        /// The policy leaves no way there, the port is not one to connect to, or who asked may not.
+        Refused = "refused",
+        /// The other end could not be reached.
+        Failed = "failed",
+        /// It ended here, to be looked into.
+        Intercepted = "intercepted",
+        /// What came through first was not TLS for the host that was asked for.
+        Mismatch = "mismatch",
+    }
+}
+
+words! {
+    /// A direction in a tunnel.
+    pub enum Direction {
+        /// From Synapse.
+        Out = "out",
+        /// To Synapse.
+        In = "in",
     }
 }
 

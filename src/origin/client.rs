@@ -130,12 +130,9 @@ impl Client {
         let request = match self.pool.take(to) {
             None => request,
             Some(way) => {
-                let copy = copy(&request);
-                let again = match way.send(request).await {
-                    Err(Failure { unsent: Some(request), .. }) => request,
-                    // The server ended the connection while the request was on its way, as every server does now and then.
-                    Err(Failure { error, unsent: None }) if error.kind() == Kind::OriginClosed => copy.ok_or(error)?,
-                    sent => return passable(sent),
+                let again = match again(way, request).await {
+                    Ok(again) => again,
+                    Err(sent) => return passable(sent),
                 };
                 self.metrics.upstream.retries.inc();
                 again
@@ -154,6 +151,19 @@ impl Client {
     }
 }
 
+/// Sends a request on a connection that was open already, and gives it back if it has to be sent again; else what came of it.
+pub(super) async fn again(way: Way, request: BoxRequest) -> Result<BoxRequest, Result<Response<Incoming>, Failure>> {
+    let copy = copy(&request);
+    match way.send(request).await {
+        Err(Failure { unsent: Some(request), .. }) => Ok(request),
+        // The server ended the connection while the request was on its way, as every server does now and then.
+        Err(Failure { error, unsent: None }) if error.kind() == Kind::OriginClosed => {
+            copy.ok_or(Err(Failure { error, unsent: None }))
+        }
+        sent => Err(sent),
+    }
+}
+
 /// The same request, if it may be sent twice and nothing flows with it.
 fn copy(request: &BoxRequest) -> Option<BoxRequest> {
     if ![Method::GET, Method::HEAD].contains(request.method()) || !request.body().is_end_stream() {
@@ -167,7 +177,7 @@ fn copy(request: &BoxRequest) -> Option<BoxRequest> {
 }
 
 /// Nobody asked for another protocol, so what follows a 101 is no HTTP.
-fn passable(sent: Result<Response<Incoming>, Failure>) -> Result<Response<Incoming>, Error> {
+pub(super) fn passable(sent: Result<Response<Incoming>, Failure>) -> Result<Response<Incoming>, Error> {
     match sent {
         Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => Err(Error::new(Kind::OriginGarbled)),
         Ok(response) => Ok(response),
@@ -176,4 +186,4 @@ fn passable(sent: Result<Response<Incoming>, Failure>) -> Result<Response<Incomi
 }
 
 /// Until a server is found and connected to: a person who waits for a profile waits for ten seconds.
-const REACH: Duration = Duration::from_secs(9);
+pub(super) const REACH: Duration = Duration::from_secs(9);

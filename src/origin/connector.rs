@@ -72,23 +72,8 @@ impl Connector {
         if place.port != self.https && !is_federation_port(place.port) {
             return Err(Error::new(Kind::OriginForbidden));
         }
-        let name = match name {
-            Host::Address(address) => TlsName::from(*address),
-            Host::Name(name) => {
-                TlsName::try_from(name.to_string()).map_err(|error| Error::caused_by(Kind::OriginUntrusted, error))?
-            }
-        };
-        let addresses = self.resolver.addresses(&place.host).await?;
-        let stream = tokio::time::timeout(CONNECT, first_to_answer(&addresses, place.port)).await;
-        let stream = stream.map_err(|_late| Error::new(Kind::OriginConnect))?;
-        let stream = stream.map_err(|error| Error::caused_by(Kind::OriginConnect, error))?;
-        let handshake = tokio::time::timeout(HANDSHAKE, tls.connect(name, stream)).await;
-        handshake.map_err(|_late| Error::new(Kind::OriginConnect))?.map_err(|error| {
-            let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
-            let is_stranger =
-                matches!(cause, Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented));
-            Error::new(if is_stranger { Kind::OriginUntrusted } else { Kind::OriginConnect })
-        })
+        let stream = reach(&self.resolver, &place.host, place.port).await?;
+        secure(tls, stream, name).await
     }
 
     /// Asks for a URL, on a connection of its own, without a word about who asks.
@@ -116,6 +101,37 @@ impl Connector {
 /// The kind of what the HTTP library says of another server. Its words are not kept: they may quote what came.
 pub(super) fn broken(error: &hyper::Error) -> Error {
     Error::new(if error.is_parse() { Kind::OriginGarbled } else { Kind::OriginClosed })
+}
+
+/// Begins TLS, and believes the other end to be `name` only with a certificate for that name.
+///
+/// # Errors
+/// [`Kind::OriginUntrusted`], [`Kind::OriginConnect`]
+pub(super) async fn secure(tls: &TlsConnector, stream: TcpStream, name: &Host) -> Result<Stream, Error> {
+    let name = match name {
+        Host::Address(address) => TlsName::from(*address),
+        Host::Name(name) => {
+            TlsName::try_from(name.to_string()).map_err(|error| Error::caused_by(Kind::OriginUntrusted, error))?
+        }
+    };
+    let handshake = tokio::time::timeout(HANDSHAKE, tls.connect(name, stream)).await;
+    handshake.map_err(|_late| Error::new(Kind::OriginConnect))?.map_err(|error| {
+        let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+        let is_stranger =
+            matches!(cause, Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented));
+        Error::new(if is_stranger { Kind::OriginUntrusted } else { Kind::OriginConnect })
+    })
+}
+
+/// Connects to the first address of a host that answers. It is looked up once: what was checked is what is connected to.
+///
+/// # Errors
+/// [`Kind::OriginUnknown`], [`Kind::OriginForbidden`], [`Kind::OriginConnect`]
+pub(super) async fn reach(resolver: &Resolver, host: &Host, port: u16) -> Result<TcpStream, Error> {
+    let addresses = resolver.addresses(host).await?;
+    let stream = tokio::time::timeout(CONNECT, first_to_answer(&addresses, port)).await;
+    let stream = stream.map_err(|_late| Error::new(Kind::OriginConnect))?;
+    stream.map_err(|error| Error::caused_by(Kind::OriginConnect, error))
 }
 
 /// Connects to the first address that answers: the next one is tried when one fails, and also while it hesitates.

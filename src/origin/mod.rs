@@ -8,6 +8,8 @@ mod media;
 mod pool;
 pub mod resolver;
 mod url;
+pub mod web;
 
 pub use client::{Client, Follow, Origins};
 pub use resolver::NameServers;
+pub use web::{Destination, Web, Webs};

@@ -13,6 +13,7 @@ use http::{HeaderValue, Request, Response, Uri, header};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
 use super::connector::{MAX_FIELDS, Stream, broken};
@@ -97,9 +98,10 @@ impl Pool {
         }
     }
 
-    async fn begin_h1(
+    /// Speaks HTTP/1.1 on a new connection to this server.
+    pub async fn begin_h1<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         self: &Rc<Self>,
-        stream: Stream,
+        stream: IO,
         server: &ServerName,
         host: HeaderValue,
     ) -> Result<Rc<Line>, Error> {
@@ -258,15 +260,15 @@ impl From<TrySendError<Request<RequestBody>>> for Failure {
 }
 
 /// Moves the bytes of one connection of HTTP/1.1, shelves it whenever an exchange is over, and closes it when nobody came for long.
-struct Driver {
-    connection: http1::Connection<TokioIo<Stream>, RequestBody>,
+struct Driver<IO: AsyncRead + AsyncWrite + Unpin + 'static> {
+    connection: http1::Connection<TokioIo<IO>, RequestBody>,
     line: Rc<Line>,
     pool: Rc<Pool>,
     idle: Option<(Pin<Box<Sleep>>, Counted)>,
     _open: Counted,
 }
 
-impl Future for Driver {
+impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Future for Driver<IO> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {

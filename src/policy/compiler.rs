@@ -8,10 +8,11 @@ use ipnet::IpNet;
 
 use super::Mode;
 use super::edit::HeadEdit;
+use super::egress::Egress;
 use super::limiter::Limiter;
 use super::matcher::When;
 use super::paths::{PathGates, PathPattern};
-use super::plan::{Action, Edit, Edits, Gate, Guests, Opened, Plan, Policy, RuleIndex, RuleInfo, TargetEdit};
+use super::plan::{Action, Edit, Edits, Gate, Guests, Opened, Outbound, Plan, Policy, RuleIndex, RuleInfo, TargetEdit};
 use crate::document::Sources;
 use crate::matrix::Flow;
 use crate::matrix::endpoint::Endpoint;
@@ -26,6 +27,8 @@ pub struct Compiler<'a> {
     paths: Vec<(PathPattern, Gate)>,
     plans: Vec<Plan>,
     flows: [Edits; Flow::ALL.len()],
+    egress: Egress,
+    outbound: Vec<(Outbound, Gate)>,
     /// What the next instruction comes from.
     origin: Origin,
 }
@@ -65,6 +68,7 @@ pub struct At<'c, 'a> {
 enum Place {
     Endpoint(Endpoint),
     Path(PathPattern),
+    Outbound(Outbound),
 }
 
 impl<'a> Compiler<'a> {
@@ -74,10 +78,12 @@ impl<'a> Compiler<'a> {
         Self {
             sources,
             problems,
-            rules: vec![own("surface"), own("spelling"), own("unknown")],
+            rules: vec![own("surface"), own("spelling"), own("unknown"), own("egress")],
             paths: Vec::new(),
             plans: vec![Plan::default(); Endpoint::ALL.len()],
             flows: Default::default(),
+            egress: Egress::default(),
+            outbound: Vec::new(),
             origin: Origin { rule: RuleIndex::SURFACE, mode: Mode::Enforce, location: None, span: 0..0 },
         }
     }
@@ -120,6 +126,11 @@ impl<'a> Compiler<'a> {
         }
     }
 
+    /// Says which way out is whose.
+    pub fn egress(&mut self, egress: Egress) {
+        self.egress = egress;
+    }
+
     /// Instructions for all endpoints of these flows.
     pub fn every<'c>(&'c mut self, flows: &'c [Flow]) -> Every<'c, 'a> {
         Every { compiler: self, flows }
@@ -152,6 +163,11 @@ impl<'a> Compiler<'a> {
         At { compiler: self, place: Place::Path(pattern), when: When::default() }
     }
 
+    /// Instructions for what Synapse asks those who are no homeservers, where it can be read.
+    pub fn outbound<'c>(&'c mut self, what: Outbound) -> At<'c, 'a> {
+        At { compiler: self, place: Place::Outbound(what), when: When::default() }
+    }
+
     /// Tells what is wrong with a rule.
     pub fn problem(&mut self, span: Range<usize>, what: impl Into<String>, help: impl Into<String>) {
         let location = self.sources.locate(span);
@@ -178,6 +194,8 @@ impl<'a> Compiler<'a> {
             paths,
             plans: self.plans,
             flows: self.flows,
+            egress: self.egress,
+            outbound: self.outbound,
         }
     }
 
@@ -255,6 +273,7 @@ impl At<'_, '_> {
         match self.place {
             Place::Endpoint(endpoint) => self.compiler.plans[endpoint.index()].gates.push(gate),
             Place::Path(pattern) => self.compiler.paths.push((pattern, gate)),
+            Place::Outbound(what) => self.compiler.outbound.push((what, gate)),
         }
     }
 }

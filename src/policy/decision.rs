@@ -8,11 +8,13 @@ use http::header::{HeaderValue, RETRY_AFTER};
 use serde_json::json;
 
 use super::Mode;
+use super::egress::Way;
 use super::exchange::{Exchange, Registration, TokenVerdict};
 use super::matcher::contains;
 use super::permit::Permit;
-use super::plan::{Action, Gate, Guests, Policy, RuleIndex};
+use super::plan::{Action, Gate, Guests, Outbound, Policy, RuleIndex};
 use crate::error::Kind;
+use crate::matrix::Host;
 use crate::matrix::endpoint::Endpoint;
 use crate::message::Answer;
 use crate::problem::Location;
@@ -88,9 +90,24 @@ impl Policy {
         Need::Nothing
     }
 
+    /// The refusal of whoever asks the proxy door for this host, if the policy leaves no way there.
+    pub fn closed_way(&self, host: &Host) -> Option<Denial> {
+        match self.egress().way(host) {
+            (Way::Tunnel | Way::Intercept, _) => None,
+            (Way::Deny, location) => {
+                let error = "The policy leaves no way to this host";
+                let answer = Answer::matrix(StatusCode::FORBIDDEN, "M_FORBIDDEN", error);
+                Some(Denial { rule: RuleIndex::EGRESS, location: location.cloned(), answer })
+            }
+        }
+    }
+
     /// Judges an exchange.
     pub fn decide(self: &Arc<Self>, exchange: &Exchange<'_>) -> Verdict {
         let mut reported = None;
+        if let Some(denial) = exchange.destination.and_then(|host| self.closed_way(host)) {
+            return Verdict { decision: Decision::Deny(denial), reported };
+        }
         for step in self.steps(exchange) {
             let gate = match step {
                 Step::Refuse(rule) => {
@@ -125,6 +142,18 @@ impl Policy {
         (paths.filter(holds).map(Step::Gate))
             .chain(self.refuse_shape(exchange).map(Step::Refuse))
             .chain(gates.iter().filter(holds).map(Step::Gate))
+            .chain(self.outbound_to(exchange).filter(holds).map(Step::Gate))
+    }
+
+    /// The gates of what the proxy door is asked for, where it can be read.
+    fn outbound_to<'a>(&'a self, exchange: &Exchange<'a>) -> impl Iterator<Item = &'a Gate> {
+        let (path, endpoint) = (exchange.path, exchange.classified.raw);
+        let asked = exchange.destination.map(|_| self.outbound.iter()).into_iter().flatten();
+        let is_asked = move |what: &Outbound| match what {
+            Outbound::Path(exact) => path == *exact,
+            Outbound::Endpoint(one) => endpoint == *one,
+        };
+        asked.filter(move |(what, _)| is_asked(what)).map(|(_, gate)| gate)
     }
 
     /// What no rule needs to look at: endpoints that are not served, and spellings that two readers would read differently.

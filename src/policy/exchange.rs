@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use http::{HeaderMap, Method};
 
 use crate::error::Kind;
-use crate::matrix::Flow;
 use crate::matrix::classify::Classified;
 use crate::matrix::token::{self, Unreadable};
+use crate::matrix::{Flow, Host};
 use crate::message::Answer;
 
 /// One request as it is judged.
@@ -27,6 +27,8 @@ pub struct Exchange<'a> {
     pub headers: &'a HeaderMap,
     /// The host that the client asked, without port, as it spelled it.
     pub host: &'a str,
+    /// Whom the proxy door is asked for; `None` at every other door.
+    pub destination: Option<&'a Host>,
     /// Whoever asks.
     pub client: IpAddr,
     /// What Synapse said of the token; `None` until it was asked.

@@ -7,6 +7,7 @@
 pub mod compiler;
 pub mod decision;
 pub mod edit;
+pub mod egress;
 pub mod exchange;
 pub mod limiter;
 pub mod matcher;

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use super::Mode;
 use super::edit::HeadEdit;
+use super::egress::Egress;
 use super::limiter::Limiter;
 use super::matcher::When;
 use super::paths::PathGates;
@@ -24,6 +25,17 @@ pub struct Policy {
     pub(super) paths: PathGates,
     pub(super) plans: Vec<Plan>,
     pub(super) flows: [Edits; Flow::ALL.len()],
+    pub(super) egress: Egress,
+    pub(super) outbound: Vec<(Outbound, Gate)>,
+}
+
+/// What Synapse may ask of somebody who is no homeserver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outbound {
+    /// This path, byte for byte.
+    Path(&'static str),
+    /// This endpoint.
+    Endpoint(Endpoint),
 }
 
 /// A rule of a policy: its place in [`Policy::rules`].
@@ -37,6 +49,8 @@ impl RuleIndex {
     pub const SPELLING: RuleIndex = RuleIndex(1);
     /// Endpoints that nobody knows, where the policy denies them.
     pub const UNKNOWN: RuleIndex = RuleIndex(2);
+    /// Hosts that Synapse may not be led to, as `[egress]` says.
+    pub const EGRESS: RuleIndex = RuleIndex(3);
 
     /// The place in [`Policy::rules`].
     pub fn index(self) -> usize {
@@ -165,7 +179,17 @@ impl Policy {
         self.announce
     }
 
-    /// All its rules; the first three are the gateway's own.
+    /// The gates of what the proxy door is asked for.
+    pub fn outbound_gates(&self) -> impl Iterator<Item = &Gate> {
+        self.outbound.iter().map(|(_, gate)| gate)
+    }
+
+    /// Which way out is whose.
+    pub fn egress(&self) -> &Egress {
+        &self.egress
+    }
+
+    /// All its rules; the first four are the gateway's own.
     pub fn rules(&self) -> &[RuleInfo] {
         &self.rules
     }

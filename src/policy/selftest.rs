@@ -5,14 +5,16 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use http::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue};
+use http::uri::Scheme;
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use serde::Deserialize;
 
 use super::decision::{Decision, Need, Verdict};
+use super::egress::Way;
 use super::exchange::{Exchange, Registration, TokenVerdict};
 use super::plan::Policy;
-use crate::matrix::Flow;
 use crate::matrix::classify::{Classified, classify, flow};
+use crate::matrix::{Flow, Host, ServerName};
 use crate::message::{Answer, hop};
 
 /// What the homeserver would say of a token, if it were asked.
@@ -45,6 +47,8 @@ pub struct Probe {
     pub registration: Registration,
     /// The direction, where the path does not tell.
     pub flow: Option<Flow>,
+    /// Whom the proxy door is asked for, if it is what is asked.
+    pub destination: Option<Host>,
 }
 
 /// What a policy says to a probe.
@@ -79,11 +83,22 @@ pub struct PolicyTest {
     /// What the homeserver would say of the token.
     #[serde(default)]
     pub token: Supposed,
+    /// The direction, where the path does not tell: `egress` is what Synapse asks the proxy door for.
+    #[serde(default)]
+    pub flow: Option<TestFlow>,
     /// Who asks. Default: 203.0.113.7, an address for documentation.
     #[serde(default)]
     pub from: Option<IpAddr>,
     /// What must come out.
     pub expect: serde_spanned::Spanned<Expect>,
+}
+
+/// A direction that no path tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TestFlow {
+    /// Synapse asks somebody else.
+    Egress,
 }
 
 /// What a `[[test]]` expects; what is not named is not looked at.
@@ -130,7 +145,7 @@ impl Probe {
     /// # Errors
     /// What is wrong with either, in a sentence.
     pub fn new(method: &str, target: &str) -> Result<Self, String> {
-        let method = method.parse().map_err(|_| format!("`{method}` is no method"))?;
+        let method: Method = method.parse().map_err(|_| format!("`{method}` is no method"))?;
         let uri: Uri = target.parse().map_err(|error| format!("`{target}` is no request target: {error}"))?;
         // A whole URL is what people copy from a browser: its host becomes the Host field.
         let mut headers = HeaderMap::new();
@@ -138,7 +153,12 @@ impl Probe {
             let host = HeaderValue::from_str(authority.as_str()).map_err(|error| error.to_string())?;
             headers.insert(HOST, host);
         }
-        if !uri.path().starts_with('/') {
+        let destination = uri.authority().and_then(|authority| ServerName::parse(authority.as_str()));
+        let is_tunnel = method == Method::CONNECT && uri.authority().is_some() && uri.scheme().is_none();
+        if is_tunnel && destination.as_ref().is_none_or(|name| name.port().is_none()) {
+            return Err(format!("`{target}` is no host with a port: write it as example.org:443"));
+        }
+        if !is_tunnel && !uri.path().starts_with('/') {
             return Err(format!("`{target}` has no path: write it as /_matrix/…"));
         }
         let from = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
@@ -149,7 +169,8 @@ impl Probe {
             from,
             token: Supposed::Valid,
             registration: Registration::ByToken,
-            flow: None,
+            flow: is_tunnel.then_some(Flow::Egress),
+            destination: destination.map(|name| name.host().clone()),
         })
     }
 
@@ -169,7 +190,11 @@ impl Probe {
     pub fn judge(&self, policy: &Arc<Policy>) -> Finding {
         let mut headers = self.headers.clone();
         hop::remove_hop_by_hop(&mut headers);
-        let path = self.target.path();
+        let destination = self.destination.as_ref().filter(|_| self.flow == Some(Flow::Egress));
+        let is_unread = destination.is_some_and(|host| policy.egress().way(host).0 == Way::Tunnel)
+            && self.target.scheme() == Some(&Scheme::HTTPS);
+        // Nobody sees what is asked in a tunnel.
+        let path = if is_unread { "" } else { self.target.path() };
         let host = self.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
         let mut exchange = Exchange {
             flow: self.flow.unwrap_or_else(|| flow(path)),
@@ -179,6 +204,7 @@ impl Probe {
             query: self.target.query(),
             headers: &headers,
             host: host.split_once(':').map_or(host, |(host, _)| host),
+            destination,
             client: self.from,
             token: None,
             registration: None,
@@ -239,6 +265,9 @@ impl PolicyTest {
         }
         probe.token = self.token;
         probe.from = self.from.unwrap_or(probe.from);
+        if let Some(TestFlow::Egress) = self.flow {
+            probe.flow = Some(Flow::Egress);
+        }
         Ok(probe)
     }
 

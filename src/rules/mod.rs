@@ -13,6 +13,7 @@ mod response_headers;
 mod room_directory;
 mod server_banner;
 mod threepid_unbind;
+mod usage_stats;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -22,8 +23,9 @@ use serde::Deserialize;
 use serde_spanned::Spanned;
 
 use crate::document::{Sources, Table, Value, read};
-use crate::matrix::{Endpoint, Flow};
+use crate::matrix::{Endpoint, Flow, Host};
 use crate::policy::compiler::Title;
+use crate::policy::egress::{Destination, Egress, HostPattern, Unlisted, Way};
 use crate::policy::selftest::PolicyTest;
 use crate::policy::{Compiler, Mode, Policy};
 use crate::problem::{Problem, Problems, did_you_mean};
@@ -57,8 +59,53 @@ pub struct Draft {
     pub deny_unknown: Vec<(Flow, Range<usize>)>,
     /// The rules' tables, by name, in the order of the file.
     pub rules: Vec<(Spanned<String>, Spanned<Value>)>,
+    /// `[egress]`.
+    pub egress: EgressTable,
     /// The policy's own tests.
     pub tests: Vec<Spanned<Value>>,
+}
+
+/// `[egress]` of a policy, as it is written.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EgressTable {
+    /// The way of hosts that are not listed.
+    default: Option<Spanned<Way>>,
+    /// `[[egress.destination]]`.
+    destination: Vec<Spanned<DestinationTable>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DestinationTable {
+    host: HostPattern,
+    action: Way,
+}
+
+impl EgressTable {
+    fn resolve(self, sources: &Sources, to: &mut Compiler<'_>) -> Egress {
+        let destinations = self.destination.into_iter().map(|table| {
+            let (location, span) = (sources.locate(table.span()), table.span());
+            let DestinationTable { host, action } = table.into_inner();
+            let is_name = matches!(host, HostPattern::Exact(Host::Name(_)));
+            if action == Way::Intercept && !is_name {
+                let what = "a certificate can be made for one name only, and this is an address or a pattern";
+                to.problem(span, what, "name each host that is to be looked into");
+            }
+            Destination { host, way: action, location }
+        });
+        let default_span = self.default.as_ref().map_or(0..0, Spanned::span);
+        let default = self.default.map_or_else(Unlisted::default, |way| {
+            let location = sources.locate(way.span());
+            Unlisted { way: way.into_inner(), location }
+        });
+        let destinations = destinations.collect();
+        if default.way == Way::Intercept {
+            let what = "hosts that nobody named cannot be looked into";
+            to.problem(default_span, what, "default = \"tunnel\" or \"deny\"");
+        }
+        Egress { destinations, default }
+    }
 }
 
 macro_rules! registry {
@@ -85,6 +132,7 @@ registry! {
     profiles ["L03", "L04"],
     room_directory ["L27"],
     threepid_unbind ["L05", "L06"],
+    usage_stats ["L20"],
     request_headers ["L09"],
     query_tokens ["L28"],
     server_banner ["L11"],
@@ -143,6 +191,8 @@ pub fn compile(
     for (flow, span) in draft.deny_unknown {
         compiler.deny_unknown(flow, span);
     }
+    let egress = draft.egress.resolve(sources, &mut compiler);
+    compiler.egress(egress);
     let policy = compiler.finish(draft.title);
     problems.or((Arc::new(policy), tests))
 }

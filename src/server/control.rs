@@ -1,7 +1,7 @@
 //! The thread that serves nobody: signals, the admin listener, and the watch over the policy's files and the certificates.
 
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -78,6 +78,7 @@ async fn watch_files(reloader: Arc<Reloader>) {
         if certificates.changed() {
             let _ = reloader.reload_certificates(Trigger::Change);
         }
+        reloader.renew_leaves(SystemTime::now());
         let now = reloader.policy_files();
         if now != files {
             policy.follow(now.clone());

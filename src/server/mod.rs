@@ -30,9 +30,10 @@ use crate::ingress::listener::Drain;
 use crate::matrix::endpoint::Endpoint;
 use crate::observe::access::{Format, Writer};
 use crate::observe::metrics::{ListenerMetrics, Metrics};
-use crate::origin::{NameServers, Origins};
+use crate::origin::{NameServers, Origins, Webs};
 use crate::problem::{Problem, Problems};
 use crate::stack::TrustedHops;
+use crate::stack::forward::Terms;
 use crate::stack::tokens::Tokens;
 use crate::tls;
 use crate::tls::server::Server as Tls;
@@ -308,12 +309,23 @@ enum Leads {
     In,
     /// From Synapse to other servers.
     ToServers { secret: Secret, origins: Box<Origins> },
+    /// From Synapse to everybody else.
+    ToTheWeb { terms: Terms, webs: Box<Webs> },
 }
 
 impl Leads {
     fn read(listener: &Listener, gateway: &Gateway, metrics: &Metrics) -> Result<Self, Problems> {
+        if let Some(door) = &listener.proxy {
+            let credentials = door.credentials_file.as_deref().map(Secret::read_credentials).transpose()?;
+            let terms = Terms { credentials, networks: door.networks.clone(), ports: door.ports.clone() };
+            let name_servers = NameServers::new(&gateway.egress.nameservers())?;
+            let tls = tls::client::config(&listener.extra_roots)?;
+            let webs = Webs::new(tls, name_servers, gateway.egress.guard(), metrics);
+            return Ok(Self::ToTheWeb { terms, webs: Box::new(webs) });
+        }
         match (listener.door, &listener.secret_file) {
             (config::Door::Ingress, _) => Ok(Self::In),
+            (config::Door::Proxy, _) => Err(Problem::new("a proxy door needs to know where it leads").into()),
             (config::Door::Federation, None) => Err(Problem::new("a federation door needs a secret").into()),
             (config::Door::Federation, Some(path)) => {
                 let egress = &gateway.egress;
@@ -329,6 +341,7 @@ impl Leads {
         match self {
             Self::In => config::Door::Ingress,
             Self::ToServers { .. } => config::Door::Federation,
+            Self::ToTheWeb { .. } => config::Door::Proxy,
         }
     }
 }
@@ -374,7 +387,11 @@ fn stays_near(listener: &Listener, socket: &Opened) -> Result<(), Problem> {
             Err(Problem::new(format!("the federation door {} is open to others: {address}", listener.name))
                 .help("ListenStream=127.0.0.1:46900, or the path of a socket"))
         }
-        (config::Door::Federation | config::Door::Ingress, _) => Ok(()),
+        (config::Door::Proxy, address) if listener.proxy.as_ref().is_some_and(|door| !door.is_guarded_at(&address)) => {
+            Err(Problem::new(format!("everybody who reaches {address} could use the proxy door {}", listener.name))
+                .help("ListenStream=127.0.0.1:8118, or credentials_file, or networks"))
+        }
+        (config::Door::Federation | config::Door::Proxy | config::Door::Ingress, _) => Ok(()),
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use crate::config::compiled::Compiled;
 use crate::config::gateway::{Gateway, PolicySource};
@@ -11,6 +12,7 @@ use crate::observe::metrics::{Metrics, Reload};
 use crate::problem::{Problem, Problems};
 use crate::server::certificates::Certificates;
 use crate::snapshot::{Generation, Snapshot};
+use crate::tls::leaves::Interception;
 
 /// Loads the policy and the certificates, at start and whenever it is asked to.
 pub struct Reloader {
@@ -20,6 +22,7 @@ pub struct Reloader {
     snapshot: Snapshot,
     metrics: Arc<Metrics>,
     certificates: Certificates,
+    interception: Interception,
     loaded: Mutex<Loaded>,
 }
 
@@ -74,16 +77,21 @@ impl Reloader {
         file: Option<PathBuf>,
         metrics: Arc<Metrics>,
     ) -> Result<(Self, Snapshot), Problems> {
-        let (compiled, certificates) =
-            match (Compiled::load(&gateway.policy), Certificates::read(&gateway.listeners, &metrics)) {
-                (Ok(compiled), Ok(certificates)) => (compiled, certificates),
-                (compiled, certificates) => {
-                    let found = compiled.err().into_iter().chain(certificates.err());
-                    return Err(Problems(found.flat_map(|problems| problems.0).collect()));
-                }
-            };
+        let read = (
+            Compiled::load(&gateway.policy),
+            Certificates::read(&gateway.listeners, &metrics),
+            Interception::read(gateway),
+        );
+        let (compiled, certificates, interception) = match read {
+            (Ok(compiled), Ok(certificates), Ok(interception)) => (compiled, certificates, interception),
+            (compiled, certificates, interception) => {
+                let found = compiled.err().into_iter().chain(certificates.err()).chain(interception.err());
+                return Err(Problems(found.flat_map(|problems| problems.0).collect()));
+            }
+        };
         let policy = Arc::clone(&compiled.policy);
-        let snapshot = Snapshot::new(Generation::new(1, policy, &metrics));
+        let leaves = interception.leaves(&policy)?;
+        let snapshot = Snapshot::new(Generation::new(1, policy, leaves, &metrics));
         metrics.policy_reload(Reload::Success);
         metrics.policy_generation.set(1);
         tracing::info!(policy = compiled.policy.name(), digest = compiled.policy.digest(), "the policy is in force");
@@ -93,6 +101,7 @@ impl Reloader {
             snapshot: snapshot.clone(),
             metrics,
             certificates,
+            interception,
             loaded: Mutex::new(Loaded::of(1, &compiled)),
         };
         Ok((reloader, snapshot))
@@ -169,6 +178,27 @@ impl Reloader {
         result
     }
 
+    /// Makes the certificates anew that are shown in the place of hosts that are looked into, if they have lived half their life.
+    pub fn renew_leaves(&self, now: SystemTime) {
+        // One at a time, as above.
+        let _loaded = self.lock();
+        let current = self.snapshot.load();
+        if !current.leaves.are_due(now) {
+            return;
+        }
+        match self.interception.leaves(&current.policy) {
+            Ok(leaves) => {
+                let renewed = Generation::new(current.number, Arc::clone(&current.policy), leaves, &self.metrics);
+                self.snapshot.store(renewed);
+            }
+            Err(problems) => {
+                for problem in &problems.0 {
+                    tracing::error!(%problem, "a certificate for a host that is looked into cannot be made anew");
+                }
+            }
+        }
+    }
+
     /// The generation in force.
     pub fn current(&self) -> Arc<Generation> {
         self.snapshot.load()
@@ -203,8 +233,9 @@ impl Reloader {
             let message = "the policy is unchanged".to_owned();
             return Ok(Reloaded { generation: loaded.number, message, needs_restart });
         }
+        let leaves = self.interception.leaves(&compiled.policy)?;
         let number = loaded.number + 1;
-        self.snapshot.store(Generation::new(number, Arc::clone(&compiled.policy), &self.metrics));
+        self.snapshot.store(Generation::new(number, Arc::clone(&compiled.policy), leaves, &self.metrics));
         self.metrics.policy_generation.set(i64::try_from(number).unwrap_or(i64::MAX));
         *loaded = Loaded::of(number, &compiled);
         let message = format!("{} is in force", compiled.policy.name());

@@ -9,13 +9,14 @@ use tokio::sync::watch;
 use super::{Door, Leads};
 use crate::config::route::Routes;
 use crate::config::settings::Limits;
+use crate::egress::Proxy;
 use crate::ingress::admission::Admission;
 use crate::ingress::listener::{Drain, Listener, Shared};
 use crate::observe::access::Writer;
 use crate::observe::metrics::Metrics;
 use crate::snapshot::Snapshot;
 use crate::stack::tokens::Tokens;
-use crate::stack::{self, Chain, TrustedHops, federation_stack, stack};
+use crate::stack::{self, Chain, TrustedHops, federation_stack, proxy_stack, stack};
 use crate::upstream::{Directory, Upstreams};
 
 /// What a worker is made of.
@@ -65,11 +66,16 @@ async fn serve(parts: Parts) {
         .doors
         .iter()
         .map(|door| match &door.leads {
-            Leads::In => open(door, Rc::clone(&ingress), &shared),
+            Leads::In => open(door, Rc::clone(&ingress), None, &shared),
             Leads::ToServers { secret, origins } => {
                 let client = origins.client().expect("a worker needs its resolver");
                 let chain = federation_stack(chain.clone(), secret.clone(), Rc::new(client));
-                open(door, Rc::new(chain), &shared)
+                open(door, Rc::new(chain), None, &shared)
+            }
+            Leads::ToTheWeb { terms, webs } => {
+                let web = Rc::new(webs.web().expect("a worker needs its resolver"));
+                let proxy = Proxy::new(Rc::clone(&web), terms.clone(), &chain);
+                open(door, Rc::new(proxy_stack(chain.clone(), terms.clone(), web)), Some(proxy), &shared)
             }
         })
         .collect();
@@ -86,11 +92,12 @@ async fn serve(parts: Parts) {
 
 /// This worker's share of a listener, served by this chain.
 #[expect(clippy::expect_used, reason = "as above")]
-fn open<C: Chain>(door: &Door, chain: Rc<C>, shared: &Rc<Shared>) -> tokio::task::JoinHandle<()> {
+fn open<C: Chain>(door: &Door, chain: Rc<C>, proxy: Option<Proxy>, shared: &Rc<Shared>) -> tokio::task::JoinHandle<()> {
     let socket = door.socket.socket().expect("a worker needs its sockets: raise the limit of open files");
     let listener = Listener {
         chain,
         door: door.leads.door(),
+        proxy,
         tls: door.tls.clone(),
         proxy_protocol: door.proxy_protocol,
         inherited: door.socket.is_inherited(),

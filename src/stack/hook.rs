@@ -66,7 +66,12 @@ where
                 record.rule = Some("federation_door");
             });
             if refusal == Refusal::Secret {
-                self.secret.tell_once();
+                self.secret.tell_once(|| {
+                    tracing::warn!(
+                        "somebody came to the federation door without its secret. If it is Synapse, make its \
+                         worker_replication_secret what stands in the door's secret_file. This is said once"
+                    );
+                });
             }
             return Either::Left(ready(Ok(refusal.answer().response(None))));
         }

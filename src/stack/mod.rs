@@ -5,6 +5,7 @@ pub mod canonical;
 pub mod client;
 mod classify;
 mod collect;
+pub mod forward;
 mod hook;
 mod limit;
 mod origin;
@@ -16,6 +17,7 @@ mod rescue;
 mod revoke;
 mod route;
 pub mod tokens;
+mod web;
 
 use std::convert::Infallible;
 use std::rc::Rc;
@@ -38,6 +40,7 @@ use authenticate::Authenticator;
 use canonical::{Canonical, CanonicalLayer};
 use classify::{Classify, ClassifyLayer};
 use collect::Collector;
+use forward::{Forward, ForwardLayer, Terms};
 use hook::{Hook, HookLayer};
 use limit::{Limit, LimitLayer};
 use origin::Origin;
@@ -46,6 +49,7 @@ use record::{Record, RecordLayer, RecordedBody};
 use rescue::{Rescue, RescueLayer};
 use route::{Route, RouteLayer};
 use tokens::Tokens;
+use web::Web;
 
 pub use client::{Client, TrustedHops, UnlistedHop};
 pub use pace::Pace;
@@ -56,6 +60,9 @@ pub type Stack = Record<Rescue<Limit<Canonical<Classify<Policy<Route>>>>>>;
 
 /// The same at the federation door: what Synapse asks other servers passes it.
 pub type FederationStack = Record<Rescue<Limit<Hook<Classify<Policy<Origin>>>>>>;
+
+/// The same at the proxy door, for what Synapse asks the world in the clear.
+pub type ProxyStack = Record<Rescue<Limit<Forward<Classify<Policy<Web>>>>>>;
 
 /// Builds the chain of one worker.
 #[rustfmt::skip]
@@ -89,6 +96,22 @@ pub fn federation_stack(parts: Parts, secret: Secret, client: Rc<origins::Client
         .layer(ClassifyLayer::outbound())
         .layer(PolicyLayer::new(parts.snapshot, authenticator, collector))
         .service(Origin::new(client))                                      // 7 the other server
+}
+
+/// Builds the chain of one worker behind a proxy door: two layers are others.
+#[rustfmt::skip]
+pub fn proxy_stack(parts: Parts, terms: Terms, web: Rc<origins::Web>) -> ProxyStack {
+    let patience = parts.limits.upstream_head.duration();
+    let authenticator = Authenticator::new(parts.tokens, Rc::clone(parts.upstreams.synapse()), Arc::clone(&parts.metrics), patience);
+    let collector = Collector::new(parts.limits.collect.get());
+    ServiceBuilder::new()
+        .layer(RecordLayer::new(parts.metrics, parts.access))
+        .layer(RescueLayer)
+        .layer(LimitLayer::with_deadline(parts.limits, patience))
+        .layer(ForwardLayer::new(terms))                                   // 4 whoever may, one place, one spelling; or a refusal
+        .layer(ClassifyLayer::outbound())
+        .layer(PolicyLayer::new(parts.snapshot, authenticator, collector))
+        .service(Web::new(web))                                            // 7 whoever is asked
 }
 
 /// Synapse gives up after a minute, and then takes the server for dead; before that, it takes our word for it.
@@ -154,6 +177,8 @@ pub struct Peer {
     pub protocol: Protocol,
     /// Whether the connection is encrypted.
     pub tls: bool,
+    /// Whom a client takes us for: in whose place the connection was taken.
+    pub in_place_of: Option<origins::Destination>,
     /// What the listener counts.
     pub listener: ListenerMetrics,
     /// Where the connection stands.

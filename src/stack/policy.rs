@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::matrix::Flow;
 use crate::message::Body;
 use crate::observe::access::{self, Mode};
+use crate::origin::Destination;
 use crate::policy::decision::Need;
 use crate::policy::{Decision, Denial, Exchange, Held, Permit, TokenVerdict, Verdict};
 use crate::snapshot::{Current, Generation, Snapshot};
@@ -120,6 +121,7 @@ where
             query: request.uri().query(),
             headers: request.headers(),
             host: without_port(host),
+            destination: request.extensions().get::<Destination>().map(|destination| &destination.host),
             client: client.address,
             token: None,
             registration: None,

@@ -249,7 +249,8 @@ pub(super) fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static
     Ok(authorities)
 }
 
-fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, Problem> {
+/// The text of a private key that nobody else may read.
+pub(super) fn read_key_text(path: &Path) -> Result<Vec<u8>, Problem> {
     let shown = path.display();
     let (file, text) = read("key", path)?;
     // Asked of the open file: the path may name another one by now.
@@ -258,6 +259,12 @@ fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, Problem> {
         return Err(Problem::new(format!("the key file {shown} is open to other users (mode {mode:04o})"))
             .help(format!("chmod 600 {shown}")));
     }
+    Ok(text)
+}
+
+fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, Problem> {
+    let shown = path.display();
+    let text = read_key_text(path)?;
     match PrivateKeyDer::from_pem_slice(&text) {
         Ok(key) => Ok(key),
         Err(pem::Error::NoItemsFound) if text.windows(9).any(|word| word == b"ENCRYPTED") => {

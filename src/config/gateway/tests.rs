@@ -28,6 +28,12 @@ door = "federation"
 bind = "127.0.0.1:46900"
 secret_file = "secret"
 extra_roots = ["cert.pem"]
+[[listener]]
+door = "proxy"
+bind = "10.0.0.1:8118"
+credentials_file = "credentials"
+networks = ["10.0.0.7", "10.20.0.0/16"]
+ports = [443, 29318]
 [upstream.synapse]
 servers = ["unix:/run/synapse.sock"]
 [upstream.media]
@@ -48,6 +54,7 @@ body_idle = "4s"
 upstream_head = "5s"
 patience = "7s"
 keep_alive = "6s"
+tunnel_idle = "8s"
 drain = "0s"
 head_bytes = "8KiB"
 fields = 7
@@ -71,6 +78,9 @@ count = 2
 server_name = "example.org:8448"
 [egress]
 nameservers = ["127.0.0.53", "[::1]:5353"]
+[egress.ca]
+certificate = "ca.crt"
+key = "ca.key"
 [egress.addresses]
 allow = ["Bridge.internal", "10.1.2.3/8"]
 "#;
@@ -82,6 +92,8 @@ fn dir() -> tempfile::TempDir {
         fs::write(dir.path().join(name), "PEM").unwrap();
         fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
     }
+    fs::write(dir.path().join("credentials"), "synapse:a password\n").unwrap();
+    fs::set_permissions(dir.path().join("credentials"), fs::Permissions::from_mode(0o600)).unwrap();
     dir
 }
 
@@ -121,10 +133,16 @@ fn every_key_is_read() {
     assert_eq!(door.extra_roots, [dir.path().join("cert.pem")]);
     assert_eq!(gateway.egress.nameservers(), ["127.0.0.53:53", "[::1]:5353"].map(|text| text.parse().unwrap()));
     assert_eq!(serde_json::to_string(&gateway.egress.addresses.allow).unwrap(), r#"["bridge.internal","10.0.0.0/8"]"#);
+    let door = gateway.listeners[3].proxy.as_ref().unwrap();
+    assert_eq!(door.credentials_file, Some(dir.path().join("credentials")));
+    assert_eq!(serde_json::to_string(&door.networks).unwrap(), r#"["10.0.0.7/32","10.20.0.0/16"]"#);
+    assert_eq!(door.ports, [443, 29318]);
+    assert_eq!(gateway.egress.ca.as_ref().unwrap().key, dir.path().join("ca.key"));
     // Every key of every table has another value than its default, so none was overlooked.
     let changed = gateway.difference(&Gateway::default());
-    let is_new =
-        |header: &str| ["[[listener]] 2", "[[listener]] 3", "[upstream.media]", "[[route]] 1"].contains(&header);
+    let is_new = |header: &str| {
+        ["[[listener]] 2", "[[listener]] 3", "[[listener]] 4", "[upstream.media]", "[[route]] 1"].contains(&header)
+    };
     for (header, table) in gateway.tables() {
         assert!(!is_new(&header) || changed.contains(&header), "{header}");
         for key in table.as_object().unwrap().keys().filter(|_| !is_new(&header)) {
@@ -152,7 +170,7 @@ fn a_difference_names_its_keys() {
 
 #[test]
 fn problems_of_all_tables_are_told_at_once() {
-    let text = "[[listener]]\r\ndoor = \"proxy\"\r\nbind = \"127.0.0.1:8118\"\r\n[[listener]]\r\ndoor = \"ingress\"\r\n\
+    let text = "[[listener]]\r\ndoor = \"exit\"\r\nbind = \"127.0.0.1:8118\"\r\n[[listener]]\r\ndoor = \"ingress\"\r\n\
                     bind = \"0.0.0.0\"\r\n[[listener]]\r\ndoor = \"ingress\"\r\ntls = { certificate = \"none.pem\" }\r\n\
                     [limits]\r\nhadshake = \"1s\"\r\nbody = 0\r\nhead_bytes = \"1KiB\"\r\nfields = 10001\r\n[limit]\r\n[tokens]\r\n\
                     positive = \"1m\"\r\nnegative = \"3s\"\r\n[upstream.synapse]\r\nservers = [\"https://a:1\"]\r\n\
@@ -160,7 +178,7 @@ fn problems_of_all_tables_are_told_at_once() {
                     [log]\r\naccess = \"jason\"\r\n[workers]\r\ncount = -1\r\n[admin]\r\nbind = \"0.0.0.0:9090\"\r\n";
     let told = told(text);
     let starts = [
-        "mantlet.toml:2:8: unknown value \"proxy\" for `door` in [[listener]]\n    help: known: ingress",
+        "mantlet.toml:2:8: unknown value \"exit\" for `door` in [[listener]]\n    help: known: ingress",
         "mantlet.toml:6:8: `bind` in [[listener]]: \"0.0.0.0\" has no port",
         "mantlet.toml:9:7: `key` is missing in [listener.tls]",
         "mantlet.toml:7:1: `bind` is missing in [[listener]]",
@@ -234,6 +252,49 @@ fn a_way_out_is_for_synapse_alone() {
 }
 
 #[test]
+fn a_proxy_is_no_open_one() {
+    let dir = dir();
+    let credentials = dir.path().join("credentials");
+    let told = |listener: &str| {
+        let text = format!("[[listener]]\ndoor = \"proxy\"\n{listener}\n");
+        Gateway::parse("mantlet.toml", text, dir.path()).map(drop).map_err(|problems| problems.to_string())
+    };
+    for good in [
+        "bind = \"127.0.0.1:8118\"",
+        "bind = \"[::1]:8118\"",
+        "bind = \"unix:/run/m.sock\"",
+        "bind = \"0.0.0.0:8118\"\ncredentials_file = \"credentials\"",
+        "bind = \"10.0.0.1:8118\"\nnetworks = [\"10.0.0.7\"]",
+    ] {
+        assert_eq!(told(good), Ok(()), "{good}");
+    }
+    for (listener, what) in [
+        ("bind = \"0.0.0.0:8118\"", "mantlet.toml:3:8: everybody who reaches 0.0.0.0:8118 could use this proxy"),
+        ("bind = \"[::]:8118\"\nnetworks = []", "everybody who reaches [::]:8118 could use this proxy"),
+        ("bind = \"127.0.0.1:8118\"\nports = []", "mantlet.toml:4:9: `ports` in [[listener]]: these are no ports"),
+        ("bind = \"127.0.0.1:8118\"\nports = [0]", "these are no ports to connect to"),
+        ("bind = \"127.0.0.1:8118\"\nnetworks = [\"here\"]", "\"here\" is not an address or a network"),
+        ("bind = \"127.0.0.1:8118\"\nsecret_file = \"secret\"", "`secret_file` belongs to a federation door"),
+        (
+            "bind = \"127.0.0.1:8118\"\ntls = { certificate = \"cert.pem\", key = \"key.pem\" }",
+            "Synapse asks a proxy in the clear",
+        ),
+        ("bind = \"127.0.0.1:8118\"\ncredentials_file = \"none\"", "mantlet.toml:4:20: the secret file"),
+        ("bind = \"127.0.0.1:8118\"\ncredentials_file = \"secret\"", "does not hold a user and a password"),
+    ] {
+        let told = told(listener).unwrap_err();
+        assert!(told.contains(what), "{listener}\n{told}");
+    }
+    fs::set_permissions(&credentials, fs::Permissions::from_mode(0o640)).unwrap();
+    assert!(told("bind = \"127.0.0.1:1\"\ncredentials_file = \"credentials\"").unwrap_err().contains("mode 0640"));
+    let inward = "[[listener]]\ndoor = \"ingress\"\nbind = \"127.0.0.1:1\"\nports = [443]\nnetworks = [\"::1\"]";
+    let inward = Gateway::parse("mantlet.toml", inward, dir.path()).unwrap_err().to_string();
+    assert!(
+        inward.contains("`ports` belongs to a proxy door") && inward.contains("`networks` belongs to a proxy door")
+    );
+}
+
+#[test]
 fn a_key_file_that_others_can_read_is_refused() {
     let dir = dir();
     let key = dir.path().join("key.pem");
@@ -264,7 +325,8 @@ fn a_missing_certificate_is_told_with_its_path() {
     assert_eq!(problems.0[2].what, format!("the client_ca {path}/cert.pem does not exist"));
     assert_eq!(problems.0[3].what, format!("the secret file {path}/secret does not exist"));
     assert_eq!(problems.0[4].what, format!("the file of roots {path}/cert.pem does not exist"));
-    assert_eq!(problems.0.len(), 5);
+    assert_eq!(problems.0[5].what, format!("the secret file {path}/credentials does not exist"));
+    assert_eq!(problems.0.len(), 6);
     let file = dir.path().join("mantlet.toml");
     fs::write(&file, WHOLE).unwrap();
     assert!(Gateway::load(&file).is_err() && Gateway::load_alone(&file).is_ok());

@@ -242,7 +242,7 @@ fn a_method_that_a_client_invents_is_other() {
     assert_eq!(Method::from(&http::Method::PUT), Method::Put);
     assert_eq!(Method::from(&http::Method::from_bytes(b"SECRET").unwrap()), Method::Other);
     assert_eq!(Method::from(&http::Method::from_bytes(b"other").unwrap()), Method::Other);
-    assert_eq!(Method::from(&http::Method::CONNECT), Method::Other);
+    assert_eq!(Method::from(&http::Method::CONNECT), Method::Connect);
 }
 
 #[test]

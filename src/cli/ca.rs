@@ -1,0 +1,228 @@
+//! `mantlet ca`
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::json;
+
+use super::Common;
+use super::output::Output;
+use crate::config::address::ListenerAddress;
+use crate::config::compiled::Compiled;
+use crate::config::egress::Ca as Files;
+use crate::config::gateway::{Door, Gateway, Listener};
+use crate::problem::{Problem, Problems};
+use crate::tls::ca::{self, Authority};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Ca {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Make the authority that [egress.ca] names, for the hosts that the policy wants to be looked into
+    Init(Init),
+    /// Say what the authority may vouch for, and until when
+    Show,
+    /// Print what Synapse has to be told of the doors of the way out
+    Synapse(Synapse),
+}
+
+#[derive(Debug, clap::Args)]
+struct Init {
+    /// More hosts, so that a policy can want them later without a new authority
+    hosts: Vec<String>,
+    /// Put it in the place of one that is there
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct Synapse {
+    /// Write the roots of this system and the authority here, for Synapse's SSL_CERT_FILE
+    #[arg(long, value_name = "FILE")]
+    bundle: Option<PathBuf>,
+}
+
+impl Ca {
+    pub(super) fn run(self, common: &Common, output: &Output) -> Result<ExitCode, Problems> {
+        let gateway = common.gateway_alone()?;
+        match self.verb {
+            Verb::Init(init) => init.run(&gateway, output)?,
+            Verb::Show => show(&gateway, output)?,
+            Verb::Synapse(synapse) => synapse.run(&gateway, output)?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Init {
+    fn run(self, gateway: &Gateway, output: &Output) -> Result<(), Problems> {
+        let Files { certificate, key } = files(gateway)?;
+        let policy = Compiled::read(&gateway.policy)?.policy;
+        let mut names: BTreeSet<_> = policy.egress().intercepted().map(|(name, _)| name.to_owned()).collect();
+        for host in self.hosts {
+            if !crate::addresses::is_host_name(&host) {
+                return Err(Problem::new(format!("{host:?} is not the name of a host")).into());
+            }
+            names.insert(host.to_ascii_lowercase());
+        }
+        if names.is_empty() {
+            return Err(Problem::new("the policy wants no host to be looked into, so there is nobody to vouch for")
+                .help(
+                    "[[egress.destination]] host = \"matrix.org\", action = \"intercept\"; or name hosts behind `init`",
+                )
+                .into());
+        }
+        let made = ca::make(&names)?;
+        // The key first: a certificate without one is seen at once.
+        write(key, &made.key, 0o600, self.force)?;
+        write(certificate, &made.certificate, 0o644, self.force)?;
+        let list: Vec<_> = names.iter().map(String::as_str).collect();
+        output.print(
+            || {
+                format!(
+                    "made an authority for {}\n  certificate  {}\n  key          {} (mode 0600)\nSynapse has to believe it: mantlet ca synapse --bundle FILE",
+                    list.join(", "),
+                    certificate.display(),
+                    key.display()
+                )
+            },
+            || json!({ "names": list, "certificate": certificate.display().to_string(), "key": key.display().to_string() }),
+        );
+        Ok(())
+    }
+}
+
+fn show(gateway: &Gateway, output: &Output) -> Result<(), Problems> {
+    let Files { certificate, key } = files(gateway)?;
+    let authority = Authority::read(certificate, key)?;
+    let stated = authority.stated();
+    let open: Vec<_> = stated.names.difference(&stated.closed_below).map(|name| format!("*.{name}")).collect();
+    let ends = humantime::format_rfc3339_seconds(stated.not_after).to_string();
+    output.print(
+        || {
+            let mut page = format!("authority  {}\nends       {ends}\n", certificate.display());
+            for name in &stated.names {
+                let _ = writeln!(page, "may be     {name}");
+            }
+            for name in &open {
+                let _ = writeln!(
+                    page,
+                    "left open  {name}: whoever gets the key could be it, Mantlet makes no certificate for it"
+                );
+            }
+            if !stated.has_no_addresses {
+                let _ = writeln!(page, "left open  addresses: whoever gets the key could be any of them");
+            }
+            page.push_str("never      any other name");
+            page.push_str(if stated.has_no_addresses { ", any address" } else { "" });
+            page
+        },
+        || json!({ "names": stated.names, "open": open, "addresses": !stated.has_no_addresses, "ends": ends }),
+    );
+    Ok(())
+}
+
+impl Synapse {
+    fn run(self, gateway: &Gateway, output: &Output) -> Result<(), Problems> {
+        let authority = match &gateway.egress.ca {
+            Some(files) => Some(std::fs::read_to_string(&files.certificate).map_err(|error| {
+                let what = format!("the authority {} cannot be read: {error}", files.certificate.display());
+                Problem::new(what).help("make it: mantlet ca init")
+            })?),
+            None => None,
+        };
+        if let (Some(bundle), Some(authority)) = (&self.bundle, &authority) {
+            let mut all = authority.clone();
+            for root in rustls_native_certs::load_native_certs().certs {
+                all.push_str(&pem(&root));
+            }
+            write(bundle, &all, 0o644, true)?;
+        }
+        let mut yaml = String::from("# homeserver.yaml\n");
+        let mut environment = String::new();
+        for listener in &gateway.listeners {
+            match listener.door {
+                Door::Ingress => {}
+                Door::Federation => federation(listener, &mut yaml),
+                Door::Proxy => proxy(listener, &mut yaml),
+            }
+        }
+        if authority.is_some() {
+            let bundle = self.bundle.as_deref().map_or("FILE".to_owned(), |path| path.display().to_string());
+            let hint = if self.bundle.is_none() { "   # mantlet ca synapse --bundle FILE writes it" } else { "" };
+            let _ = write!(environment, "\n# Synapse's environment\nSSL_CERT_FILE={bundle}{hint}");
+        }
+        let page = format!("{}{environment}", yaml.trim_end());
+        output.print(|| page.clone(), || json!({ "settings": page }));
+        Ok(())
+    }
+}
+
+fn federation(listener: &Listener, yaml: &mut String) {
+    let name = if listener.name.bytes().all(|byte| byte.is_ascii_alphanumeric()) { &listener.name } else { "mantlet" };
+    let place = match &listener.bind {
+        ListenerAddress::Tcp(address) => format!("host: \"{}\", port: {}", address.ip(), address.port()),
+        ListenerAddress::Unix(path) => format!("path: {}", path.display()),
+        ListenerAddress::Systemd(_) => "path: THE SOCKET OF THE UNIT".to_owned(),
+    };
+    let _ = writeln!(yaml, "instance_map: {{{name}: {{{place}}}}}\noutbound_federation_restricted_to: [{name}]");
+    let _ = writeln!(yaml, "worker_replication_secret_path: A COPY OF {}, FOR SYNAPSE TO READ", {
+        listener.secret_file.as_deref().unwrap_or(Path::new("secret_file")).display()
+    });
+}
+
+fn proxy(listener: &Listener, yaml: &mut String) {
+    let credentials = match listener.proxy.as_ref().and_then(|door| door.credentials_file.as_ref()) {
+        Some(_) => "USER:PASSWORD@",
+        None => "",
+    };
+    let place = match &listener.bind {
+        ListenerAddress::Tcp(address) => address.to_string(),
+        ListenerAddress::Unix(_) | ListenerAddress::Systemd(_) => "ADDRESS:PORT".to_owned(),
+    };
+    let _ = writeln!(yaml, "https_proxy: http://{credentials}{place}\nhttp_proxy: http://{credentials}{place}");
+}
+
+fn files(gateway: &Gateway) -> Result<&Files, Problem> {
+    gateway.egress.ca.as_ref().ok_or_else(|| {
+        Problem::new("the gateway file names no authority")
+            .help("[egress.ca] certificate = \"ca.crt\", key = \"ca.key\"")
+    })
+}
+
+/// Writes a file that was not there, or all of it at once in the place of one that was.
+fn write(path: &Path, text: &str, mode: u32, force: bool) -> Result<(), Problem> {
+    let failed = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => Problem::new(format!("{} is there already", path.display()))
+            .help("--force makes a new one in its place; Synapse then has to believe that one"),
+        _ => Problem::new(format!("{} cannot be written: {error}", path.display())),
+    };
+    let place = if force { path.with_added_extension("new") } else { path.to_owned() };
+    if force {
+        // Left by one that was interrupted.
+        let _ = std::fs::remove_file(&place);
+    }
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&place).map_err(failed)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+    if force { std::fs::rename(&place, path).map_err(failed) } else { Ok(()) }
+}
+
+fn pem(certificate: &[u8]) -> String {
+    let text = BASE64_STANDARD.encode(certificate);
+    let mut page = String::from("-----BEGIN CERTIFICATE-----\n");
+    for line in text.as_bytes().chunks(64) {
+        page.push_str(&String::from_utf8_lossy(line));
+        page.push('\n');
+    }
+    page + "-----END CERTIFICATE-----\n"
+}

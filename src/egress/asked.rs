@@ -1,0 +1,159 @@
+//! What is written down of somebody who asked for a tunnel: once, when it is over. Not where to.
+
+use std::cell::RefCell;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::{BufMut, BytesMut};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
+
+use super::Proxy;
+use super::tunnel::Flowed;
+use crate::matrix::Flow;
+use crate::message::Answer;
+use crate::message::respond::RULE;
+use crate::observe::access::{AccessRecord, Decision, Method, Mode, Token};
+use crate::observe::metrics::{Counted, Direction, Tunnel};
+use crate::stack::Peer;
+
+/// One who asked for a tunnel; the record is written when this is dropped.
+pub(super) struct Asked<'a> {
+    proxy: &'a Proxy,
+    peer: &'a Peer,
+    /// None once the requests inside speak for themselves.
+    record: RefCell<Option<AccessRecord>>,
+    flowed: Flowed,
+    started: Instant,
+    _open: Counted,
+}
+
+impl<'a> Asked<'a> {
+    pub fn begin(proxy: &'a Proxy, peer: &'a Peer) -> Self {
+        let record = AccessRecord {
+            time: SystemTime::now(),
+            id: getrandom::u64().unwrap_or_default(),
+            flow: Flow::Egress,
+            listener: Arc::clone(peer.listener.name()),
+            method: Method::Connect,
+            endpoint: ENDPOINT,
+            protocol: peer.protocol,
+            tls: peer.tls,
+            status: 0,
+            rule: None,
+            // Until something else is known: whoever asked went away.
+            decision: Decision::Cancelled,
+            mode: Mode::Enforce,
+            token: Token::Unread,
+            network: peer.client.network,
+            error: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            duration_us: 0,
+            upstream: None,
+            upstream_us: None,
+            generation: 0,
+        };
+        let (record, started) = (RefCell::new(Some(record)), Instant::now());
+        Self { proxy, peer, record, flowed: Flowed::new(), started, _open: proxy.metrics.open() }
+    }
+
+    /// Notes something.
+    pub fn note(&self, note: impl FnOnce(&mut AccessRecord)) {
+        if let Some(record) = &mut *self.record.borrow_mut() {
+            note(record);
+        }
+    }
+
+    /// Notes what came of it.
+    pub fn came_to(&self, outcome: Tunnel, decision: Decision, rule: Option<&'static str>) {
+        self.proxy.metrics.outcome(outcome);
+        self.note(|record| {
+            record.decision = decision;
+            record.rule = rule;
+        });
+    }
+
+    /// Leaves the record to those who ask inside.
+    pub fn goes_on(&self, outcome: Tunnel) {
+        self.proxy.metrics.outcome(outcome);
+        self.record.take();
+    }
+
+    /// What moves in the tunnel.
+    pub fn flowed(&self) -> &Flowed {
+        &self.flowed
+    }
+
+    /// Says that there is a tunnel now.
+    pub async fn open(&self, io: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        let connected = self.elapsed_us();
+        self.note(|record| {
+            record.upstream = Some(Arc::clone(&self.proxy.upstream));
+            record.upstream_us = Some(connected);
+            record.status = 200;
+        });
+        timeout(LAST_WORD, io.write_all(OPEN)).await?
+    }
+
+    /// Says that there is none. Whether it arrives is the client's affair.
+    pub async fn answer(&self, io: &mut (impl AsyncWrite + Unpin), answer: &Answer, rule: Option<&'static str>) {
+        self.note(|record| record.status = answer.status().as_u16());
+        let _ = write(io, answer, rule).await;
+    }
+
+    fn elapsed_us(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        let Some(mut record) = self.record.take() else { return };
+        record.duration_us = self.elapsed_us();
+        (record.bytes_in, record.bytes_out) = (self.flowed.out(), self.flowed.back());
+        self.proxy.metrics.bytes(Direction::Out, record.bytes_in);
+        self.proxy.metrics.bytes(Direction::In, record.bytes_out);
+        self.peer.listener.request(record.flow, record.status);
+        self.proxy.access.submit(record);
+    }
+}
+
+/// Writes an answer past the HTTP library, which knows of no request, and ends the connection.
+pub(super) async fn write(
+    io: &mut (impl AsyncWrite + Unpin),
+    answer: &Answer,
+    rule: Option<&'static str>,
+) -> io::Result<()> {
+    let mut bytes = BytesMut::new();
+    let status = answer.status();
+    let line = format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or("Other"));
+    bytes.put_slice(line.as_bytes());
+    let mut field = |name: &str, value: &[u8]| {
+        for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+            bytes.put_slice(part);
+        }
+    };
+    for (name, value) in answer.headers() {
+        field(name.as_str(), value.as_bytes());
+    }
+    if let Some(rule) = rule {
+        field(RULE.as_str(), rule.as_bytes());
+    }
+    field("content-length", answer.body().len().to_string().as_bytes());
+    field("connection", b"close");
+    bytes.put_slice(b"\r\n");
+    bytes.put_slice(answer.body());
+    timeout(LAST_WORD, async {
+        io.write_all(&bytes).await?;
+        io.shutdown().await
+    })
+    .await?
+}
+
+/// What records call a tunnel, which is no endpoint.
+const ENDPOINT: &str = "tunnel";
+/// Synapse wants this status and no other.
+const OPEN: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
+const LAST_WORD: Duration = Duration::from_secs(1);

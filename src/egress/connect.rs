@@ -1,0 +1,139 @@
+//! Reads the head of a CONNECT. Synapse writes it as HTTP/1.0, without `Host`, and an IPv6 address without its brackets, which our
+//! HTTP library refuses.
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::origin::Destination;
+
+/// What somebody asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Connect {
+    pub to: Destination,
+    /// The values of `Proxy-Authorization`.
+    pub credentials: Vec<Vec<u8>>,
+}
+
+/// Why there is no head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The connection ended.
+    Gone,
+    /// It is too large, or is none.
+    Bad,
+}
+
+/// Reads on, until the head is whole; what follows it stays in `read`. How long it may take is for the caller to say.
+pub(super) async fn read(io: &mut (impl AsyncRead + Unpin), read: &mut BytesMut) -> Result<Connect, Failure> {
+    loop {
+        if let Some((head, length)) = parse(read)? {
+            read.advance(length);
+            return Ok(head);
+        }
+        if read.len() >= MOST {
+            return Err(Failure::Bad);
+        }
+        match io.read_buf(read).await {
+            Ok(0) | Err(_) => return Err(Failure::Gone),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// The head, and its length; `None` if it is not whole yet.
+fn parse(bytes: &[u8]) -> Result<Option<(Connect, usize)>, Failure> {
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS];
+    let mut head = httparse::Request::new(&mut fields);
+    let length = match head.parse(&bytes[..bytes.len().min(MOST)]) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(_) => return Err(Failure::Bad),
+    };
+    let to = head.path.filter(|_| head.method == Some("CONNECT")).and_then(|target| Destination::parse(target, None));
+    let mut credentials = Vec::new();
+    let mut hosts = 0;
+    for field in head.headers {
+        let is = |name: &str| field.name.eq_ignore_ascii_case(name);
+        if is("proxy-authorization") {
+            credentials.push(field.value.to_vec());
+        } else if is("host") {
+            hosts += 1;
+        } else if is("content-length") || is("transfer-encoding") {
+            // What follows is the tunnel's, whatever these say; others might read it as a body (RFC 9110, section 9.3.6).
+            return Err(Failure::Bad);
+        }
+    }
+    match to {
+        Some(to) if hosts < 2 => Ok(Some((Connect { to, credentials }, length))),
+        Some(_) | None => Err(Failure::Bad),
+    }
+}
+
+/// How a CONNECT begins.
+pub(super) const WORD: &[u8] = b"CONNECT ";
+/// A whole head.
+const MOST: usize = 16 * 1024;
+/// Of one head.
+const FIELDS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn to(head: &str) -> Result<Option<String>, Failure> {
+        parse(head.as_bytes()).map(|head| head.map(|(head, _)| format!("{} {}", head.to.host, head.to.port)))
+    }
+
+    #[test]
+    fn what_synapse_and_others_write_is_read() {
+        let is = |text: &str| Ok(Some(text.to_owned()));
+        assert_eq!(to("CONNECT push.test:443 HTTP/1.0\r\n\r\n"), is("push.test 443"));
+        assert_eq!(to("CONNECT 2001:db8::7:8448 HTTP/1.0\r\n\r\n"), is("2001:db8::7 8448"));
+        assert_eq!(to("CONNECT [2001:db8::7]:443 HTTP/1.1\r\nHost: [2001:db8::7]:443\r\n\r\n"), is("2001:db8::7 443"));
+        assert_eq!(
+            to("CONNECT PUSH.test:443 HTTP/1.1\r\nHost: push.test\r\nUser-Agent: x\r\n\r\nrest"),
+            is("push.test 443")
+        );
+        for length in 0.."CONNECT a:443 HTTP/1.0\r\n\r\n".len() {
+            assert_eq!(to(&"CONNECT a:443 HTTP/1.0\r\n\r\n"[..length]), Ok(None), "{length}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_head_or_two_is_refused() {
+        for bad in [
+            "CONNECT push.test HTTP/1.1\r\n\r\n",
+            "CONNECT https://push.test:443 HTTP/1.1\r\n\r\n",
+            "CONNECT u@push.test:443 HTTP/1.1\r\n\r\n",
+            "CONNECT push.test:443/x HTTP/1.1\r\n\r\n",
+            "CONNECT push.test:0443x HTTP/1.1\r\n\r\n",
+            "CONNECT 127.1:443 HTTP/1.1\r\n\r\n",
+            "CONNECT 0x7f000001:443 HTTP/1.1\r\n\r\n",
+            "CONNECT  push.test:443 HTTP/1.1\r\n\r\n",
+            "CONNECT push.test:443\r\n\r\n",
+            "CONNECT push.test:443 HTTP/2.0\r\n\r\n",
+            "CONNECT push.test:443 HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
+            "CONNECT push.test:443 HTTP/1.1\r\nContent-Length: 3\r\n\r\n",
+            "CONNECT push.test:443 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "CONNECT push.test:443 HTTP/1.1\r\n X: folded\r\n\r\n",
+            "CONNECT push.test:443 HTTP/1.1\r\nX : y\r\n\r\n",
+        ] {
+            assert_eq!(to(bad), Err(Failure::Bad), "{bad:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_head_without_an_end_is_not_read_for_ever() {
+        let endless = format!("CONNECT a:443 HTTP/1.1\r\nX: {}", "x".repeat(1 << 20));
+        let (mut io, mut buffer) = (endless.as_bytes(), BytesMut::new());
+        assert_eq!(read(&mut io, &mut buffer).await, Err(Failure::Bad));
+        assert!(io.len() > 900_000, "{} are left", io.len());
+    }
+
+    #[tokio::test]
+    async fn what_follows_a_head_is_the_tunnels() {
+        let (mut io, mut buffer) = (&b"CONNECT a:443 HTTP/1.1\r\n\r\n\x16\x03\x01"[..], BytesMut::new());
+        assert!(read(&mut io, &mut buffer).await.is_ok());
+        assert_eq!(&buffer[..], b"\x16\x03\x01");
+    }
+}

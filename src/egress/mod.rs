@@ -1,0 +1,196 @@
+//! The proxy door: what Synapse asks those who are no homeservers.
+//!
+//! It looks at the beginning of each connection. A CONNECT digs a tunnel, if the policy leaves a way there; where the policy wants
+//! a host to be looked into, the tunnel ends here, in TLS of our own. All else is given to the HTTP library, and to the chain.
+
+mod asked;
+mod connect;
+mod rewound;
+mod tunnel;
+
+use std::io;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::config::settings::Limits;
+use crate::error::Kind;
+use crate::message::Answer;
+use crate::observe::access::{Decision, Writer};
+use crate::observe::metrics::{self, TunnelMetrics, WEB};
+use crate::origin::{Destination, Web};
+use crate::policy::RuleIndex;
+use crate::policy::egress::Way;
+use crate::snapshot::Current;
+use crate::stack::forward::{NAME, Refusal, Terms};
+use crate::stack::{Parts, Peer};
+use asked::Asked;
+use connect::Connect;
+
+pub use rewound::Rewound;
+
+/// One worker's proxy door.
+pub struct Proxy {
+    web: Rc<Web>,
+    terms: Terms,
+    limits: Limits,
+    current: Current,
+    access: Arc<Writer>,
+    metrics: TunnelMetrics,
+    upstream: Arc<str>,
+}
+
+/// What a connection turned out to be.
+pub enum Received<IO> {
+    /// Requests in the clear, from the first byte on.
+    Requests(Rewound<IO>),
+    /// Requests to this host, in whose place we are.
+    InPlaceOf(Destination, Box<TlsStream<Rewound<IO>>>),
+    /// All there was to do has been done.
+    Nothing,
+}
+
+impl Proxy {
+    /// A door with these terms, that leads here; the rest is as the chain's.
+    pub fn new(web: Rc<Web>, terms: Terms, chain: &Parts) -> Self {
+        let (current, metrics) = (chain.snapshot.current(), chain.metrics.tunnels());
+        let (limits, access) = (chain.limits.clone(), Arc::clone(&chain.access));
+        Self { web, terms, limits, current, access, metrics, upstream: WEB.into() }
+    }
+
+    /// Whether somebody at this address may come; `None` is whoever may open the file of a unix socket.
+    pub fn lets_in(&self, address: Option<IpAddr>) -> bool {
+        self.terms.lets_in(address)
+    }
+
+    /// Reads what a connection begins with, and digs the tunnel that it asks for, if it asks for one. Then this lasts as long as
+    /// the tunnel does; once `draining` is over, it waits no longer for one in which nothing moves. Dropping it closes both ends.
+    pub async fn receive<IO: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        mut io: IO,
+        peer: &Peer,
+        draining: Pin<&mut impl Future<Output = ()>>,
+    ) -> Received<IO> {
+        let mut read = BytesMut::new();
+        match self.begins_with_connect(&mut io, &mut read).await {
+            Ok(true) => {}
+            Ok(false) => return Received::Requests(Rewound::new(io, read.freeze())),
+            // Nobody is there to be told anything.
+            Err(_) => return Received::Nothing,
+        }
+        match timeout(self.limits.head.duration(), connect::read(&mut io, &mut read)).await {
+            Ok(Ok(head)) => {
+                let (io, asked) = (Rewound::new(io, read.freeze()), Asked::begin(self, peer));
+                if let Some((host, io)) = self.connect(io, head, asked, draining).await {
+                    return Received::InPlaceOf(host, Box::new(io));
+                }
+            }
+            Ok(Err(connect::Failure::Gone)) => {}
+            Ok(Err(connect::Failure::Bad)) => {
+                peer.listener.refused_by_parser(metrics::Refusal::BadRequest);
+                // Whether it arrives is the client's affair.
+                let _ = asked::write(&mut io, &Refusal::Target.answer(), None).await;
+            }
+            Err(_late) => peer.listener.refused_by_parser(metrics::Refusal::Timeout),
+        }
+        Received::Nothing
+    }
+
+    /// Whether the first word is CONNECT. As little as tells is read.
+    async fn begins_with_connect(&self, io: &mut (impl AsyncRead + Unpin), read: &mut BytesMut) -> io::Result<bool> {
+        let mut patience = self.limits.first_byte.duration();
+        while read.len() < connect::WORD.len() && connect::WORD.starts_with(read) {
+            if timeout(patience, io.read_buf(read)).await?? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            patience = self.limits.head.duration();
+        }
+        Ok(read.starts_with(connect::WORD))
+    }
+
+    async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        mut io: Rewound<IO>,
+        Connect { to, credentials }: Connect,
+        asked: Asked<'_>,
+        draining: Pin<&mut impl Future<Output = ()>>,
+    ) -> Option<(Destination, TlsStream<Rewound<IO>>)> {
+        let admitted = self.terms.admit(credentials.iter().map(Vec::as_slice));
+        if let Err(refusal) = admitted.and_then(|()| self.terms.leads_to(to.port)) {
+            asked.came_to(metrics::Tunnel::Refused, Decision::Deny, Some(NAME));
+            asked.answer(&mut io, &refusal.answer(), None).await;
+            return None;
+        }
+        let generation = self.current.load();
+        asked.note(|record| record.generation = generation.number);
+        if let Some(denial) = generation.policy.closed_way(&to.host) {
+            generation.counters(RuleIndex::EGRESS).deny.inc();
+            let rule = generation.policy.rule(RuleIndex::EGRESS).name;
+            asked.came_to(metrics::Tunnel::Refused, Decision::Deny, Some(rule));
+            let shown = generation.policy.announces_rules().then_some(rule);
+            asked.answer(&mut io, &denial.answer, shown).await;
+            return None;
+        }
+        if let Some(leaf) = generation.leaves.of(&to.host) {
+            return Some((to, self.intercept(io, Arc::clone(leaf), asked).await?));
+        }
+        // One that is to be looked into, and cannot be, does not pass unread.
+        let is_tunnel = generation.policy.egress().way(&to.host).0 == Way::Tunnel;
+        drop(generation);
+        if !is_tunnel {
+            asked.came_to(metrics::Tunnel::Failed, Decision::Error, None);
+            asked.note(|record| record.error = Some(Kind::Panic.as_str()));
+            asked.answer(&mut io, &Answer::error(Kind::Panic), None).await;
+            return None;
+        }
+        let far = match self.web.connect(&to).await {
+            Ok(far) => far,
+            Err(error) => {
+                asked.came_to(metrics::Tunnel::Failed, Decision::Error, None);
+                asked.note(|record| record.error = Some(error.kind().as_str()));
+                asked.answer(&mut io, &Answer::error(error.kind()), None).await;
+                return None;
+            }
+        };
+        asked.open(&mut io).await.ok()?;
+        match tunnel::hello(&mut io, &to.host, self.limits.handshake.duration()).await {
+            Ok(hello) => {
+                asked.came_to(metrics::Tunnel::Open, Decision::Permit, None);
+                tunnel::carry(io, far, &hello, asked.flowed(), self.limits.tunnel_idle.duration(), draining).await;
+            }
+            Err(tunnel::NoHello::Gone) => {}
+            Err(tunnel::NoHello::Other) => asked.came_to(metrics::Tunnel::Mismatch, Decision::Deny, Some(NAME)),
+        }
+        None
+    }
+
+    /// Ends the tunnel here, in TLS of our own. What is asked inside is recorded by the chain.
+    async fn intercept<IO: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        mut io: Rewound<IO>,
+        leaf: Arc<ServerConfig>,
+        asked: Asked<'_>,
+    ) -> Option<TlsStream<Rewound<IO>>> {
+        asked.open(&mut io).await.ok()?;
+        match timeout(self.limits.handshake.duration(), TlsAcceptor::from(leaf).accept(io)).await {
+            Ok(Ok(io)) => {
+                asked.goes_on(metrics::Tunnel::Intercepted);
+                Some(io)
+            }
+            // Another name, or a client that does not believe us.
+            Ok(Err(_)) => {
+                asked.came_to(metrics::Tunnel::Mismatch, Decision::Deny, Some(NAME));
+                None
+            }
+            Err(_late) => None,
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Which way a connection goes that Synapse asks the proxy door for.
+
+use serde::Deserialize;
+
+use crate::matrix::{Host, ServerName};
+use crate::problem::Location;
+
+/// What `[egress]` of a policy says: the first destination that fits, else the default.
+#[derive(Clone, Debug, Default)]
+pub struct Egress {
+    /// `[[egress.destination]]`, in the order in which they are tried.
+    pub destinations: Vec<Destination>,
+    /// `[egress] default`.
+    pub default: Unlisted,
+}
+
+/// What becomes of a host that is not listed.
+#[derive(Clone, Debug, Default)]
+pub struct Unlisted {
+    /// Its way.
+    pub way: Way,
+    /// The line that says so.
+    pub location: Option<Location>,
+}
+
+/// What becomes of a host, or of all below a name.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    /// Which.
+    pub host: HostPattern,
+    /// Its way.
+    pub way: Way,
+    /// The line that says so.
+    pub location: Option<Location>,
+}
+
+/// A way out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// What is encrypted passes unread; its bytes are counted.
+    #[default]
+    Tunnel,
+    /// It ends here, in TLS of our own; requests go on as those in the clear do, and rules can read them.
+    Intercept,
+    /// None.
+    Deny,
+}
+
+impl Way {
+    /// The word in policies.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Way::Tunnel => "tunnel",
+            Way::Intercept => "intercept",
+            Way::Deny => "deny",
+        }
+    }
+}
+
+/// Hosts as an operator names them.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum HostPattern {
+    /// This one.
+    Exact(Host),
+    /// All whose names end so: `*.example.org` is what stands behind the asterisk.
+    Below(Box<str>),
+}
+
+impl TryFrom<String> for HostPattern {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let host =
+            |text: &str| ServerName::parse(text).filter(|name| name.port().is_none()).map(|it| it.host().clone());
+        let pattern = match text.strip_prefix('*') {
+            Some(below) => match below.strip_prefix('.').and_then(host) {
+                Some(Host::Name(name)) => Some(Self::Below(format!(".{name}").into())),
+                Some(Host::Address(_)) | None => None,
+            },
+            None => host(&text).map(Self::Exact),
+        };
+        pattern.ok_or_else(|| {
+            format!(
+                "{text:?} is no host\nwrite \"push.example.org\", \"*.example.org\", \"192.0.2.1\" or \"[2001:db8::1]\""
+            )
+        })
+    }
+}
+
+impl HostPattern {
+    fn fits(&self, host: &Host) -> bool {
+        match (self, host) {
+            (Self::Exact(exact), host) => exact == host,
+            // Names are in lower case on both sides.
+            (Self::Below(end), Host::Name(name)) => name.ends_with(&**end),
+            (Self::Below(_), Host::Address(_)) => false,
+        }
+    }
+}
+
+impl Egress {
+    /// The names of the hosts that are to be looked into, and the lines that say so.
+    pub fn intercepted(&self) -> impl Iterator<Item = (&str, Option<&Location>)> {
+        self.destinations.iter().filter_map(|destination| match (&destination.host, destination.way) {
+            // What an earlier line says of the same host counts.
+            (HostPattern::Exact(host @ Host::Name(name)), Way::Intercept) if self.way(host).0 == Way::Intercept => {
+                Some((&**name, destination.location.as_ref()))
+            }
+            (HostPattern::Exact(_) | HostPattern::Below(_), Way::Intercept | Way::Tunnel | Way::Deny) => None,
+        })
+    }
+
+    /// The way of a host, and the line that says so.
+    pub fn way(&self, host: &Host) -> (Way, Option<&Location>) {
+        match self.destinations.iter().find(|destination| destination.host.fits(host)) {
+            Some(destination) => (destination.way, destination.location.as_ref()),
+            None => (self.default.way, self.default.location.as_ref()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pattern(text: &str) -> Result<HostPattern, String> {
+        HostPattern::try_from(text.to_owned())
+    }
+
+    fn host(text: &str) -> Host {
+        ServerName::parse(text).unwrap().host().clone()
+    }
+
+    #[test]
+    fn a_host_is_named_whole_or_by_its_end() {
+        let fits = |text: &str, name: &str| pattern(text).unwrap().fits(&host(name));
+        assert!(fits("push.example.org", "PUSH.example.org") && fits("Push.Example.org", "push.example.org"));
+        assert!(!fits("example.org", "push.example.org") && !fits("example.org", "notexample.org"));
+        assert!(fits("*.example.org", "push.example.org") && fits("*.Example.org", "a.b.example.org"));
+        assert!(!fits("*.example.org", "example.org") && !fits("*.example.org", "notexample.org"));
+        assert!(fits("192.0.2.1", "192.0.2.1") && fits("[2001:db8::1]", "[2001:DB8:0::1]"));
+    }
+
+    #[test]
+    fn what_is_no_host_is_refused() {
+        for odd in [
+            "",
+            "*",
+            "*.",
+            "*example.org",
+            "a.*.org",
+            "*.192.0.2.1",
+            "a:443",
+            "a/b",
+            "127.1",
+            "a_b",
+            "a.",
+            "2001:db8::1",
+        ] {
+            assert!(pattern(odd).is_err(), "{odd}");
+        }
+    }
+
+    #[test]
+    fn the_first_that_fits_counts() {
+        let to = |host: &str, way| Destination { host: pattern(host).unwrap(), way, location: None };
+        let egress = Egress {
+            destinations: vec![to("push.example.org", Way::Tunnel), to("*.example.org", Way::Deny)],
+            default: Unlisted { way: Way::Tunnel, location: None },
+        };
+        let way = |name: &str| egress.way(&host(name)).0;
+        assert_eq!(
+            (way("push.example.org"), way("other.example.org"), way("example.org")),
+            (Way::Tunnel, Way::Deny, Way::Tunnel)
+        );
+    }
+}

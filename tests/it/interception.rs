@@ -1,0 +1,329 @@
+//! Hosts that are looked into: who believes our certificates, and what both sides of us see.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use mantlet::server::reload::Trigger;
+use mantlet::tls::ca;
+use mantlet_testkit::backend::{Answer, Backend};
+use mantlet_testkit::certificate::Authority;
+use mantlet_testkit::recorder::RecordedRequest;
+use rcgen::{CertificateParams, DnType, Issuer, KeyPair, SanType};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+use crate::common::{SOON, ok};
+use crate::process;
+use crate::support::Gateway;
+use crate::support::outside::{Dns, TlsFront};
+
+type Tls = StreamOwned<ClientConnection, TcpStream>;
+
+/// A door that looks into `push.test`, `stats.test` and `bad.test`, and the world behind it.
+struct World {
+    gateway: Gateway,
+    backend: Backend,
+    front: TlsFront,
+    _dns: Dns,
+}
+
+const POLICY: &str = "extends = \"balanced\"\n[rules.usage_stats]\n\
+    [[egress.destination]]\nhost = \"push.test\"\naction = \"intercept\"\n\
+    [[egress.destination]]\nhost = \"stats.test\"\naction = \"intercept\"\n\
+    [[egress.destination]]\nhost = \"bad.test\"\naction = \"intercept\"\n";
+
+fn names(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|&name| name.to_owned()).collect()
+}
+
+/// An authority of our own in this directory.
+fn authority(dir: &Path, hosts: &[&str]) {
+    let made = ca::make(&names(hosts)).unwrap();
+    std::fs::write(dir.join("our.crt"), made.certificate).unwrap();
+    std::fs::write(dir.join("our.key"), made.key).unwrap();
+    std::fs::set_permissions(dir.join("our.key"), PermissionsExt::from_mode(0o600)).unwrap();
+}
+
+impl World {
+    fn new(play: impl FnMut(&RecordedRequest) -> Answer + Send + 'static) -> World {
+        let (dns, outside) = (Dns::start(), Authority::new().unwrap());
+        let backend = Backend::start(play).unwrap();
+        // Nobody has a certificate for bad.test.
+        let at = "127.0.1.1:0".parse().unwrap();
+        let front = TlsFront::start(&outside, &["push.test", "stats.test", "tunnel.test"], at, backend.addr());
+        for name in ["push.test", "stats.test", "tunnel.test", "bad.test"] {
+            dns.address(name, "127.0.1.1");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        outside.write(dir.path()).unwrap();
+        authority(dir.path(), &["push.test", "stats.test", "bad.test"]);
+        std::fs::write(dir.path().join("policy.toml"), POLICY).unwrap();
+        let text = format!(
+            "[[listener]]\nname = \"web\"\ndoor = \"proxy\"\nbind = \"127.0.0.1:0\"\nports = [{}]\nextra_roots = [\"ca.crt\"]\n\
+             [policy]\nfile = \"policy.toml\"\n[upstream.synapse]\nservers = [\"http://127.0.0.1:9\"]\n\
+             [egress]\nnameservers = [\"{}\"]\n[egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n\
+             [egress.addresses]\nallow = [\"127.0.1.0/24\"]\n",
+            front.addr().port(),
+            dns.addr()
+        );
+        let gateway = Gateway::load(dir, &text, |_| {});
+        World { gateway, backend, front, _dns: dns }
+    }
+
+    /// TLS with whoever shows itself as this host, of which our authority's word is believed and nobody else's.
+    fn tls(&self, host: &str, name: &str) -> Tls {
+        let mut stream = TcpStream::connect(self.gateway.addr()).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        write!(stream, "CONNECT {host}:{} HTTP/1.0\r\n\r\n", self.front.addr().port()).unwrap();
+        let mut head = [0; "HTTP/1.1 200 Connection established\r\n\r\n".len()];
+        stream.read_exact(&mut head).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let roots = roots(&std::fs::read_to_string(self.gateway.dir().join("our.crt")).unwrap());
+        let config = builder.with_root_certificates(roots).with_no_client_auth();
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), stream)
+    }
+
+    /// Asks a host in such a tunnel, and gives the status and all that is answered.
+    fn ask(&self, host: &str, request_line: &str, fields: &str, body: &str) -> (u16, String) {
+        let mut tls = self.tls(host, host);
+        let port = self.front.addr().port();
+        let length = body.len();
+        write!(tls, "{request_line} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\nContent-Length: {length}\r\n{fields}\r\n{body}").unwrap();
+        let mut all = Vec::new();
+        let _ = tls.read_to_end(&mut all);
+        let all = String::from_utf8_lossy(&all).into_owned();
+        (all.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default(), all)
+    }
+}
+
+fn roots(pem: &str) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()).unwrap();
+    roots
+}
+
+#[test]
+fn what_is_looked_into_passes_the_same_chain_and_arrives_whole() {
+    let world = World::new(|_| ok());
+    let body = "x".repeat(200_000);
+    let target = "/_matrix/push/v1/notify?x=%7e;/..//y";
+    let (status, all) = world.ask(
+        "push.test",
+        &format!("POST {target}"),
+        "User-Agent: Synapse/1.163.2\r\nX-Other: kept\r\nTE: trailers\r\n",
+        &body,
+    );
+    assert_eq!(status, 200, "{all}");
+    let arrived = world.backend.last().unwrap();
+    assert_eq!((arrived.method.as_str(), arrived.target_text().as_str()), ("POST", target));
+    assert!(arrived.body == body.as_bytes());
+    let mut fields: Vec<_> = arrived.headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
+    fields.sort_unstable();
+    assert_eq!(fields, ["content-length", "host", "user-agent", "x-other"]);
+    assert_eq!(arrived.header("user-agent"), Some("Synapse"));
+    // In TLS, to whom it is for.
+    assert_eq!(world.front.names(), ["push.test"]);
+    let records = world.gateway.records(1);
+    let of = |field: &str| records[0][field].as_str().unwrap_or("-").to_owned();
+    assert_eq!(["flow", "upstream", "decision", "method"].map(of), ["egress", "(web)", "permit", "POST"]);
+    assert_eq!((records.len(), records[0]["tls"].as_bool()), (1, Some(true)));
+    assert_eq!(world.gateway.metric("mantlet_tunnels_total{outcome=\"intercepted\"}"), 1.0);
+    assert!(!world.gateway.written().contains("push.test"));
+}
+
+#[test]
+fn statistics_and_unbinding_are_answered_here() {
+    let world = World::new(|_| ok());
+    let stats = world.ask("stats.test", "PUT /report-usage-stats/push", "", "{\"total_users\":7}");
+    assert!(stats.0 == 200 && stats.1.ends_with("\r\n\r\n{}"), "{}", stats.1);
+    for path in ["/_matrix/identity/v2/3pid/unbind", "/_matrix/identity/api/v1/3pid/unbind"] {
+        let (status, all) = world.ask("push.test", &format!("POST {path}"), "", "{\"mxid\":\"@a:b\"}");
+        assert_eq!(status, 404);
+        assert!(all.to_lowercase().contains("content-type: text/plain") && !all.contains("errcode"), "{all}");
+    }
+    // Nobody was asked, nor connected to.
+    assert!(world.backend.requests().is_empty() && world.front.names().is_empty());
+    let records = world.gateway.records(3);
+    let rules: Vec<_> = records.iter().map(|record| record["rule"].as_str().unwrap_or("-")).collect();
+    assert_eq!(rules, ["usage_stats", "threepid_unbind", "threepid_unbind"]);
+    assert_eq!(world.ask("stats.test", "PUT /report-usage-stats/other", "", "{}").0, 200);
+    assert_eq!(world.backend.requests().len(), 1);
+}
+
+#[test]
+fn whoever_cannot_be_known_is_not_asked() {
+    let world = World::new(|_| ok());
+    let (status, all) = world.ask("bad.test", "GET /", "", "");
+    assert!(status == 502 && all.contains("certificate"), "{all}");
+    assert!(world.backend.requests().is_empty());
+    assert_eq!(world.gateway.records(1)[0]["error"], "origin_untrusted");
+}
+
+#[test]
+fn in_a_hosts_place_nothing_is_asked_of_another() {
+    let world = World::new(|_| ok());
+    let port = world.front.addr().port();
+    for head in [
+        "GET / HTTP/1.1\r\nHost: stats.test\r\n\r\n".to_owned(),
+        format!("GET / HTTP/1.1\r\nHost: stats.test:{port}\r\n\r\n"),
+        "GET / HTTP/1.1\r\nHost: push.test\r\n\r\n".to_owned(),
+        format!("GET / HTTP/1.1\r\nHost: push.test:{port}\r\nHost: push.test:{port}\r\n\r\n"),
+        format!("GET http://stats.test:{port}/ HTTP/1.1\r\nHost: push.test:{port}\r\n\r\n"),
+        format!("CONNECT stats.test:{port} HTTP/1.1\r\nHost: push.test:{port}\r\n\r\n"),
+    ] {
+        let mut tls = world.tls("push.test", "push.test");
+        tls.write_all(head.as_bytes()).unwrap();
+        let mut answer = [0; 12];
+        tls.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 400", "{head}");
+    }
+    // Nor is a certificate shown for another.
+    for name in ["stats.test", "tunnel.test", "sub.push.test"] {
+        let mut tls = world.tls("push.test", name);
+        assert!(tls.write_all(b"GET / HTTP/1.1\r\n").and_then(|()| tls.flush()).is_err(), "{name}");
+    }
+    assert!(world.backend.requests().is_empty() && world.front.names().is_empty());
+}
+
+#[test]
+fn certificates_are_made_anew_before_they_end_and_a_policy_that_wants_too_much_stays_out() {
+    let world = World::new(|_| ok());
+    let shown = || {
+        let mut tls = world.tls("push.test", "push.test");
+        tls.write_all(b"G").and_then(|()| tls.flush()).unwrap();
+        tls.conn.peer_certificates().unwrap()[0].clone()
+    };
+    let first = shown();
+    let day = Duration::from_secs(24 * 3600);
+    world.gateway.reloader().renew_leaves(SystemTime::now() + 2 * day);
+    assert!(shown() == first);
+    world.gateway.reloader().renew_leaves(SystemTime::now() + 4 * day);
+    assert!(shown() != first);
+    let ends = world.gateway.metric("mantlet_interception_certificate_not_after_timestamp_seconds");
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    assert!(ends > now + 6.0 * 86_400.0 && ends <= now + 7.0 * 86_400.0);
+    let more = format!("{POLICY}[[egress.destination]]\nhost = \"tunnel.test\"\naction = \"intercept\"\n");
+    std::fs::write(world.gateway.policy_file(), more).unwrap();
+    let refused = world.gateway.reloader().reload(Trigger::Command).unwrap_err();
+    assert!(refused.problems.to_string().contains("was not made for tunnel.test"), "{}", refused.problems);
+    assert_eq!(refused.generation, 1);
+}
+
+/// A certificate for these names, signed by the authority in this directory whatever it may sign.
+fn signed(dir: &Path, names: &[&str], common_name: Option<&str>) -> String {
+    let key = KeyPair::from_pem(&std::fs::read_to_string(dir.join("our.key")).unwrap()).unwrap();
+    let issuer = Issuer::from_ca_cert_pem(&std::fs::read_to_string(dir.join("our.crt")).unwrap(), key).unwrap();
+    let mut params = CertificateParams::new(names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>()).unwrap();
+    assert!(
+        names.iter().all(|name| name.parse::<std::net::IpAddr>().is_err())
+            || params.subject_alt_names.iter().any(|name| matches!(name, SanType::IpAddress(_)))
+    );
+    params.distinguished_name.push(DnType::CommonName, common_name.unwrap_or("x"));
+    params.use_authority_key_identifier_extension = true;
+    params.signed_by(&KeyPair::generate().unwrap(), &issuer).unwrap().pem()
+}
+
+/// Who believes it for this host: OpenSSL, rustls.
+fn believed(dir: &Path, leaf: &str, host: &str) -> (bool, bool) {
+    std::fs::write(dir.join("leaf.crt"), leaf).unwrap();
+    let which = if host.parse::<std::net::IpAddr>().is_ok() { "-verify_ip" } else { "-verify_hostname" };
+    let openssl = Command::new("openssl")
+        .args(["verify", "-CAfile", "our.crt", "-x509_strict", which, host, "leaf.crt"])
+        .current_dir(dir)
+        .output()
+        .unwrap();
+    let roots = Arc::new(roots(&std::fs::read_to_string(dir.join("our.crt")).unwrap()));
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider).build().unwrap();
+    let leaf = CertificateDer::from_pem_slice(leaf.as_bytes()).unwrap();
+    let name = ServerName::try_from(host.to_owned()).unwrap();
+    let rustls = verifier.verify_server_cert(&leaf, &[], &name, &[], UnixTime::now());
+    (openssl.status.success(), rustls.is_ok())
+}
+
+#[test]
+fn the_key_of_the_authority_is_good_for_its_names_and_for_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    authority(dir.path(), &["push.test", "matrix.test", "deep.matrix.test"]);
+    for host in ["push.test", "matrix.test", "deep.matrix.test"] {
+        assert_eq!(believed(dir.path(), &signed(dir.path(), &[host], None), host), (true, true), "{host}");
+    }
+    for (names, host) in [
+        (&["other.test"][..], "other.test"),
+        (&["notpush.test"], "notpush.test"),
+        (&["push.test.evil"], "push.test.evil"),
+        (&["sub.push.test"], "sub.push.test"),
+        (&["a.deep.matrix.test"], "a.deep.matrix.test"),
+        (&["push.test", "other.test"], "push.test"),
+        (&["test"], "test"),
+        (&["127.0.0.1"], "127.0.0.1"),
+        (&["2001:db8::1"], "2001:db8::1"),
+    ] {
+        assert_eq!(believed(dir.path(), &signed(dir.path(), names, None), host), (false, false), "{names:?}");
+    }
+    // OpenSSL believes a common name where there is no other; the constraints hold there, too.
+    assert_eq!(believed(dir.path(), &signed(dir.path(), &[], Some("other.test")), "other.test"), (false, false));
+    // What is left open, and is said so: below a name that is above another.
+    let open = signed(dir.path(), &["sub.matrix.test"], None);
+    assert_eq!(believed(dir.path(), &open, "sub.matrix.test"), (true, true));
+    let authority = ca::Authority::read(&dir.path().join("our.crt"), &dir.path().join("our.key")).unwrap();
+    assert!(authority.leaf("sub.matrix.test").is_err(), "nobody asked for it");
+    assert!(!authority.stated().closed_below.contains("matrix.test") && authority.stated().has_no_addresses);
+}
+
+#[test]
+fn the_command_makes_an_authority_and_says_what_it_may() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write(
+        "policy.toml",
+        "extends = \"balanced\"\n[[egress.destination]]\nhost = \"matrix.org\"\naction = \"intercept\"\n",
+    );
+    write(
+        "mantlet.toml",
+        "[[listener]]\ndoor = \"proxy\"\nbind = \"127.0.0.1:8118\"\n[policy]\nfile = \"policy.toml\"\n\
+         [egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n",
+    );
+    let run = |arguments: &[&str]| process::run(dir.path(), arguments);
+    let before = run(&["check"]);
+    assert!(before.code == Some(1) && before.err.contains("our.crt"), "{before:?}");
+    let made = run(&["ca", "init", "vector.im"]);
+    assert!(made.code == Some(0) && made.out.starts_with("made an authority for matrix.org, vector.im\n"), "{made:?}");
+    let mode = std::fs::metadata(dir.path().join("our.key")).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o600);
+    assert_eq!(run(&["check"]).code, Some(0));
+    let shown = run(&["ca", "show"]);
+    assert!(
+        shown.out.contains("may be     matrix.org\nmay be     vector.im\n") && !shown.out.contains("left open"),
+        "{shown:?}"
+    );
+    let key = std::fs::read(dir.path().join("our.key")).unwrap();
+    let again = run(&["ca", "init"]);
+    assert!(again.code == Some(1) && again.err.contains("is there already"), "{again:?}");
+    assert_eq!(std::fs::read(dir.path().join("our.key")).unwrap(), key);
+    let synapse = run(&["ca", "synapse", "--bundle", "bundle.pem"]);
+    assert!(
+        synapse.out.contains("https_proxy: http://127.0.0.1:8118\n")
+            && synapse.out.contains("SSL_CERT_FILE=bundle.pem"),
+        "{synapse:?}"
+    );
+    let bundle = std::fs::read_to_string(dir.path().join("bundle.pem")).unwrap();
+    assert!(bundle.starts_with(&std::fs::read_to_string(dir.path().join("our.crt")).unwrap()));
+    assert!(bundle.matches("BEGIN CERTIFICATE").count() > 1);
+    std::fs::set_permissions(dir.path().join("our.key"), PermissionsExt::from_mode(0o640)).unwrap();
+    let open = run(&["check"]);
+    assert!(open.code == Some(1) && open.err.contains("is open to other users (mode 0640)"), "{open:?}");
+    assert_eq!(run(&["ca", "init", "--force"]).code, Some(0));
+    assert!(std::fs::read(dir.path().join("our.key")).unwrap() != key);
+}
