@@ -209,9 +209,12 @@ fn surroundings(document: &Document) -> tempfile::TempDir {
     for name in ["fullchain.pem", "other.pem", "partners.pem", "internal-ca.pem"] {
         write(name, &certificate.cert.pem());
     }
-    for name in ["privkey.pem", "other.key", "federation.secret"] {
-        let secret =
-            if name == "federation.secret" { "a-secret".to_owned() } else { certificate.signing_key.serialize_pem() };
+    for name in ["privkey.pem", "other.key", "federation.secret", "notary.key"] {
+        let secret = match name {
+            "federation.secret" => "a-secret".to_owned(),
+            "notary.key" => "ed25519 notary YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1".to_owned(),
+            _ => certificate.signing_key.serialize_pem(),
+        };
         write(name, &secret);
         fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(0o600)).unwrap();
     }

@@ -1,22 +1,39 @@
 //! `[egress]`: how other servers are found, and which of them may be reached.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use serde_spanned::Spanned;
 
 use crate::addresses::{Allowed, Guard};
 
 /// The way out, whichever door leads to it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Egress {
     /// Who is asked for names; where none is named, whoever `/etc/resolv.conf` names.
     pub nameservers: Vec<NameServer>,
     /// `[egress.addresses]`.
     pub addresses: Addresses,
+    /// The file in which keys of other servers are kept; without it they are forgotten at the end.
+    #[serde(serialize_with = "super::gateway::lossy_option")]
+    pub store: Option<PathBuf>,
+    /// The file with the key that our own answers to questions for keys are signed with.
+    #[serde(serialize_with = "super::gateway::lossy_option")]
+    pub notary_key: Option<PathBuf>,
     /// Where other servers are by default. The specification says where, so no file does; a test may.
     #[serde(skip)]
     pub ports: Ports,
+}
+
+/// `[egress]` as it is written.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct EgressTable {
+    pub nameservers: Vec<NameServer>,
+    pub addresses: Addresses,
+    pub store: Option<PathBuf>,
+    pub notary_key: Option<Spanned<PathBuf>>,
 }
 
 /// Which addresses may be connected to, besides public ones.

@@ -1,7 +1,8 @@
 //! `mantlet.toml`: listeners, upstreams, limits. What stands here needs a restart to change; the policy is another file.
 
 use crate::config::address::{AdminAddress, ListenerAddress, SocketMode, UpstreamAddress};
-use crate::config::egress::Egress;
+use crate::config::egress::{Egress, EgressTable, Ports};
+use crate::config::notary_key::NotaryKey;
 use crate::config::policy_file::{BuiltIn, PolicyFile};
 use crate::config::route::{self, RouteTable, Routes, Upstream, UpstreamTable};
 use crate::config::secret::Secret;
@@ -316,7 +317,7 @@ struct File {
     #[serde(default)]
     homeserver: Homeserver,
     #[serde(default)]
-    egress: Egress,
+    egress: EgressTable,
 }
 
 #[derive(Deserialize)]
@@ -499,6 +500,26 @@ impl Check<'_> {
         Some(path)
     }
 
+    fn egress(&mut self, table: EgressTable) -> Egress {
+        let notary_key = table.notary_key.map(|path| {
+            let span = path.span();
+            let path = self.base_dir.join(path.into_inner());
+            if self.files == Files::MustBeThere
+                && let Err(problem) = NotaryKey::read(&path)
+            {
+                self.problem(problem, span);
+            }
+            path
+        });
+        Egress {
+            nameservers: table.nameservers,
+            addresses: table.addresses,
+            store: table.store.map(|path| self.base_dir.join(path)),
+            notary_key,
+            ports: Ports::default(),
+        }
+    }
+
     fn roots(&mut self, paths: Option<Spanned<Vec<Spanned<PathBuf>>>>) -> Vec<PathBuf> {
         let paths = paths.map(Spanned::into_inner).unwrap_or_default();
         paths.into_iter().map(|path| self.file("file of roots", path).0).collect()
@@ -610,7 +631,7 @@ impl File {
             log: self.log,
             workers: self.workers,
             homeserver: self.homeserver,
-            egress: self.egress,
+            egress: check.egress(self.egress),
         }
     }
 }
@@ -635,7 +656,7 @@ fn lossy_all<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S
     serializer.collect_seq(paths.iter().map(|path| path.display().to_string()))
 }
 
-fn lossy_option<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn lossy_option<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
     match path {
         Some(path) => lossy(path, serializer),
         None => serializer.serialize_none(),

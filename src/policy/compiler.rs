@@ -11,7 +11,9 @@ use super::edit::HeadEdit;
 use super::limiter::Limiter;
 use super::matcher::When;
 use super::paths::{PathGates, PathPattern};
-use super::plan::{Action, Edit, Edits, Gate, Guests, Opened, Plan, Policy, RuleIndex, RuleInfo, TargetEdit};
+use super::plan::{
+    Action, Destination, Edit, Edits, Gate, Guests, Opened, Plan, Policy, Reroute, RuleIndex, RuleInfo, TargetEdit,
+};
 use crate::document::Sources;
 use crate::matrix::Flow;
 use crate::matrix::endpoint::Endpoint;
@@ -64,6 +66,7 @@ pub struct At<'c, 'a> {
 
 enum Place {
     Endpoint(Endpoint),
+    Outbound(Endpoint),
     Path(PathPattern),
 }
 
@@ -128,6 +131,17 @@ impl<'a> Compiler<'a> {
     /// Instructions for one endpoint.
     pub fn endpoint<'c>(&'c mut self, endpoint: Endpoint) -> At<'c, 'a> {
         At { compiler: self, place: Place::Endpoint(endpoint), when: When::default() }
+    }
+
+    /// Instructions for what Synapse asks others at one endpoint.
+    pub fn outbound<'c>(&'c mut self, endpoint: Endpoint) -> At<'c, 'a> {
+        At { compiler: self, place: Place::Outbound(endpoint), when: When::default() }
+    }
+
+    /// Asks somebody else what Synapse asks another server at this endpoint.
+    pub fn reroute(&mut self, endpoint: Endpoint, to: Destination) {
+        let Origin { rule, mode, location, .. } = self.origin.clone();
+        self.plans[endpoint.index()].reroute = Some(Reroute { rule, mode, location, to });
     }
 
     /// Opens an internal endpoint to these networks, and to no one else.
@@ -244,6 +258,11 @@ impl At<'_, '_> {
         self.gate(Action::Limit(limiter));
     }
 
+    /// Lets a question for keys pass only if it is for the homeserver's own; any other gets this answer.
+    pub fn only_own_keys(self, otherwise: Answer) {
+        self.gate(Action::OnlyOwnKeys(otherwise));
+    }
+
     /// Lets pass only with a token that the homeserver says is valid.
     pub fn require_token(self, guests: Guests) {
         self.gate(Action::RequireToken(guests));
@@ -254,6 +273,7 @@ impl At<'_, '_> {
         let gate = Gate { rule, mode, location, when: self.when, action };
         match self.place {
             Place::Endpoint(endpoint) => self.compiler.plans[endpoint.index()].gates.push(gate),
+            Place::Outbound(endpoint) => self.compiler.plans[endpoint.index()].outbound.push(gate),
             Place::Path(pattern) => self.compiler.paths.push((pattern, gate)),
         }
     }
@@ -268,6 +288,7 @@ fn contradiction(plan: &Plan, endpoint: Endpoint, rules: &[RuleInfo]) -> Option<
         | Action::RequireToken(_)
         | Action::RequireTokenOr(_)
         | Action::RequireRegistrationToken(_)
+        | Action::OnlyOwnKeys(_)
         | Action::Limit(_) => None,
     });
     let (first, said) = answers.next()?;

@@ -9,7 +9,7 @@ use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use serde::Deserialize;
 
 use super::decision::{Decision, Need, Verdict};
-use super::exchange::{Exchange, Registration, TokenVerdict};
+use super::exchange::{Exchange, KeysOf, Registration, TokenVerdict};
 use super::plan::Policy;
 use crate::matrix::Flow;
 use crate::matrix::classify::{Classified, classify, flow};
@@ -45,6 +45,8 @@ pub struct Probe {
     pub registration: Registration,
     /// The direction, where the path does not tell.
     pub flow: Option<Flow>,
+    /// Whose keys it asks for, where it asks for keys: whose the homeserver's are is not known here.
+    pub keys_of: KeysOf,
 }
 
 /// What a policy says to a probe.
@@ -82,6 +84,9 @@ pub struct PolicyTest {
     /// Who asks. Default: 203.0.113.7, an address for documentation.
     #[serde(default)]
     pub from: Option<IpAddr>,
+    /// The direction, where the path does not tell: `egress` for what Synapse asks others.
+    #[serde(default)]
+    pub flow: Option<Flow>,
     /// What must come out.
     pub expect: serde_spanned::Spanned<Expect>,
 }
@@ -150,6 +155,7 @@ impl Probe {
             token: Supposed::Valid,
             registration: Registration::ByToken,
             flow: None,
+            keys_of: KeysOf::Others,
         })
     }
 
@@ -182,6 +188,7 @@ impl Probe {
             client: self.from,
             token: None,
             registration: None,
+            keys_of: Some(self.keys_of),
         };
         let need = policy.need(&exchange);
         let token = (need != Need::Nothing).then(|| self.suppose(&exchange));
@@ -238,6 +245,7 @@ impl PolicyTest {
             probe.headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer supposed"));
         }
         probe.token = self.token;
+        probe.flow = self.flow;
         probe.from = self.from.unwrap_or(probe.from);
         Ok(probe)
     }
@@ -293,7 +301,7 @@ impl Outcome {
 pub struct Seen {
     /// `permit`, `answer`, `deny` or `fail`.
     pub outcome: &'static str,
-    /// The rule that decided, or would have in report mode.
+    /// The rule that decided, or that sends the request another way, or would have in report mode.
     pub rule: Option<&'static str>,
     /// The status of our answer.
     pub status: Option<u16>,
@@ -304,8 +312,12 @@ pub struct Seen {
 impl Seen {
     /// Puts a finding into words.
     pub fn of(finding: &Finding, policy: &Policy) -> Self {
+        let mut reroute = None;
         let (outcome, denial) = match &finding.verdict.decision {
-            Decision::Permit(_) => (Outcome::Permit.as_str(), None),
+            Decision::Permit(permit) => {
+                reroute = permit.reroute().map(|reroute| reroute.rule);
+                (Outcome::Permit.as_str(), None)
+            }
             Decision::Answer(denial) => (Outcome::Answer.as_str(), Some(denial)),
             Decision::Deny(denial) => (Outcome::Deny.as_str(), Some(denial)),
             Decision::Fail(_) => ("fail", None),
@@ -313,7 +325,7 @@ impl Seen {
         let reported = finding.verdict.reported.map(|reported| reported.rule);
         Self {
             outcome,
-            rule: denial.map(|denial| denial.rule).or(reported).map(|rule| policy.rule(rule).name),
+            rule: denial.map(|denial| denial.rule).or(reroute).or(reported).map(|rule| policy.rule(rule).name),
             status: denial.map(|denial| denial.answer.status().as_u16()),
             errcode: denial.and_then(|denial| denial.answer.errcode()),
         }
