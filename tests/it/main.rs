@@ -16,6 +16,7 @@ mod federation_door;
 mod floods;
 mod layers;
 mod listeners;
+mod notary;
 mod policies;
 mod pool;
 mod process;
