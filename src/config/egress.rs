@@ -1,12 +1,18 @@
-//! `[egress]`: how other servers are found, and which of them may be reached.
+//! `[egress]`: how other servers are found, and which of them may be reached; and what a door to them has to be.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_spanned::Spanned;
 
+use super::gateway::{Check, Files};
 use crate::addresses::{Allowed, Guard};
+use crate::config::address::ListenerAddress;
+use crate::config::notary_key::NotaryKey;
+use crate::config::secret::Secret;
+use crate::problem::Problem;
 
 /// The way out, whichever door leads to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -53,6 +59,74 @@ impl Egress {
     /// The addresses of those who are asked for names.
     pub fn nameservers(&self) -> Vec<SocketAddr> {
         self.nameservers.iter().map(|NameServer(address)| *address).collect()
+    }
+}
+
+/// What only a federation door has.
+impl Check<'_> {
+    pub(super) fn federation_door(
+        &mut self,
+        bind: &ListenerAddress,
+        bind_span: Range<usize>,
+        name: &str,
+        name_span: Range<usize>,
+    ) {
+        if let ListenerAddress::Tcp(address) = bind
+            && !address.ip().is_loopback()
+        {
+            let what = format!("a federation door is for Synapse on this machine, and {address} is for others, too");
+            let help = "bind = \"127.0.0.1:46900\" or \"unix:/run/mantlet/federation.sock\"";
+            self.problem(Problem::new(what).help(help), bind_span);
+        }
+        if name == "master" {
+            let what = "Synapse takes the name \"master\" for itself, and would go past this door without a word";
+            let help = "give the door, and its entry in Synapse's instance_map, another name: \"mantlet\"";
+            self.problem(Problem::new(what).help(help), name_span);
+        }
+    }
+
+    pub(super) fn secret(&mut self, path: Option<Spanned<PathBuf>>, bind_span: Range<usize>) -> Option<PathBuf> {
+        let Some(path) = path else {
+            let help = "secret_file = \"federation.secret\", with Synapse's worker_replication_secret in it";
+            self.problem(
+                Problem::new("a federation door needs a secret, or everybody here could use it").help(help),
+                bind_span,
+            );
+            return None;
+        };
+        let span = path.span();
+        let path = self.base_dir.join(path.into_inner());
+        if self.files == Files::MustBeThere
+            && let Err(problem) = Secret::read(&path)
+        {
+            self.problem(problem, span);
+        }
+        Some(path)
+    }
+
+    pub(super) fn egress(&mut self, table: EgressTable) -> Egress {
+        let notary_key = table.notary_key.map(|path| {
+            let span = path.span();
+            let path = self.base_dir.join(path.into_inner());
+            if self.files == Files::MustBeThere
+                && let Err(problem) = NotaryKey::read(&path)
+            {
+                self.problem(problem, span);
+            }
+            path
+        });
+        Egress {
+            nameservers: table.nameservers,
+            addresses: table.addresses,
+            store: table.store.map(|path| self.base_dir.join(path)),
+            notary_key,
+            ports: Ports::default(),
+        }
+    }
+
+    pub(super) fn roots(&mut self, paths: Option<Spanned<Vec<Spanned<PathBuf>>>>) -> Vec<PathBuf> {
+        let paths = paths.map(Spanned::into_inner).unwrap_or_default();
+        paths.into_iter().map(|path| self.file("file of roots", path).0).collect()
     }
 }
 

@@ -1,11 +1,9 @@
 //! `mantlet.toml`: listeners, upstreams, limits. What stands here needs a restart to change; the policy is another file.
 
 use crate::config::address::{AdminAddress, ListenerAddress, SocketMode, UpstreamAddress};
-use crate::config::egress::{Egress, EgressTable, Ports};
-use crate::config::notary_key::NotaryKey;
+use crate::config::egress::{Egress, EgressTable};
 use crate::config::policy_file::{BuiltIn, PolicyFile};
 use crate::config::route::{self, RouteTable, Routes, Upstream, UpstreamTable};
-use crate::config::secret::Secret;
 use crate::config::settings::{Forwarded, Homeserver, Limits, Log, Tokens, Workers};
 use crate::document::read::recover;
 use crate::document::source::{Sources, read_file};
@@ -401,15 +399,15 @@ impl TryFrom<String> for ListenerName {
 pub(super) struct Check<'a> {
     sources: &'a Sources,
     problems: &'a mut Problems,
-    base_dir: &'a Path,
-    files: Files,
+    pub(super) base_dir: &'a Path,
+    pub(super) files: Files,
     /// The names under `[upstream]`, those of wrong tables too, and where they stand.
     pub(super) upstreams: BTreeMap<String, Range<usize>>,
 }
 
 /// What is asked of the certificates and keys that a gateway file names.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Files {
+pub(super) enum Files {
     MustBeThere,
     AreNotLookedAt,
 }
@@ -440,7 +438,7 @@ impl Check<'_> {
         path
     }
 
-    fn file(&mut self, role: &str, path: Spanned<PathBuf>) -> (PathBuf, Option<std::fs::Metadata>) {
+    pub(super) fn file(&mut self, role: &str, path: Spanned<PathBuf>) -> (PathBuf, Option<std::fs::Metadata>) {
         let span = path.span();
         let path = self.base_dir.join(path.into_inner());
         if self.files == Files::AreNotLookedAt {
@@ -455,74 +453,6 @@ impl Check<'_> {
         };
         self.problem(Problem::new(what), span);
         (path, None)
-    }
-}
-
-/// What only a federation door has.
-impl Check<'_> {
-    fn federation_door(
-        &mut self,
-        bind: &ListenerAddress,
-        bind_span: Range<usize>,
-        name: &str,
-        name_span: Range<usize>,
-    ) {
-        if let ListenerAddress::Tcp(address) = bind
-            && !address.ip().is_loopback()
-        {
-            let what = format!("a federation door is for Synapse on this machine, and {address} is for others, too");
-            let help = "bind = \"127.0.0.1:46900\" or \"unix:/run/mantlet/federation.sock\"";
-            self.problem(Problem::new(what).help(help), bind_span);
-        }
-        if name == "master" {
-            let what = "Synapse takes the name \"master\" for itself, and would go past this door without a word";
-            let help = "give the door, and its entry in Synapse's instance_map, another name: \"mantlet\"";
-            self.problem(Problem::new(what).help(help), name_span);
-        }
-    }
-
-    fn secret(&mut self, path: Option<Spanned<PathBuf>>, bind_span: Range<usize>) -> Option<PathBuf> {
-        let Some(path) = path else {
-            let help = "secret_file = \"federation.secret\", with Synapse's worker_replication_secret in it";
-            self.problem(
-                Problem::new("a federation door needs a secret, or everybody here could use it").help(help),
-                bind_span,
-            );
-            return None;
-        };
-        let span = path.span();
-        let path = self.base_dir.join(path.into_inner());
-        if self.files == Files::MustBeThere
-            && let Err(problem) = Secret::read(&path)
-        {
-            self.problem(problem, span);
-        }
-        Some(path)
-    }
-
-    fn egress(&mut self, table: EgressTable) -> Egress {
-        let notary_key = table.notary_key.map(|path| {
-            let span = path.span();
-            let path = self.base_dir.join(path.into_inner());
-            if self.files == Files::MustBeThere
-                && let Err(problem) = NotaryKey::read(&path)
-            {
-                self.problem(problem, span);
-            }
-            path
-        });
-        Egress {
-            nameservers: table.nameservers,
-            addresses: table.addresses,
-            store: table.store.map(|path| self.base_dir.join(path)),
-            notary_key,
-            ports: Ports::default(),
-        }
-    }
-
-    fn roots(&mut self, paths: Option<Spanned<Vec<Spanned<PathBuf>>>>) -> Vec<PathBuf> {
-        let paths = paths.map(Spanned::into_inner).unwrap_or_default();
-        paths.into_iter().map(|path| self.file("file of roots", path).0).collect()
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// A path whose answer is a stream of [`Origin::stream`] bytes.
+/// A path whose answer is a stream of bytes, as many as the origin was told.
 pub const DOWN: &str = "/_matrix/media/v3/download/example.org/abcdefghijklmnopqrstuvwx";
 
 /// A path to which a body is sent.
