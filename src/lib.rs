@@ -16,6 +16,7 @@ pub mod observe;
 pub mod snapshot;
 pub mod upstream;
 pub mod origin;
+pub mod keyring;
 pub mod stack;
 pub mod egress;
 pub mod ingress;

@@ -209,10 +209,11 @@ fn surroundings(document: &Document) -> tempfile::TempDir {
     for name in ["fullchain.pem", "other.pem", "partners.pem", "internal-ca.pem"] {
         write(name, &certificate.cert.pem());
     }
-    for name in ["privkey.pem", "other.key", "federation.secret", "proxy.credentials"] {
+    for name in ["privkey.pem", "other.key", "federation.secret", "proxy.credentials", "notary.key"] {
         let secret = match name {
             "federation.secret" => "a-secret".to_owned(),
             "proxy.credentials" => "synapse:a password".to_owned(),
+            "notary.key" => "ed25519 notary YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1".to_owned(),
             _ => certificate.signing_key.serialize_pem(),
         };
         write(name, &secret);

@@ -3,7 +3,8 @@
 //! Two without a network: each has its Mantlet's federation door, and whatever others do with each other, they do.
 //!
 //! The door is a unix socket, and so is the way in, so that each Synapse can have a network of its own in which there is nothing.
-//! One is found by its `.well-known`, the other by a service record. Both have the default notary.
+//! One is found by its `.well-known`, the other by a service record. One has the default notary, the other believes Mantlet's
+//! signature only.
 //!
 //! One with a proxy door: it notifies push gateways, one that is looked into and one that is not, and unbinds at an identity server.
 
@@ -22,10 +23,10 @@ use mantlet_testkit::certificate::Authority;
 use mantlet_testkit::http::json_response;
 use mantlet_testkit::recorder::RecordedRequest;
 use mantlet_testkit::synapse::{Options, Role, Session, Synapse, has_namespaces};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use support::Gateway;
-use support::federation::{self, Directions, Outside, Side};
+use support::federation::{self, Directions, Notary, Outside, Side};
 use support::outside::{Dns, TlsFront};
 
 struct World {
@@ -41,7 +42,8 @@ fn world() -> &'static World {
         }
         let authority = Authority::new().unwrap();
         let outside = Outside::start(&authority, "hs1.test", "hs2.test");
-        let sides = ["hs1.test", "hs2.test"].map(|name| Side::start_behind_a_door(&authority, name, &outside));
+        let sides = [("hs1.test", Notary::Default), ("hs2.test", Notary::Pinned)]
+            .map(|(name, notary)| Side::start_behind_a_door(&authority, name, &outside, notary));
         World { outside, sides }
     })
 }
@@ -65,18 +67,27 @@ fn synapse_reaches_nobody_but_the_door() {
 }
 
 #[test]
-fn the_notary_is_asked_through_the_door_and_told_no_version() {
+fn keys_come_from_their_servers_and_the_notary_hears_of_nobody() {
     federation::device_keys_are_found_on_the_other_server(
         directions().map(|(here, there, way)| (here, there, if way == "there" { "notary" } else { "notary-back" })),
     );
-    let asked = world().outside.asked();
-    let asked: Vec<_> = asked.iter().filter(|request| request.target_text() == "/_matrix/key/v2/query").collect();
-    assert!(!asked.is_empty());
-    for request in asked {
-        assert_eq!((request.header("host"), request.header("user-agent")), (Some("matrix.org"), Some("Synapse")));
-        assert!(request.header("authorization").unwrap().contains("destination=\"matrix.org\""));
-        assert_eq!(request.header("proxy-authorization"), None);
+    for side in &world().sides {
+        let is = |record: &Value, endpoint: &str| record["flow"] == "egress" && record["endpoint"] == endpoint;
+        let records = side.records_with(|record| is(record, "key_get_remote_server_keys_batch"));
+        let answered: Vec<_> = records.iter().filter(|record| is(record, "key_get_remote_server_keys_batch")).collect();
+        for record in &answered {
+            let said = ["upstream", "rule", "status"].map(|field| &record[field]);
+            assert_eq!(said, [&json!("(key ring)"), &json!("notary"), &json!(200)], "{record}");
+        }
+        // What it did not believe, Synapse would ask for itself.
+        assert!(!records.iter().any(|record| is(record, "key_get_server_keys")), "{records:#?}");
     }
+    let outside = world().outside.asked();
+    assert!(outside.iter().all(|request| request.header("host") != Some("matrix.org")));
+    let looked_up = world().outside.looked_up();
+    assert!(
+        !looked_up.is_empty() && !looked_up.iter().any(|name| name.contains("matrix.org") || name.contains("invalid"))
+    );
 }
 
 #[test]

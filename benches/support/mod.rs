@@ -47,5 +47,6 @@ pub fn exchange<'a>(path: &'a str, headers: &'a HeaderMap) -> Exchange<'a> {
         client: IpAddr::V4(Ipv4Addr::LOCALHOST),
         token: None,
         registration: None,
+        keys_of: None,
     }
 }

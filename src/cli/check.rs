@@ -8,6 +8,7 @@ use super::output::Output;
 use super::{Common, PolicyArgument};
 use crate::config::compiled::Compiled;
 use crate::config::gateway::{Door, Gateway};
+use crate::config::notary_key::NotaryKey;
 use crate::origin::NameServers;
 use crate::policy::Policy;
 use crate::problem::Problems;
@@ -68,6 +69,8 @@ impl Check {
         };
         let policy = &compiled.policy;
         let has_proxy = gateway.listeners.iter().any(|listener| listener.door == Door::Proxy);
+        let notary = gateway.egress.notary_key.as_deref().map(NotaryKey::read).transpose()?;
+        let notary = notary.as_ref().map(homeserver_yaml);
         let rules: Vec<_> = policy.rules().iter().filter(|rule| rule.location.is_some()).collect();
         output.print(
             || {
@@ -76,8 +79,9 @@ impl Check {
                 }
                 let names: Vec<_> =
                     rules.iter().map(|rule| format!("{} ({})", rule.name, rule.mode.as_str())).collect();
+                let notary = notary.as_ref().map(|lines| format!("\nin homeserver.yaml:\n{lines}")).unwrap_or_default();
                 format!(
-                    "{}: good\n  rules  {}\n  tests  {} passed\n  digest {}{}",
+                    "{}: good\n  rules  {}\n  tests  {} passed\n  digest {}{}{notary}",
                     policy.name(),
                     names.join(", "),
                     compiled.tests.len(),
@@ -94,6 +98,7 @@ impl Check {
                     "rules": rules.iter().map(|rule| json!({
                         "name": rule.name, "mode": rule.mode.as_str(), "location": rule.location,
                     })).collect::<Vec<_>>(),
+                    "homeserver_yaml": notary,
                     "merged": self.print.then_some(&compiled.print),
                 })
             },
@@ -112,4 +117,13 @@ fn read_only_where(policy: &Policy) -> String {
         (false, true) => format!("\n  out    {}: only in the clear, for no host is intercepted", rules.join(", ")),
         (false, false) => format!("\n  out    {}: only on {}, and in the clear", rules.join(", "), hosts.join(", ")),
     }
+}
+
+/// What makes Synapse believe what this key signs, and nothing else. The name is nobody's: questions for it never leave.
+fn homeserver_yaml(key: &NotaryKey) -> String {
+    format!(
+        "trusted_key_servers:\n  - server_name: \"notary.invalid\"\n    verify_keys:\n      \"{}\": \"{}\"",
+        key.id(),
+        key.verify_key()
+    )
 }

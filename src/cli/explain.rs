@@ -158,10 +158,18 @@ fn text(
         let place = place(edit.location.as_ref());
         page.line("target edit", format!("{rule} ({}): move access_token to the header{place}", edit.mode.as_str()));
     }
+    if let Some(reroute) = policy.reroute(endpoint).filter(|_| !finding.flow.is_inbound()) {
+        let rule = policy.rule(reroute.rule).name;
+        let place = place(reroute.location.as_ref());
+        page.line("another way", format!("{rule} ({}): {}{place}", reroute.mode.as_str(), reroute.to.describe()));
+    }
     page.section("request edits", policy.request_edits(finding.flow).iter().map(|edit| edited(edit, policy)));
     page.section("response edits", policy.response_edits(finding.flow).iter().map(|edit| edited(edit, policy)));
     if let Some(token) = &finding.token {
         page.line("token", token_words(token));
+    }
+    if policy.asks_whose_keys(finding.flow, endpoint).is_some() {
+        page.line("keys", "supposed another server's: the homeserver would be asked for its name");
     }
     if finding.need == Need::Registration {
         page.line("registration", "supposed by token only: the homeserver would be asked");
@@ -262,6 +270,10 @@ fn structure(
         "target_edit": policy.move_token(finding.classified.raw).filter(|_| is_inbound).map(|edit| json!({
             "rule": policy.rule(edit.rule).name, "mode": edit.mode.as_str(), "location": edit.location,
         })),
+        "reroute": policy.reroute(finding.classified.raw).filter(|_| !is_inbound).map(|reroute| json!({
+            "rule": policy.rule(reroute.rule).name, "mode": reroute.mode.as_str(), "to": reroute.to.describe(),
+            "location": reroute.location,
+        })),
         "response_edits": edits(policy.response_edits(finding.flow)),
         "token": finding.token.as_ref().map(TokenVerdict::class),
         "decision": if refusal.is_some() { "deny" } else { seen.outcome },
@@ -275,10 +287,11 @@ fn structure(
 
 /// All gates that this request may meet, those of path patterns first.
 fn gates<'a>(finding: &Finding, policy: &'a Policy) -> impl Iterator<Item = (Option<&'a str>, &'a Gate)> {
-    let own = policy.gates(finding.classified.raw).iter().map(|gate| (None, gate));
-    let all = policy.path_gates().map(|(pattern, gate)| (Some(pattern), gate)).chain(own);
-    // Gates are for what others ask Synapse.
-    all.filter(|_| finding.flow.is_inbound())
+    let (is_inbound, endpoint) = (finding.flow.is_inbound(), finding.classified.raw);
+    let own = if is_inbound { policy.gates(endpoint) } else { policy.gates_to_servers(endpoint) };
+    // Paths are closed to those who ask Synapse.
+    let paths = policy.path_gates().filter(move |_| is_inbound).map(|(pattern, gate)| (Some(pattern), gate));
+    paths.chain(own.iter().map(|gate| (None, gate)))
 }
 
 fn described(gate: &Gate, pattern: Option<&str>, policy: &Policy) -> String {

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_spanned::Spanned;
@@ -10,12 +10,12 @@ use serde_spanned::Spanned;
 use super::gateway::{Check, Files};
 use crate::addresses::{Allowed, Guard};
 use crate::config::address::ListenerAddress;
+use crate::config::notary_key::NotaryKey;
 use crate::config::secret::Secret;
 use crate::problem::Problem;
 
 /// The way out, whichever door leads to it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Egress {
     /// Who is asked for names; where none is named, whoever `/etc/resolv.conf` names.
     pub nameservers: Vec<NameServer>,
@@ -23,6 +23,12 @@ pub struct Egress {
     pub addresses: Addresses,
     /// `[egress.ca]`: by whose word hosts are looked into.
     pub ca: Option<Ca>,
+    /// The file in which keys of other servers are kept; without it they are forgotten at the end.
+    #[serde(serialize_with = "super::gateway::lossy_option")]
+    pub store: Option<PathBuf>,
+    /// The file with the key that our own answers to questions for keys are signed with.
+    #[serde(serialize_with = "super::gateway::lossy_option")]
+    pub notary_key: Option<PathBuf>,
     /// Where other servers are by default. The specification says where, so no file does; a test may.
     #[serde(skip)]
     pub ports: Ports,
@@ -38,6 +44,17 @@ pub struct Ca {
     pub key: PathBuf,
 }
 
+/// `[egress]` as it is written.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct EgressTable {
+    pub nameservers: Vec<NameServer>,
+    pub addresses: Addresses,
+    pub ca: Option<Ca>,
+    pub store: Option<PathBuf>,
+    pub notary_key: Option<Spanned<PathBuf>>,
+}
+
 /// Which addresses may be connected to, besides public ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -47,12 +64,6 @@ pub struct Addresses {
 }
 
 impl Egress {
-    /// The same, its relative paths below this directory.
-    pub fn below(mut self, base_dir: &Path) -> Self {
-        self.ca = self.ca.map(|ca| Ca { certificate: base_dir.join(ca.certificate), key: base_dir.join(ca.key) });
-        self
-    }
-
     /// What lets pass an address.
     pub fn guard(&self) -> Guard {
         Guard::new(self.addresses.allow.clone())
@@ -104,6 +115,29 @@ impl Check<'_> {
             self.problem(problem, span);
         }
         Some(path)
+    }
+
+    pub(super) fn egress(&mut self, table: EgressTable) -> Egress {
+        let notary_key = table.notary_key.map(|path| {
+            let span = path.span();
+            let path = self.base_dir.join(path.into_inner());
+            if self.files == Files::MustBeThere
+                && let Err(problem) = NotaryKey::read(&path)
+            {
+                self.problem(problem, span);
+            }
+            path
+        });
+        Egress {
+            nameservers: table.nameservers,
+            addresses: table.addresses,
+            ca: table
+                .ca
+                .map(|ca| Ca { certificate: self.base_dir.join(ca.certificate), key: self.base_dir.join(ca.key) }),
+            store: table.store.map(|path| self.base_dir.join(path)),
+            notary_key,
+            ports: Ports::default(),
+        }
     }
 
     pub(super) fn roots(&mut self, paths: Option<Spanned<Vec<Spanned<PathBuf>>>>) -> Vec<PathBuf> {

@@ -1,7 +1,7 @@
 //! `mantlet.toml`: listeners, upstreams, limits. What stands here needs a restart to change; the policy is another file.
 
 use crate::config::address::{AdminAddress, ListenerAddress, SocketMode, UpstreamAddress};
-use crate::config::egress::Egress;
+use crate::config::egress::{Egress, EgressTable};
 use crate::config::policy_file::{BuiltIn, PolicyFile};
 use crate::config::route::{self, RouteTable, Routes, Upstream, UpstreamTable};
 use crate::config::settings::{Forwarded, Homeserver, Limits, Log, Tokens, Workers};
@@ -326,7 +326,7 @@ struct File {
     #[serde(default)]
     homeserver: Homeserver,
     #[serde(default)]
-    egress: Egress,
+    egress: EgressTable,
 }
 
 #[derive(Deserialize)]
@@ -598,7 +598,7 @@ impl File {
             log: self.log,
             workers: self.workers,
             homeserver: self.homeserver,
-            egress: self.egress.below(check.base_dir),
+            egress: check.egress(self.egress),
         }
     }
 }
@@ -623,7 +623,7 @@ fn lossy_all<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S
     serializer.collect_seq(paths.iter().map(|path| path.display().to_string()))
 }
 
-fn lossy_option<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn lossy_option<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
     match path {
         Some(path) => lossy(path, serializer),
         None => serializer.serialize_none(),

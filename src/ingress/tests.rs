@@ -164,6 +164,7 @@ fn shared(defect: Defect, upstream: u16, metrics: &Arc<Metrics>, drain: watch::R
         access: Arc::new(Writer::start(Format::Off, Box::new(std::io::sink()), 1, metrics).unwrap()),
         routes: Routes::default(),
         upstreams: Upstreams::new(&directory),
+        server_name: None,
     });
     let admission = Admission::new(limits.connections, limits.per_address);
     (stack, Shared::new(limits, admission, TrustedHops::default(), drain, Arc::clone(metrics)))

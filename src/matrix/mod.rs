@@ -12,8 +12,11 @@ pub use server_name::{Host, ServerName};
 
 use std::fmt;
 
+use serde::Deserialize;
+
 /// The direction in which an exchange passes the gateway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Flow {
     /// A client asks Synapse: all of ingress but federation.
     Client,

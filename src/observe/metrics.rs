@@ -49,6 +49,8 @@ pub struct Metrics {
     origin_routes: Arc<[IntCounter]>,
     tunnels: TunnelMetrics,
     interception_not_after: IntGauge,
+    key_answers: Arc<[IntCounter]>,
+    key_questions: Arc<[IntCounter]>,
     policy_reloads: Vec<IntCounter>,
     policy_last_reload_successful: IntGauge,
     policy_last_reload_success: IntGauge,
@@ -89,6 +91,18 @@ impl Metrics {
         let tunnels =
             counters(r, "tunnels_total", "Tunnels asked for at proxy doors, by what came of it.", &["outcome"]);
         let tunnelled = counters(r, "tunnel_bytes_total", "Bytes through tunnels.", &["direction"]);
+        let answers = counters(
+            r,
+            "key_answers_total",
+            "Servers whose keys Synapse asked a notary for, by what it got.",
+            &["result"],
+        );
+        let questions = counters(
+            r,
+            "key_questions_total",
+            "Servers that were asked for their keys, by what came of it.",
+            &["result"],
+        );
         let unknown = counters(r, "unknown_endpoint_requests_total", "Requests for no known endpoint.", &["flow"]);
         Arc::new(Self {
             started: Instant::now(),
@@ -198,6 +212,11 @@ impl Metrics {
                 "Requests of other servers that wait for an upstream that cannot be reached.",
                 &["upstream"],
             ),
+            key_answers: KeyAnswer::ALL.iter().map(|result| answers.with_label_values(&[result.as_str()])).collect(),
+            key_questions: KeyQuestion::ALL
+                .iter()
+                .map(|result| questions.with_label_values(&[result.as_str()]))
+                .collect(),
             origin_routes: Step::ALL.iter().map(|step| routes.with_label_values(&[step.as_str()])).collect(),
             interception_not_after: gauge(
                 r,
@@ -323,6 +342,11 @@ impl Metrics {
     /// Resolves the handles of other servers, which are told apart nowhere.
     pub fn origins(&self) -> OriginMetrics {
         OriginMetrics { upstream: self.upstream(ORIGINS), routes: Arc::clone(&self.origin_routes) }
+    }
+
+    /// Resolves the handles of the key ring; called once, at start.
+    pub fn keys(&self) -> KeyMetrics {
+        KeyMetrics { answers: Arc::clone(&self.key_answers), questions: Arc::clone(&self.key_questions) }
     }
 
     /// Counts an attempt to load a policy; `Reload::Success` also records the time.
@@ -485,6 +509,27 @@ impl TunnelMetrics {
 
 /// How those whom the proxy door asks are called where an upstream is named.
 pub const WEB: &str = "(web)";
+/// The metrics of the key ring; clones count into the same cells.
+#[derive(Clone, Debug)]
+pub struct KeyMetrics {
+    answers: Arc<[IntCounter]>,
+    questions: Arc<[IntCounter]>,
+}
+
+impl KeyMetrics {
+    /// Counts what Synapse got of one server.
+    pub fn answered(&self, result: KeyAnswer) {
+        self.answers[result as usize].inc();
+    }
+
+    /// Counts what came of asking one server.
+    pub fn asked(&self, result: KeyQuestion) {
+        self.questions[result as usize].inc();
+    }
+}
+
+/// How the key ring is called where an upstream is named.
+pub const KEY_RING: &str = "(key ring)";
 
 /// How other servers are called where an upstream is named: no name that an operator can give to one.
 pub const ORIGINS: &str = "(other servers)";
@@ -583,6 +628,32 @@ words! {
         Out = "out",
         /// To Synapse.
         In = "in",
+    }
+}
+
+words! {
+    /// What Synapse got when it asked for a server's keys.
+    pub enum KeyAnswer {
+        /// Keys that were known.
+        Known = "known",
+        /// Keys that the server was asked for.
+        Fetched = "fetched",
+        /// The newest that is known, though Synapse wanted newer.
+        Stale = "stale",
+        /// Nothing.
+        Missing = "missing",
+    }
+}
+
+words! {
+    /// What came of asking a server for its keys.
+    pub enum KeyQuestion {
+        /// Keys that it signed.
+        Good = "good",
+        /// No answer, or none in time.
+        Unreachable = "unreachable",
+        /// No keys, another server's, expired ones, or ones that it did not sign.
+        Refused = "refused",
     }
 }
 

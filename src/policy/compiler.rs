@@ -12,7 +12,10 @@ use super::egress::Egress;
 use super::limiter::Limiter;
 use super::matcher::When;
 use super::paths::{PathGates, PathPattern};
-use super::plan::{Action, Edit, Edits, Gate, Guests, Opened, Outbound, Plan, Policy, RuleIndex, RuleInfo, TargetEdit};
+use super::plan::{
+    Action, Destination, Edit, Edits, Gate, Guests, Opened, Outbound, Plan, Policy, Reroute, RuleIndex, RuleInfo,
+    TargetEdit,
+};
 use crate::document::Sources;
 use crate::matrix::Flow;
 use crate::matrix::endpoint::Endpoint;
@@ -67,6 +70,7 @@ pub struct At<'c, 'a> {
 
 enum Place {
     Endpoint(Endpoint),
+    ToServers(Endpoint),
     Path(PathPattern),
     Outbound(Outbound),
 }
@@ -139,6 +143,17 @@ impl<'a> Compiler<'a> {
     /// Instructions for one endpoint.
     pub fn endpoint<'c>(&'c mut self, endpoint: Endpoint) -> At<'c, 'a> {
         At { compiler: self, place: Place::Endpoint(endpoint), when: When::default() }
+    }
+
+    /// Instructions for what Synapse asks other servers at one endpoint.
+    pub fn to_servers<'c>(&'c mut self, endpoint: Endpoint) -> At<'c, 'a> {
+        At { compiler: self, place: Place::ToServers(endpoint), when: When::default() }
+    }
+
+    /// Asks somebody else what Synapse asks another server at this endpoint.
+    pub fn reroute(&mut self, endpoint: Endpoint, to: Destination) {
+        let Origin { rule, mode, location, .. } = self.origin.clone();
+        self.plans[endpoint.index()].reroute = Some(Reroute { rule, mode, location, to });
     }
 
     /// Opens an internal endpoint to these networks, and to no one else.
@@ -262,6 +277,11 @@ impl At<'_, '_> {
         self.gate(Action::Limit(limiter));
     }
 
+    /// Lets a question for keys pass only if it is for the homeserver's own; any other gets this answer.
+    pub fn only_own_keys(self, otherwise: Answer) {
+        self.gate(Action::OnlyOwnKeys(otherwise));
+    }
+
     /// Lets pass only with a token that the homeserver says is valid.
     pub fn require_token(self, guests: Guests) {
         self.gate(Action::RequireToken(guests));
@@ -272,6 +292,7 @@ impl At<'_, '_> {
         let gate = Gate { rule, mode, location, when: self.when, action };
         match self.place {
             Place::Endpoint(endpoint) => self.compiler.plans[endpoint.index()].gates.push(gate),
+            Place::ToServers(endpoint) => self.compiler.plans[endpoint.index()].to_servers.push(gate),
             Place::Path(pattern) => self.compiler.paths.push((pattern, gate)),
             Place::Outbound(what) => self.compiler.outbound.push((what, gate)),
         }
@@ -287,6 +308,7 @@ fn contradiction(plan: &Plan, endpoint: Endpoint, rules: &[RuleInfo]) -> Option<
         | Action::RequireToken(_)
         | Action::RequireTokenOr(_)
         | Action::RequireRegistrationToken(_)
+        | Action::OnlyOwnKeys(_)
         | Action::Limit(_) => None,
     });
     let (first, said) = answers.next()?;

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::Mode;
 use super::egress::Way;
-use super::exchange::{Exchange, Registration, TokenVerdict};
+use super::exchange::{Exchange, KeysOf, Registration, TokenVerdict};
 use super::matcher::contains;
 use super::permit::Permit;
 use super::plan::{Action, Gate, Guests, Outbound, Policy, RuleIndex};
@@ -81,8 +81,8 @@ impl Policy {
                     return Need::Token;
                 }
                 Step::Gate(Gate { action: Action::RequireRegistrationToken(_), .. }) => return Need::Registration,
-                // How often it came is found out when it is judged.
-                Step::Gate(Gate { action: Action::Limit(_), .. }) => {}
+                // How often it came is found out when it is judged; whose keys it is for is told with it.
+                Step::Gate(Gate { action: Action::Limit(_) | Action::OnlyOwnKeys(_), .. }) => {}
                 Step::Gate(Gate { mode: Mode::Report | Mode::Off, .. }) => {}
                 Step::Gate(_) | Step::Refuse(_) => return Need::Nothing,
             }
@@ -137,7 +137,11 @@ impl Policy {
         // browser that gets no answer to its preflight shows a network error instead of our refusal.
         let is_preflight = exchange.classified.raw == Endpoint::Preflight;
         let paths = (is_inbound && !is_preflight).then(|| self.paths.matching(exchange.path)).into_iter().flatten();
-        let gates = if is_preflight || !is_inbound { &[] } else { self.gates(exchange.classified.raw) };
+        let gates = match is_inbound {
+            true if is_preflight => &[],
+            true => self.gates(exchange.classified.raw),
+            false => self.gates_to_servers(exchange.classified.raw),
+        };
         let holds = |gate: &&Gate| gate.when.holds(exchange);
         (paths.filter(holds).map(Step::Gate))
             .chain(self.refuse_shape(exchange).map(Step::Refuse))
@@ -220,6 +224,12 @@ fn bite(gate: &Gate, exchange: &Exchange<'_>) -> Option<Decision> {
             (_, Some(Registration::Unavailable(kind))) => Some(Decision::Fail(kind)),
             // Nobody asked how it registers: a defect of ours, which must not open the door.
             (_, None) => Some(Decision::Fail(Kind::Garbled)),
+        },
+        Action::OnlyOwnKeys(answer) => match exchange.keys_of {
+            Some(KeysOf::Ourselves) => None,
+            Some(KeysOf::Others) => Some(Decision::Answer(denial(answer.clone()))),
+            // Nobody looked: a defect of ours, which must not open the door.
+            None => Some(Decision::Fail(Kind::Panic)),
         },
         Action::Limit(limiter) => {
             let wait = limiter.check(exchange).err()?;

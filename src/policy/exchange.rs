@@ -35,6 +35,8 @@ pub struct Exchange<'a> {
     pub token: Option<&'a TokenVerdict>,
     /// How Synapse registers users; `None` until it was asked.
     pub registration: Option<Registration>,
+    /// Whose keys it asks for; `None` until that was looked up.
+    pub keys_of: Option<KeysOf>,
 }
 
 /// What is known of the token of a request.
@@ -51,6 +53,15 @@ pub enum TokenVerdict {
     Refused(Answer),
     /// Synapse could not be asked.
     Unavailable(Kind),
+}
+
+/// Whose keys a question for keys is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeysOf {
+    /// Those of the homeserver behind us, and nobody else's.
+    Ourselves,
+    /// Anybody else's, or it is not clear whose.
+    Others,
 }
 
 /// What Synapse asks of whoever registers.

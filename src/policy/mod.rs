@@ -20,9 +20,9 @@ mod target;
 pub use compiler::Compiler;
 pub use decision::{Decision, Denial, Reported, Verdict};
 pub use edit::{FieldSet, HeadEdit};
-pub use exchange::{Exchange, Registration, TokenVerdict};
-pub use permit::{Held, Permit, Permitted, Purpose};
-pub use plan::{Action, Gate, Guests, Policy, RuleIndex};
+pub use exchange::{Exchange, KeysOf, Registration, TokenVerdict};
+pub use permit::{Held, Permit, Permitted, Purpose, Rerouted};
+pub use plan::{Action, Destination, Gate, Guests, Policy, RuleIndex};
 
 use serde::Deserialize;
 

@@ -13,10 +13,11 @@
 
 use std::sync::Arc;
 
+use http::header::AUTHORIZATION;
 use http::{HeaderMap, Request, Response};
 
 use super::Mode;
-use super::plan::{Edit, Policy, RuleIndex, TargetEdit};
+use super::plan::{Destination, Edit, Policy, Reroute, RuleIndex, TargetEdit};
 use super::target;
 use crate::matrix::{Endpoint, Flow};
 
@@ -41,6 +42,17 @@ pub enum Purpose {
     ServerName,
     /// What it asks of whoever registers.
     Registration,
+    /// Which keys another server signs with.
+    ServerKeys,
+}
+
+/// Noted on a request that goes another way than Synapse sent it.
+#[derive(Clone, Debug)]
+pub struct Rerouted {
+    /// Who is asked.
+    pub to: Destination,
+    /// The rule that says so.
+    pub rule: &'static str,
 }
 
 /// Something that may go upstream.
@@ -73,7 +85,18 @@ impl Permit {
         }
     }
 
-    /// Makes the policy's edits to the request, then adds the gateway's own fields, which no rule may touch.
+    /// Who is asked instead of the server that the request is for, and which rule says so.
+    pub fn reroute(&self) -> Option<&Reroute> {
+        match &self.0 {
+            Grant::Policy { policy, flow, endpoint } => {
+                reroute(policy, *flow, *endpoint).filter(|reroute| reroute.mode == Mode::Enforce)
+            }
+            Grant::Internal(_) => None,
+        }
+    }
+
+    /// Makes the policy's edits to the request, notes [`Rerouted`] on one that goes another way, then adds the gateway's own
+    /// fields, which no rule may touch.
     pub fn permit<B>(
         &self,
         mut request: Box<Request<B>>,
@@ -86,6 +109,12 @@ impl Permit {
                 *request.uri_mut() = uri;
             }
             apply(policy.request_edits(*flow), request.headers_mut());
+            if let Some(reroute) = self.reroute() {
+                // It is signed for the server that it does not go to, and names us.
+                request.headers_mut().remove(AUTHORIZATION);
+                let rule = policy.rule(reroute.rule).name;
+                request.extensions_mut().insert(Rerouted { to: reroute.to.clone(), rule });
+            }
         }
         own(request.headers_mut());
         Permitted(request)
@@ -93,17 +122,20 @@ impl Permit {
 
     /// The rules in report mode that would have changed this request.
     pub fn unmade_edits<'a, B>(&'a self, request: &'a Request<B>) -> impl Iterator<Item = RuleIndex> + 'a {
-        let (edits, token) = match &self.0 {
-            Grant::Policy { policy, flow, endpoint } => {
-                (policy.request_edits(*flow), token_move(policy, *flow, *endpoint))
-            }
-            Grant::Internal(_) => (&[][..], None),
+        let (edits, token, reroute) = match &self.0 {
+            Grant::Policy { policy, flow, endpoint } => (
+                policy.request_edits(*flow),
+                token_move(policy, *flow, *endpoint),
+                reroute(policy, *flow, *endpoint).filter(|reroute| reroute.mode == Mode::Report),
+            ),
+            Grant::Internal(_) => (&[][..], None, None),
         };
         let headers = request.headers();
         let unmade = |edit: &&Edit| edit.mode == Mode::Report && edit.edit.bites(headers);
         let token = token.filter(|edit| edit.mode == Mode::Report);
         let token = token.filter(|_| target::has_movable_token(request.uri(), headers));
-        edits.iter().filter(unmade).map(|edit| edit.rule).chain(token.map(|edit| edit.rule))
+        let edits = edits.iter().filter(unmade).map(|edit| edit.rule);
+        edits.chain(token.map(|edit| edit.rule)).chain(reroute.map(|reroute| reroute.rule))
     }
 }
 
@@ -152,6 +184,11 @@ impl Policy {
 /// A token in a query is a client's, and only what comes in has one.
 fn token_move(policy: &Policy, flow: Flow, endpoint: Endpoint) -> Option<&TargetEdit> {
     policy.move_token(endpoint).filter(|_| flow.is_inbound())
+}
+
+/// Only what Synapse asks others goes another way.
+fn reroute(policy: &Policy, flow: Flow, endpoint: Endpoint) -> Option<&Reroute> {
+    policy.reroute(endpoint).filter(|_| !flow.is_inbound())
 }
 
 fn apply(edits: &[Edit], headers: &mut HeaderMap) {

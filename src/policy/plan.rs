@@ -10,8 +10,8 @@ use super::egress::Egress;
 use super::limiter::Limiter;
 use super::matcher::When;
 use super::paths::PathGates;
-use crate::matrix::Flow;
 use crate::matrix::endpoint::Endpoint;
+use crate::matrix::{Flow, ServerName};
 use crate::message::Answer;
 use crate::problem::Location;
 
@@ -77,6 +77,10 @@ pub struct Plan {
     pub(super) opened: Option<Opened>,
     /// The rule that moves a token out of the query, if one does.
     pub(super) move_token: Option<TargetEdit>,
+    /// What may stop what Synapse asks other servers; the other gates are for what others ask Synapse.
+    pub(super) to_servers: Vec<Gate>,
+    /// Who is asked instead of the server that Synapse asks.
+    pub(super) reroute: Option<Reroute>,
 }
 
 /// An internal endpoint that a rule opens to some networks.
@@ -99,6 +103,28 @@ pub struct TargetEdit {
     pub mode: Mode,
     /// The line it comes from.
     pub location: Option<Location>,
+}
+
+/// Another way for what Synapse asks a server, and where it comes from.
+#[derive(Clone, Debug)]
+pub struct Reroute {
+    /// The rule it comes from.
+    pub rule: RuleIndex,
+    /// Whether it acts or only tells.
+    pub mode: Mode,
+    /// The line it comes from.
+    pub location: Option<Location>,
+    /// Who is asked instead.
+    pub to: Destination,
+}
+
+/// Who answers instead of the server that Synapse asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// The gateway's own key ring, which asks each server for its own keys.
+    KeyRing,
+    /// Another server, which is not told who asks.
+    Server(ServerName),
 }
 
 /// An instruction that may stop a request.
@@ -132,6 +158,8 @@ pub enum Action {
     RequireRegistrationToken(Answer),
     /// Lets it pass only so often.
     Limit(Arc<Limiter>),
+    /// Lets a question for keys of servers pass only if it is for those of the homeserver itself; any other gets this answer.
+    OnlyOwnKeys(Answer),
 }
 
 /// Whether a guest's token counts.
@@ -220,6 +248,26 @@ impl Policy {
         self.plans[endpoint.index()].move_token.as_ref()
     }
 
+    /// The gates of what Synapse asks other servers at this endpoint.
+    pub fn gates_to_servers(&self, endpoint: Endpoint) -> &[Gate] {
+        &self.plans[endpoint.index()].to_servers
+    }
+
+    /// Who is asked instead of the server that Synapse asks at this endpoint.
+    pub fn reroute(&self, endpoint: Endpoint) -> Option<&Reroute> {
+        self.plans[endpoint.index()].reroute.as_ref()
+    }
+
+    /// Whether it matters whose keys such a request is for: to a rule that acts, or to one that only tells.
+    pub fn asks_whose_keys(&self, flow: Flow, endpoint: Endpoint) -> Option<Mode> {
+        let is_query = matches!(endpoint, Endpoint::KeyGetRemoteServerKeys | Endpoint::KeyGetRemoteServerKeysBatch);
+        if flow != Flow::Federation || !is_query {
+            return None;
+        }
+        let asks = |gate: &&Gate| matches!(gate.action, Action::OnlyOwnKeys(_));
+        self.gates(endpoint).iter().find(asks).map(|gate| gate.mode)
+    }
+
     /// The edits to requests of a flow.
     pub fn request_edits(&self, flow: Flow) -> &[Edit] {
         &self.flows[flow as usize].request
@@ -253,6 +301,19 @@ impl Action {
                 format!("require that the homeserver asks for a registration token, else deny with {}", told(answer))
             }
             Action::Limit(limiter) => format!("let pass {limiter}, else deny with 429 M_LIMIT_EXCEEDED"),
+            Action::OnlyOwnKeys(answer) => {
+                format!("let pass questions for the homeserver's own keys, else answer {}", told(answer))
+            }
+        }
+    }
+}
+
+impl Destination {
+    /// The way in words, for `explain`.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::KeyRing => "each server is asked for its own keys, and Mantlet answers".into(),
+            Self::Server(server) => format!("{} is asked instead, and not told who asks", server.as_str()),
         }
     }
 }

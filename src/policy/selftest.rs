@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::decision::{Decision, Need, Verdict};
 use super::egress::Way;
-use super::exchange::{Exchange, Registration, TokenVerdict};
+use super::exchange::{Exchange, KeysOf, Registration, TokenVerdict};
 use super::plan::Policy;
 use crate::matrix::classify::{Classified, classify, flow};
 use crate::matrix::{Flow, Host, ServerName};
@@ -49,6 +49,8 @@ pub struct Probe {
     pub flow: Option<Flow>,
     /// Whom the proxy door is asked for, if it is what is asked.
     pub destination: Option<Host>,
+    /// Whose keys it asks for, where it asks for keys: whose the homeserver's are is not known here.
+    pub keys_of: KeysOf,
 }
 
 /// What a policy says to a probe.
@@ -83,22 +85,14 @@ pub struct PolicyTest {
     /// What the homeserver would say of the token.
     #[serde(default)]
     pub token: Supposed,
-    /// The direction, where the path does not tell: `egress` is what Synapse asks the proxy door for.
-    #[serde(default)]
-    pub flow: Option<TestFlow>,
     /// Who asks. Default: 203.0.113.7, an address for documentation.
     #[serde(default)]
     pub from: Option<IpAddr>,
+    /// The direction, where the path does not tell: `egress` for what Synapse asks others.
+    #[serde(default)]
+    pub flow: Option<Flow>,
     /// What must come out.
     pub expect: serde_spanned::Spanned<Expect>,
-}
-
-/// A direction that no path tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TestFlow {
-    /// Synapse asks somebody else.
-    Egress,
 }
 
 /// What a `[[test]]` expects; what is not named is not looked at.
@@ -171,6 +165,7 @@ impl Probe {
             registration: Registration::ByToken,
             flow: is_tunnel.then_some(Flow::Egress),
             destination: destination.map(|name| name.host().clone()),
+            keys_of: KeysOf::Others,
         })
     }
 
@@ -208,6 +203,7 @@ impl Probe {
             client: self.from,
             token: None,
             registration: None,
+            keys_of: Some(self.keys_of),
         };
         let need = policy.need(&exchange);
         let token = (need != Need::Nothing).then(|| self.suppose(&exchange));
@@ -264,10 +260,8 @@ impl PolicyTest {
             probe.headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer supposed"));
         }
         probe.token = self.token;
+        probe.flow = self.flow.or(probe.flow);
         probe.from = self.from.unwrap_or(probe.from);
-        if let Some(TestFlow::Egress) = self.flow {
-            probe.flow = Some(Flow::Egress);
-        }
         Ok(probe)
     }
 
@@ -322,7 +316,7 @@ impl Outcome {
 pub struct Seen {
     /// `permit`, `answer`, `deny` or `fail`.
     pub outcome: &'static str,
-    /// The rule that decided, or would have in report mode.
+    /// The rule that decided, or that sends the request another way, or would have in report mode.
     pub rule: Option<&'static str>,
     /// The status of our answer.
     pub status: Option<u16>,
@@ -333,8 +327,12 @@ pub struct Seen {
 impl Seen {
     /// Puts a finding into words.
     pub fn of(finding: &Finding, policy: &Policy) -> Self {
+        let mut reroute = None;
         let (outcome, denial) = match &finding.verdict.decision {
-            Decision::Permit(_) => (Outcome::Permit.as_str(), None),
+            Decision::Permit(permit) => {
+                reroute = permit.reroute().map(|reroute| reroute.rule);
+                (Outcome::Permit.as_str(), None)
+            }
             Decision::Answer(denial) => (Outcome::Answer.as_str(), Some(denial)),
             Decision::Deny(denial) => (Outcome::Deny.as_str(), Some(denial)),
             Decision::Fail(_) => ("fail", None),
@@ -342,7 +340,7 @@ impl Seen {
         let reported = finding.verdict.reported.map(|reported| reported.rule);
         Self {
             outcome,
-            rule: denial.map(|denial| denial.rule).or(reported).map(|rule| policy.rule(rule).name),
+            rule: denial.map(|denial| denial.rule).or(reroute).or(reported).map(|rule| policy.rule(rule).name),
             status: denial.map(|denial| denial.answer.status().as_u16()),
             errcode: denial.and_then(|denial| denial.answer.errcode()),
         }

@@ -3,6 +3,7 @@
 mod access;
 mod closed_endpoint;
 mod internal_endpoints;
+mod notary;
 mod profiles;
 mod public_rooms;
 mod query_tokens;
@@ -136,6 +137,7 @@ registry! {
     request_headers ["L09"],
     query_tokens ["L28"],
     server_banner ["L11"],
+    notary ["L12", "L13"],
     response_headers [],
 }
 

@@ -23,10 +23,12 @@ use tokio::sync::watch as latest;
 
 use crate::config::address::{AdminAddress, ListenerAddress};
 use crate::config::gateway::{self as config, Gateway, Listener};
+use crate::config::notary_key::NotaryKey;
 use crate::config::secret::Secret;
 use crate::config::settings::AccessLog;
 use crate::ingress::admission::Admission;
 use crate::ingress::listener::Drain;
+use crate::keyring::{Ring, Store};
 use crate::matrix::endpoint::Endpoint;
 use crate::observe::access::{Format, Writer};
 use crate::observe::metrics::{ListenerMetrics, Metrics};
@@ -68,6 +70,8 @@ pub struct Running {
     patience: Duration,
     ended: mpsc::Receiver<End>,
     threads: Vec<thread::JoinHandle<()>>,
+    /// Ends when no worker is left.
+    store: Option<thread::JoinHandle<()>>,
 }
 
 /// Why a thread of the gateway ended.
@@ -123,7 +127,10 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         patience: gateway.limits.drain.duration(),
         ended,
         threads: Vec::new(),
+        store: None,
     };
+    let (ring, store) = open_ring(&gateway, &metrics)?;
+    running.store = store;
     let doors = Arc::new(doors);
     let directory = Directory::new(&gateway.upstreams, gateway.limits.patience.duration(), &metrics);
     let admission = Admission::new(gateway.limits.connections, gateway.limits.per_address);
@@ -136,6 +143,8 @@ pub fn start(start: Start) -> Result<Running, Problems> {
             access: Arc::clone(&access),
             directory: directory.clone(),
             routes: gateway.routes.clone(),
+            ring: Arc::clone(&ring),
+            server_name: gateway.homeserver.server_name.clone(),
             admission: Arc::clone(&admission),
             hops: TrustedHops::new(&gateway.forwarded.trusted_hops),
             drain: draining.clone(),
@@ -144,6 +153,7 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         };
         running.spawn(&format!("worker-{number}"), ending.clone(), move || worker::run(parts))?;
     }
+    drop(ring);
     let control = Control {
         admin,
         signals,
@@ -231,6 +241,9 @@ impl Running {
         for thread in self.threads.drain(..) {
             // How it ended was told by its guard.
             let _ = thread.join();
+        }
+        if let Some(store) = self.store.take() {
+            let _ = store.join();
         }
         if let Err(error) = self.access.flush(Duration::from_secs(2)) {
             tracing::warn!(%error, "the last access records could not be written");
@@ -393,6 +406,23 @@ fn stays_near(listener: &Listener, socket: &Opened) -> Result<(), Problem> {
         }
         (config::Door::Federation | config::Door::Proxy | config::Door::Ingress, _) => Ok(()),
     }
+}
+
+/// The key ring, and the thread that writes what it learns, where that is kept.
+fn open_ring(gateway: &Gateway, metrics: &Metrics) -> Result<(Arc<Ring>, Option<thread::JoinHandle<()>>), Problems> {
+    let egress = &gateway.egress;
+    let notary_key = egress.notary_key.as_deref().map(NotaryKey::read).transpose()?;
+    // Only what comes through a federation door is answered by it.
+    let is_used = gateway.listeners.iter().any(|listener| listener.door == config::Door::Federation);
+    let store = match egress.store.as_deref().filter(|_| is_used) {
+        Some(path) => {
+            let started = Store::start(path);
+            Some(started.map_err(|error| Problem::new(format!("no thread can be started: {error}")))?)
+        }
+        None => None,
+    };
+    let (store, thread) = store.unzip();
+    Ok((Arc::new(Ring::new(store, notary_key, metrics)), thread))
 }
 
 fn open_access(

@@ -12,6 +12,7 @@ use crate::config::settings::Limits;
 use crate::egress::Proxy;
 use crate::ingress::admission::Admission;
 use crate::ingress::listener::{Drain, Listener, Shared};
+use crate::keyring::Ring;
 use crate::observe::access::Writer;
 use crate::observe::metrics::Metrics;
 use crate::snapshot::Snapshot;
@@ -28,6 +29,8 @@ pub(super) struct Parts {
     pub access: Arc<Writer>,
     pub directory: Directory,
     pub routes: Routes,
+    pub server_name: Option<String>,
+    pub ring: Arc<Ring>,
     pub admission: Arc<Admission>,
     pub hops: TrustedHops,
     pub drain: watch::Receiver<Drain>,
@@ -59,6 +62,7 @@ async fn serve(parts: Parts) {
         access: parts.access,
         routes: parts.routes,
         upstreams: Upstreams::new(&parts.directory),
+        server_name: parts.server_name,
     };
     let ingress = Rc::new(stack(chain.clone()));
     let shared = Rc::new(Shared::new(parts.limits, parts.admission, parts.hops, parts.drain, parts.metrics));
@@ -69,7 +73,7 @@ async fn serve(parts: Parts) {
             Leads::In => open(door, Rc::clone(&ingress), None, &shared),
             Leads::ToServers { secret, origins } => {
                 let client = origins.client().expect("a worker needs its resolver");
-                let chain = federation_stack(chain.clone(), secret.clone(), Rc::new(client));
+                let chain = federation_stack(chain.clone(), secret.clone(), Rc::new(client), Arc::clone(&parts.ring));
                 open(door, Rc::new(chain), None, &shared)
             }
             Leads::ToTheWeb { terms, webs } => {

@@ -18,6 +18,7 @@ mod revoke;
 mod route;
 pub mod tokens;
 mod web;
+mod whose_keys;
 
 use std::convert::Infallible;
 use std::rc::Rc;
@@ -31,6 +32,7 @@ use tower::{Service, ServiceBuilder};
 use crate::config::route::Routes;
 use crate::config::secret::Secret;
 use crate::config::settings::Limits;
+use crate::keyring::{Keys, Ring};
 use crate::observe::access::{Protocol, Writer};
 use crate::observe::metrics::{ListenerMetrics, Metrics};
 use crate::origin as origins;
@@ -50,6 +52,7 @@ use rescue::{Rescue, RescueLayer};
 use route::{Route, RouteLayer};
 use tokens::Tokens;
 use web::Web;
+use whose_keys::WhoseKeys;
 
 pub use client::{Client, TrustedHops, UnlistedHop};
 pub use pace::Pace;
@@ -70,32 +73,35 @@ pub fn stack(parts: Parts) -> Stack {
     let patience = parts.limits.upstream_head.duration();
     let authenticator = Authenticator::new(parts.tokens, Rc::clone(parts.upstreams.synapse()), Arc::clone(&parts.metrics), patience);
     let collector = Collector::new(parts.limits.collect.get());
+    let whose_keys = WhoseKeys::new(Rc::clone(parts.upstreams.synapse()), parts.server_name);
     ServiceBuilder::new()
         .layer(RecordLayer::new(parts.metrics, parts.access))              // 1 sees every outcome, once
         .layer(RescueLayer)                                                // 2 an Error may travel below here, none above
         .layer(LimitLayer::new(parts.limits))                              // 3 size and time
         .layer(CanonicalLayer)                                             // 4 one spelling, or a refusal
         .layer(ClassifyLayer::inbound())                                   // 5 which endpoint is this?
-        .layer(PolicyLayer::new(parts.snapshot, authenticator, collector)) // 6 permit, answer or deny
+        .layer(PolicyLayer::new(parts.snapshot, authenticator, collector, whose_keys)) // 6 permit, answer or deny
         .layer(RouteLayer::new(parts.routes))                              // 7 which upstream?
         .service(parts.upstreams)                                          //   takes only what is permitted
 }
 
 /// Builds the chain of one worker behind a federation door: two layers are others.
 #[rustfmt::skip]
-pub fn federation_stack(parts: Parts, secret: Secret, client: Rc<origins::Client>) -> FederationStack {
+pub fn federation_stack(parts: Parts, secret: Secret, client: Rc<origins::Client>, ring: Arc<Ring>) -> FederationStack {
     let patience = parts.limits.upstream_head.duration();
     let authenticator = Authenticator::new(parts.tokens, Rc::clone(parts.upstreams.synapse()), Arc::clone(&parts.metrics), patience);
     let collector = Collector::new(parts.limits.collect.get());
+    let whose_keys = WhoseKeys::new(Rc::clone(parts.upstreams.synapse()), parts.server_name);
     let deadline = patience.min(SYNAPSE_WAITS);
+    let keys = Keys::new(ring, Rc::clone(&client), deadline * 3 / 4);
     ServiceBuilder::new()
         .layer(RecordLayer::new(parts.metrics, parts.access))
         .layer(RescueLayer)
         .layer(LimitLayer::with_deadline(parts.limits, deadline))
         .layer(HookLayer::new(secret))                                     // 4 Synapse itself, one spelling, one server; or a refusal
         .layer(ClassifyLayer::outbound())
-        .layer(PolicyLayer::new(parts.snapshot, authenticator, collector))
-        .service(Origin::new(client))                                      // 7 the other server
+        .layer(PolicyLayer::new(parts.snapshot, authenticator, collector, whose_keys))
+        .service(Origin::new(client, keys))                                // 7 the other server
 }
 
 /// Builds the chain of one worker behind a proxy door: two layers are others.
@@ -104,13 +110,14 @@ pub fn proxy_stack(parts: Parts, terms: Terms, web: Rc<origins::Web>) -> ProxySt
     let patience = parts.limits.upstream_head.duration();
     let authenticator = Authenticator::new(parts.tokens, Rc::clone(parts.upstreams.synapse()), Arc::clone(&parts.metrics), patience);
     let collector = Collector::new(parts.limits.collect.get());
+    let whose_keys = WhoseKeys::new(Rc::clone(parts.upstreams.synapse()), parts.server_name);
     ServiceBuilder::new()
         .layer(RecordLayer::new(parts.metrics, parts.access))
         .layer(RescueLayer)
         .layer(LimitLayer::with_deadline(parts.limits, patience))
         .layer(ForwardLayer::new(terms))                                   // 4 whoever may, one place, one spelling; or a refusal
         .layer(ClassifyLayer::outbound())
-        .layer(PolicyLayer::new(parts.snapshot, authenticator, collector))
+        .layer(PolicyLayer::new(parts.snapshot, authenticator, collector, whose_keys))
         .service(Web::new(web))                                            // 7 whoever is asked
 }
 
@@ -151,6 +158,8 @@ pub struct Parts {
     pub routes: Routes,
     /// The upstreams, as this worker reaches them.
     pub upstreams: Upstreams,
+    /// The homeserver's name, where the gateway file says it.
+    pub server_name: Option<String>,
 }
 
 /// A request with the connection it came on, and what is noted of it on its way.

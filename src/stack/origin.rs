@@ -1,4 +1,4 @@
-//! 7 at the federation door: the other server. Nothing comes here that the policy has not permitted.
+//! 7 at the federation door: the other server, or who answers for it. Nothing comes here that the policy has not permitted.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,23 +11,26 @@ use tower::Service;
 use super::hook;
 use super::route::Cleared;
 use crate::error::Error;
+use crate::keyring::Keys;
 use crate::matrix::Endpoint;
 use crate::message::Body;
-use crate::observe::metrics::ORIGINS;
+use crate::observe::metrics::{KEY_RING, ORIGINS};
 use crate::origin::{Client, Follow};
-use crate::policy::Held;
+use crate::policy::{Destination, Held, Rerouted};
 
-/// Sends each request to the server that it is for.
+/// Sends each request to the server that it is for, or where the policy wants it to go.
 #[derive(Clone)]
 pub struct Origin {
     client: Rc<Client>,
+    keys: Keys,
     name: Arc<str>,
+    ring: Arc<str>,
 }
 
 impl Origin {
-    /// Over the connections of this client.
-    pub fn new(client: Rc<Client>) -> Self {
-        Self { client, name: ORIGINS.into() }
+    /// Over the connections of this client, with this key ring.
+    pub fn new(client: Rc<Client>, keys: Keys) -> Self {
+        Self { client, keys, name: ORIGINS.into(), ring: KEY_RING.into() }
     }
 }
 
@@ -41,15 +44,27 @@ impl Service<Cleared> for Origin {
     }
 
     fn call(&mut self, Cleared { request, classified, facts, .. }: Cleared) -> Self::Future {
-        facts.note(|record| record.upstream = Some(Arc::clone(&self.name)));
+        let rerouted = request.get().extensions().get::<Rerouted>().cloned();
+        let is_for_ring = rerouted.as_ref().is_some_and(|rerouted| rerouted.to == Destination::KeyRing);
+        facts.note(|record| {
+            record.upstream = Some(Arc::clone(if is_for_ring { &self.ring } else { &self.name }));
+            record.rule = rerouted.as_ref().map(|rerouted| rerouted.rule).or(record.rule);
+        });
         let follow = match request.get().method() {
             &Method::GET if is_media(classified.raw) => Follow::Media,
             _ => Follow::Nothing,
         };
-        let client = Rc::clone(&self.client);
+        let (client, keys) = (Rc::clone(&self.client), self.keys.clone());
         Box::pin(async move {
             let server = hook::server(request.get())?;
-            client.send(&server, request, follow).await
+            match rerouted.map(|rerouted| rerouted.to) {
+                None => client.send(&server, request, follow).await,
+                Some(Destination::Server(other)) => client.send(&other, request, follow).await,
+                Some(Destination::KeyRing) => {
+                    let (request, hold) = request.open();
+                    Ok(hold.hold(keys.answer(&server, request).await?))
+                }
+            }
         })
     }
 }

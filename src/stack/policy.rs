@@ -14,14 +14,16 @@ use super::client::{Client, FORWARDED_FOR, FORWARDED_PROTO};
 use super::collect::Collector;
 use super::revoke::Revokes;
 use super::route::Cleared;
+use super::whose_keys::WhoseKeys;
 use super::{Arrival, Facts};
 use crate::error::Error;
 use crate::matrix::Flow;
 use crate::message::Body;
 use crate::observe::access::{self, Mode};
 use crate::origin::Destination;
+use crate::policy;
 use crate::policy::decision::Need;
-use crate::policy::{Decision, Denial, Exchange, Held, Permit, TokenVerdict, Verdict};
+use crate::policy::{Decision, Denial, Exchange, Held, KeysOf, Permit, TokenVerdict, Verdict};
 use crate::snapshot::{Current, Generation, Snapshot};
 
 /// Makes [`Policy`].
@@ -29,6 +31,7 @@ pub struct PolicyLayer {
     snapshot: Snapshot,
     authenticator: Authenticator,
     collector: Collector,
+    whose_keys: WhoseKeys,
 }
 
 /// Lets upstream only what the policy permits.
@@ -37,12 +40,14 @@ pub struct Policy<S> {
     current: Current,
     authenticator: Authenticator,
     collector: Collector,
+    whose_keys: WhoseKeys,
 }
 
 impl PolicyLayer {
-    /// A layer that judges by what is in force, asks this authenticator about tokens, and lets this one collect what it permits.
-    pub fn new(snapshot: Snapshot, authenticator: Authenticator, collector: Collector) -> Self {
-        Self { snapshot, authenticator, collector }
+    /// A layer that judges by what is in force, asks this authenticator about tokens, lets this one collect what it permits,
+    /// and this one see whose keys are asked for.
+    pub fn new(snapshot: Snapshot, authenticator: Authenticator, collector: Collector, whose_keys: WhoseKeys) -> Self {
+        Self { snapshot, authenticator, collector, whose_keys }
     }
 }
 
@@ -51,7 +56,8 @@ impl<S> Layer<S> for PolicyLayer {
 
     fn layer(&self, upstream: S) -> Policy<S> {
         let (authenticator, collector) = (self.authenticator.clone(), self.collector.clone());
-        Policy { upstream, current: self.snapshot.current(), authenticator, collector }
+        let whose_keys = self.whose_keys.clone();
+        Policy { upstream, current: self.snapshot.current(), authenticator, collector, whose_keys }
     }
 }
 
@@ -78,10 +84,16 @@ where
     S: Clone + Service<Cleared, Response = Held<Response<B>>, Error = Error>,
     B: Into<Body>,
 {
-    async fn judge(&self, known: Known) -> Result<Response<Body>, Error> {
+    async fn judge(&self, mut known: Known) -> Result<Response<Body>, Error> {
         let generation = self.current.load();
         known.arrival.facts.note(|record| record.generation = generation.number);
-        let Verdict { decision, reported } = self.decide(&known, &generation).await;
+        let keys_of = match generation.policy.asks_whose_keys(known.flow, known.classified.raw) {
+            Some(policy::Mode::Enforce) => Some(self.whose_keys.of(&mut known.arrival.request).await?),
+            // What only tells does not touch a body: it takes every question for one for others.
+            Some(policy::Mode::Report) => Some(KeysOf::Others),
+            Some(policy::Mode::Off) | None => None,
+        };
+        let Verdict { decision, reported } = self.decide(&known, keys_of, &generation).await;
         let (facts, flow) = (Rc::clone(&known.arrival.facts), known.flow);
         if let Some(reported) = reported {
             let counters = generation.counters(reported.rule);
@@ -109,7 +121,7 @@ where
         }
     }
 
-    async fn decide(&self, known: &Known, generation: &Generation) -> Verdict {
+    async fn decide(&self, known: &Known, keys_of: Option<KeysOf>, generation: &Generation) -> Verdict {
         let Arrival { request, facts, .. } = &known.arrival;
         let client = known.arrival.client();
         let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
@@ -125,6 +137,7 @@ where
             client: client.address,
             token: None,
             registration: None,
+            keys_of,
         };
         let need = generation.policy.need(&exchange);
         if need == Need::Nothing {

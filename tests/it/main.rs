@@ -17,6 +17,7 @@ mod floods;
 mod interception;
 mod layers;
 mod listeners;
+mod notary;
 mod policies;
 mod pool;
 mod process;

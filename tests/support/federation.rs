@@ -63,11 +63,29 @@ impl Outside {
         }
     }
 
+    /// The names that were looked up.
+    pub fn looked_up(&self) -> Vec<String> {
+        self.dns.asked().into_iter().map(|(name, _)| name).collect()
+    }
+
     /// What the notary and the web sites were asked.
     pub fn asked(&self) -> Vec<RecordedRequest> {
         self.backend.requests()
     }
 }
+
+/// What Synapse is told of notaries.
+#[derive(Clone, Copy)]
+pub enum Notary {
+    /// What it has by default: matrix.org, with no key.
+    Default,
+    /// One whose key is Mantlet's.
+    Pinned,
+}
+
+/// Those of the specification's appendix on signing JSON.
+const NOTARY_SEED: &str = "YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1";
+const NOTARY_VERIFY_KEY: &str = "XGX0JRS2Af3be3knz2fBiRbApjm2Dh61gXDJA8kcJNI";
 
 /// A homeserver, what stands before it, and what is seen between the two.
 pub struct Side {
@@ -108,7 +126,7 @@ impl Side {
 
     /// The same without any way out but its Mantlet's federation door: Synapse has no network, and sees none. The name is found
     /// in the outside world.
-    pub fn start_behind_a_door(authority: &Authority, name: &str, outside: &Outside) -> Side {
+    pub fn start_behind_a_door(authority: &Authority, name: &str, outside: &Outside, notary: Notary) -> Side {
         let directory = tempfile::tempdir().unwrap();
         let (certificate, key) = authority.issue(&["localhost", name]).unwrap().write(directory.path()).unwrap();
         authority.write(directory.path()).unwrap();
@@ -116,6 +134,17 @@ impl Side {
         let secret = directory.path().join("secret");
         std::fs::write(&secret, "a secret of the hook\n".replace(' ', "-")).unwrap();
         std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).unwrap();
+        let signing_key = directory.path().join("notary.key");
+        std::fs::write(&signing_key, format!("ed25519 notary {NOTARY_SEED}\n")).unwrap();
+        std::fs::set_permissions(&signing_key, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let (trusted, notary_key) = match notary {
+            // What Synapse has by default.
+            Notary::Default => (json!({"server_name": "matrix.org"}), String::new()),
+            Notary::Pinned => (
+                json!({"server_name": "notary.invalid", "verify_keys": {"ed25519:notary": NOTARY_VERIFY_KEY}}),
+                format!("notary_key = {signing_key:?}\n"),
+            ),
+        };
         let files = tempfile::tempdir().unwrap();
         std::fs::write(
             files.path().join("policy.toml"),
@@ -127,10 +156,11 @@ impl Side {
              tls = {{ certificate = {certificate:?}, key = {key:?} }}\n\
              [[listener]]\nname = \"out\"\ndoor = \"federation\"\nbind = \"unix:{}\"\nsecret_file = {secret:?}\n\
              extra_roots = [{:?}]\n[upstream.synapse]\nservers = [\"unix:{}\"]\n[policy]\nfile = \"policy.toml\"\n\
-             [egress]\nnameservers = [\"{}\"]\n[egress.addresses]\nallow = [\"127.0.1.0/24\"]\n",
+             [egress]\nstore = {:?}\nnameservers = [\"{}\"]\n{notary_key}[egress.addresses]\nallow = [\"127.0.1.0/24\"]\n",
             door.display(),
             directory.path().join("ca.crt"),
             socket.display(),
+            directory.path().join("keys.redb"),
             outside.dns.addr(),
         );
         let gateway = Gateway::load(files, &text, |config| config.egress.ports = outside.ports());
@@ -144,8 +174,7 @@ impl Side {
                 "instance_map": {"mantlet": {"path": door}},
                 "outbound_federation_restricted_to": ["mantlet"],
                 "worker_replication_secret_path": secret,
-                // What Synapse has by default.
-                "trusted_key_servers": [{"server_name": "matrix.org"}],
+                "trusted_key_servers": [trusted],
             })
             .to_string(),
             ..Options::default()

@@ -81,6 +81,8 @@ nameservers = ["127.0.0.53", "[::1]:5353"]
 [egress.ca]
 certificate = "ca.crt"
 key = "ca.key"
+store = "keys.redb"
+notary_key = "notary.key"
 [egress.addresses]
 allow = ["Bridge.internal", "10.1.2.3/8"]
 "#;
@@ -94,6 +96,9 @@ fn dir() -> tempfile::TempDir {
     }
     fs::write(dir.path().join("credentials"), "synapse:a password\n").unwrap();
     fs::set_permissions(dir.path().join("credentials"), fs::Permissions::from_mode(0o600)).unwrap();
+    let key = dir.path().join("notary.key");
+    fs::write(&key, "ed25519 notary YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1\n").unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
     dir
 }
 
@@ -132,6 +137,8 @@ fn every_key_is_read() {
     assert_eq!((door.door, door.secret_file.clone()), (Door::Federation, Some(dir.path().join("secret"))));
     assert_eq!(door.extra_roots, [dir.path().join("cert.pem")]);
     assert_eq!(gateway.egress.nameservers(), ["127.0.0.53:53", "[::1]:5353"].map(|text| text.parse().unwrap()));
+    let (store, key) = (dir.path().join("keys.redb"), dir.path().join("notary.key"));
+    assert_eq!((&gateway.egress.store, &gateway.egress.notary_key), (&Some(store), &Some(key)));
     assert_eq!(serde_json::to_string(&gateway.egress.addresses.allow).unwrap(), r#"["bridge.internal","10.0.0.0/8"]"#);
     let door = gateway.listeners[3].proxy.as_ref().unwrap();
     assert_eq!(door.credentials_file, Some(dir.path().join("credentials")));
@@ -326,7 +333,8 @@ fn a_missing_certificate_is_told_with_its_path() {
     assert_eq!(problems.0[3].what, format!("the secret file {path}/secret does not exist"));
     assert_eq!(problems.0[4].what, format!("the file of roots {path}/cert.pem does not exist"));
     assert_eq!(problems.0[5].what, format!("the secret file {path}/credentials does not exist"));
-    assert_eq!(problems.0.len(), 6);
+    assert_eq!(problems.0[6].what, format!("the notary key {path}/notary.key does not exist"));
+    assert_eq!(problems.0.len(), 7);
     let file = dir.path().join("mantlet.toml");
     fs::write(&file, WHOLE).unwrap();
     assert!(Gateway::load(&file).is_err() && Gateway::load_alone(&file).is_ok());

@@ -1,0 +1,197 @@
+//! A server's keys as it publishes them, and whether they are its own (Matrix specification v1.11, server-server API,
+//! "Retrieving server keys").
+
+use std::sync::Arc;
+
+use ruma_common::serde::Base64;
+use ruma_common::serde::base64::Standard;
+use ruma_common::{CanonicalJsonObject, CanonicalJsonValue};
+use ruma_signatures::{SigningKeyAlgorithm, to_canonical_json_string_for_signing, verify_canonical_json_bytes};
+
+use super::query::Wanted;
+
+/// Keys that their server signed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct ServerKeys {
+    /// The whole object in its canonical form, the one that was verified.
+    pub text: Arc<str>,
+    /// When it was asked for, in milliseconds since 1970, as all times here.
+    pub fetched: u64,
+    /// Until when the server says that it counts.
+    valid_until: u64,
+    /// The names of the keys in it, old ones too.
+    names: Vec<String>,
+}
+
+/// Why an object is not taken for a server's keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// It is no such object.
+    Unreadable,
+    /// It is about another server.
+    OtherServer,
+    /// The server did not sign it with its own keys, or one of its signatures is wrong.
+    Unsigned,
+}
+
+impl ServerKeys {
+    /// Reads what this server says of itself.
+    ///
+    /// # Errors
+    /// Why it is not believed. What has expired is believed: it counted once.
+    pub fn read(bytes: &[u8], server: &str, fetched: u64) -> Result<Self, Refused> {
+        let object: CanonicalJsonObject = serde_json::from_slice(bytes).map_err(|_| Refused::Unreadable)?;
+        let string = |key: &str| object.get(key).and_then(CanonicalJsonValue::as_str);
+        if string("server_name") != Some(server) {
+            return Err(Refused::OtherServer);
+        }
+        let valid_until = object.get("valid_until_ts").and_then(CanonicalJsonValue::as_integer);
+        let valid_until =
+            valid_until.and_then(|time| u64::try_from(i64::from(time)).ok()).ok_or(Refused::Unreadable)?;
+        let map = |key: &str| object.get(key).and_then(CanonicalJsonValue::as_object);
+        let verify_keys = map("verify_keys").ok_or(Refused::Unreadable)?;
+        verify(&object, verify_keys, map("signatures").and_then(|all| all.get(server)?.as_object()))?;
+        let old = map("old_verify_keys").into_iter().flat_map(|keys| keys.keys());
+        let names = verify_keys.keys().chain(old).cloned().collect();
+        let text = serde_json::to_string(&object).map_err(|_| Refused::Unreadable)?;
+        Ok(Self { text: text.into(), fetched, valid_until, names })
+    }
+
+    /// Whether it has expired.
+    pub fn is_over(&self, now: u64) -> bool {
+        self.valid_until <= now
+    }
+
+    /// Whether it is what is wanted, and new enough.
+    pub fn serves(&self, wanted: &Wanted, now: u64) -> bool {
+        // "Servers MUST use the lesser of this field and 7 days into the future".
+        let until = self.valid_until.min(self.fetched.saturating_add(WEEK));
+        let is_fresh = match wanted.minimum {
+            Some(minimum) => minimum <= until,
+            // As Synapse does where nobody says: at half of its life, a key is asked for again.
+            None => now <= self.fetched / 2 + until / 2,
+        };
+        is_fresh && wanted.names.iter().all(|name| self.names.contains(name))
+    }
+}
+
+/// At least one of its keys has signed it, and no signature that can be checked is wrong.
+fn verify(
+    object: &CanonicalJsonObject,
+    verify_keys: &CanonicalJsonObject,
+    signatures: Option<&CanonicalJsonObject>,
+) -> Result<(), Refused> {
+    let signed = to_canonical_json_string_for_signing(object).map_err(|_| Refused::Unreadable)?;
+    let mut is_signed = false;
+    for (name, signature) in signatures.ok_or(Refused::Unsigned)? {
+        let Some(key) = verify_keys.get(name).filter(|_| name.starts_with("ed25519:")) else { continue };
+        let key = key.as_object().and_then(|key| bytes(key.get("key")?)).ok_or(Refused::Unreadable)?;
+        let signature = bytes(signature).ok_or(Refused::Unsigned)?;
+        verify_canonical_json_bytes(&SigningKeyAlgorithm::Ed25519, &key, &signature, signed.as_bytes())
+            .map_err(|_| Refused::Unsigned)?;
+        is_signed = true;
+    }
+    if is_signed { Ok(()) } else { Err(Refused::Unsigned) }
+}
+
+fn bytes(value: &CanonicalJsonValue) -> Option<Vec<u8>> {
+    Base64::<Standard>::parse(value.as_str()?).ok().map(Base64::into_inner)
+}
+
+const WEEK: u64 = 7 * 24 * 3600 * 1000;
+
+#[cfg(test)]
+mod tests {
+    use ruma_signatures::{Ed25519KeyPair, sign_json};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const HOUR: u64 = 3600 * 1000;
+
+    struct Server(Ed25519KeyPair);
+
+    impl Server {
+        fn new() -> Self {
+            Self(Ed25519KeyPair::from_der(&Ed25519KeyPair::generate(), "a".into()).unwrap())
+        }
+
+        fn says(&self, change: impl FnOnce(&mut Value)) -> CanonicalJsonObject {
+            let key = Base64::<Standard, _>::new(self.0.public_key().to_vec()).encode();
+            let mut object = json!({
+                "server_name": "o.example", "valid_until_ts": 1000 * HOUR, "verify_keys": {"ed25519:a": {"key": key}},
+                "old_verify_keys": {"ed25519:old": {"key": key, "expired_ts": 1}}, "other": ["kept", {"a": null}],
+            });
+            change(&mut object);
+            serde_json::from_value(object).unwrap()
+        }
+
+        fn signs(&self, change: impl FnOnce(&mut Value)) -> CanonicalJsonObject {
+            let mut object = self.says(change);
+            sign_json("o.example", &self.0, &mut object).unwrap();
+            object
+        }
+    }
+
+    fn read(object: &CanonicalJsonObject) -> Result<ServerKeys, Refused> {
+        ServerKeys::read(&serde_json::to_vec(object).unwrap(), "o.example", 999 * HOUR)
+    }
+
+    #[test]
+    fn what_a_server_signs_of_itself_is_kept_whole() {
+        let object = Server::new().signs(|_| {});
+        let keys = read(&object).unwrap();
+        assert_eq!(serde_json::from_str::<CanonicalJsonObject>(&keys.text).unwrap(), object);
+        assert!(!keys.is_over(999 * HOUR) && keys.is_over(1000 * HOUR));
+        // Spaces and order are not signed.
+        let pretty = serde_json::to_vec_pretty(&object).unwrap();
+        assert_eq!(ServerKeys::read(&pretty, "o.example", 999 * HOUR).unwrap(), keys);
+    }
+
+    #[test]
+    fn a_server_that_lies_is_not_believed() {
+        let (server, other) = (Server::new(), Server::new());
+        assert_eq!(read(&server.says(|_| {})).unwrap_err(), Refused::Unsigned);
+        assert_eq!(
+            read(&server.signs(|object| object["server_name"] = json!("p.example"))).unwrap_err(),
+            Refused::OtherServer
+        );
+        // Signed with a key that it does not name, or changed afterwards.
+        let mut stolen = server.says(|_| {});
+        sign_json("o.example", &other.0, &mut stolen).unwrap();
+        assert_eq!(read(&stolen).unwrap_err(), Refused::Unsigned);
+        let mut changed = server.signs(|_| {});
+        changed.insert("valid_until_ts".into(), serde_json::from_value(json!(2000 * HOUR)).unwrap());
+        assert_eq!(read(&changed).unwrap_err(), Refused::Unsigned);
+        // One signature that is right does not make up for one that is wrong.
+        let mut half = server.signs(|object| object["verify_keys"]["ed25519:b"] = json!({"key": "AAAA"}));
+        let signatures = half.get_mut("signatures").unwrap().as_object_mut().unwrap().get_mut("o.example").unwrap();
+        signatures.as_object_mut().unwrap().insert("ed25519:b".into(), "AAAA".into());
+        assert_eq!(read(&half).unwrap_err(), Refused::Unsigned);
+        // Somebody else's name on the signature, and old keys, do not count.
+        let mut foreign = server.says(|_| {});
+        sign_json("p.example", &server.0, &mut foreign).unwrap();
+        assert_eq!(read(&foreign).unwrap_err(), Refused::Unsigned);
+        for odd in [&b""[..], b"{}", b"[]", br#"{"server_name":"o.example"}"#] {
+            assert!(ServerKeys::read(odd, "o.example", 0).is_err());
+        }
+    }
+
+    #[test]
+    fn what_is_known_serves_until_it_expires_before_what_is_wanted() {
+        let keys = read(&Server::new().signs(|_| {})).unwrap();
+        let wants = |minimum: Option<u64>, names: &[&str], now: u64| {
+            let names = names.iter().map(ToString::to_string).collect();
+            keys.serves(&Wanted { minimum, names }, now)
+        };
+        assert!(wants(Some(1000 * HOUR), &["ed25519:a", "ed25519:old"], 0));
+        assert!(!wants(Some(1000 * HOUR + 1), &[], 0));
+        assert!(!wants(Some(0), &["ed25519:b"], 0));
+        // Where nobody says how long, half of its life.
+        assert!(wants(None, &[], 999 * HOUR + HOUR / 2) && !wants(None, &[], 999 * HOUR + HOUR / 2 + 2));
+        // Nothing is believed for longer than a week.
+        let long = read(&Server::new().signs(|object| object["valid_until_ts"] = json!(9000 * HOUR))).unwrap();
+        let week = Wanted { minimum: Some(999 * HOUR + WEEK), names: Vec::new() };
+        assert!(long.serves(&week, 0) && !long.serves(&Wanted { minimum: Some(999 * HOUR + WEEK + 1), ..week }, 0));
+    }
+}

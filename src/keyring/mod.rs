@@ -1,0 +1,10 @@
+//! The key ring: keys of other servers, asked of each of them, checked, kept, and handed to Synapse as a notary would.
+
+mod document;
+mod entry;
+mod query;
+mod ring;
+mod store;
+
+pub use ring::{Keys, Ring};
+pub use store::Store;

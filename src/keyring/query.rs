@@ -1,0 +1,95 @@
+//! What Synapse asks a notary (Matrix specification v1.11, server-server API, "Querying keys through another server").
+
+use std::collections::BTreeMap;
+
+use http::{Method, Uri};
+use percent_encoding::percent_decode_str;
+use serde::Deserialize;
+
+use crate::matrix::ServerName;
+
+/// What is wanted of one server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// Until when its keys have to count, in milliseconds since 1970; `None` if nobody says.
+    pub minimum: Option<u64>,
+    /// The names of the keys; any, where there are none.
+    pub names: Vec<String>,
+}
+
+/// Reads a question. Servers whose names are none are left out: nobody can be asked for their keys.
+pub(super) fn read(method: &Method, uri: &Uri, body: &[u8]) -> Option<Vec<(ServerName, Wanted)>> {
+    match *method {
+        Method::POST => batch(body),
+        _ => Some(one(uri).into_iter().collect()),
+    }
+}
+
+fn batch(body: &[u8]) -> Option<Vec<(ServerName, Wanted)>> {
+    #[derive(Deserialize)]
+    struct Batch {
+        server_keys: BTreeMap<String, BTreeMap<String, Criteria>>,
+    }
+    #[derive(Deserialize)]
+    struct Criteria {
+        minimum_valid_until_ts: Option<u64>,
+    }
+    let batch: Batch = serde_json::from_slice(body).ok()?;
+    let wanted = |keys: BTreeMap<String, Criteria>| Wanted {
+        minimum: keys.values().filter_map(|criteria| criteria.minimum_valid_until_ts).max(),
+        names: keys.into_keys().collect(),
+    };
+    let servers = batch.server_keys.into_iter();
+    Some(servers.filter_map(|(name, keys)| Some((ServerName::parse(&name)?, wanted(keys)))).collect())
+}
+
+/// `/_matrix/key/v2/query/{serverName}/{keyId}?minimum_valid_until_ts=…`
+fn one(uri: &Uri) -> Option<(ServerName, Wanted)> {
+    let mut segments = uri.path().split('/').skip(5);
+    let mut segment = || percent_decode_str(segments.next()?).decode_utf8().ok().filter(|text| !text.is_empty());
+    let server = ServerName::parse(&segment()?)?;
+    let names = segment().map(|name| vec![name.into_owned()]).unwrap_or_default();
+    let mut arguments = uri.query().unwrap_or_default().split('&');
+    let minimum = arguments.find_map(|argument| argument.strip_prefix("minimum_valid_until_ts=")?.parse().ok());
+    Some((server, Wanted { minimum, names }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server's name, the minimum, and the names of its keys.
+    type Told = (String, Option<u64>, Vec<String>);
+
+    fn read(method: Method, target: &str, body: &str) -> Option<Vec<Told>> {
+        let servers = super::read(&method, &target.parse().unwrap(), body.as_bytes())?;
+        let told = |(server, wanted): (ServerName, Wanted)| (server.as_str().to_owned(), wanted.minimum, wanted.names);
+        Some(servers.into_iter().map(told).collect())
+    }
+
+    #[test]
+    fn a_batch_wants_of_each_server_what_all_its_keys_need() {
+        let body = r#"{"server_keys":{"b.example:1":{"ed25519:a":{"minimum_valid_until_ts":7},"ed25519:b":{"minimum_valid_until_ts":9},
+            "ed25519:c":{}},"a.example":{},"a_b":{}}}"#;
+        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(
+            read(Method::POST, "/_matrix/key/v2/query", body).unwrap(),
+            [
+                ("a.example".into(), None, vec![]),
+                ("b.example:1".into(), Some(9), names(&["ed25519:a", "ed25519:b", "ed25519:c"])),
+            ]
+        );
+        for odd in ["", "{}", "[]", r#"{"server_keys":{"a.example":1}}"#] {
+            assert_eq!(read(Method::POST, "/_matrix/key/v2/query", odd), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn a_path_names_a_server_and_perhaps_a_key() {
+        let get = |target: &str| read(Method::GET, target, "").unwrap();
+        let target = "/_matrix/key/v2/query/a.example%3A1/ed25519%3Aa?x=1&minimum_valid_until_ts=7";
+        assert_eq!(get(target), [("a.example:1".into(), Some(7), vec!["ed25519:a".into()])]);
+        assert_eq!(get("/_matrix/key/v2/query/a.example"), [("a.example".into(), None, vec![])]);
+        assert!(get("/_matrix/key/v2/query/a_b").is_empty());
+    }
+}

@@ -1,0 +1,258 @@
+//! Finds keys of servers: in memory, in the store, or at the server itself; for all workers.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::join_all;
+use http::header::{self, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Limited};
+use quick_cache::sync::Cache;
+use ruma_common::CanonicalJsonObject;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::document::{Refused, ServerKeys};
+use super::entry::{Entry, Look};
+use super::query::{self, Wanted};
+use super::store::Store;
+use crate::config::notary_key::NotaryKey;
+use crate::error::{Error, Kind};
+use crate::matrix::ServerName;
+use crate::message::{Answer, Body, RequestBody};
+use crate::observe::metrics::{KeyAnswer, KeyMetrics, KeyQuestion, Metrics};
+use crate::origin::{Client, Follow};
+use crate::policy::{Permit, Purpose};
+
+/// What is known of other servers' keys, shared by all workers.
+pub struct Ring {
+    entries: Cache<ServerName, Arc<Entry>>,
+    store: Option<Store>,
+    notary_key: Option<NotaryKey>,
+    /// Servers that are asked at once.
+    places: Semaphore,
+    /// Of those, the ones that have been silent for a while do not keep others waiting.
+    slow: Semaphore,
+    /// Servers that wait to be asked.
+    queue: Semaphore,
+    metrics: KeyMetrics,
+}
+
+/// The key ring as one worker uses it.
+#[derive(Clone)]
+pub struct Keys {
+    ring: Arc<Ring>,
+    client: Rc<Client>,
+    patience: Duration,
+}
+
+impl Ring {
+    /// An empty ring, which keeps keys in this store and signs its answers with this key, where there are any.
+    pub fn new(store: Option<Store>, notary_key: Option<NotaryKey>, metrics: &Metrics) -> Self {
+        Self {
+            entries: Cache::new(MOST_SERVERS),
+            store,
+            notary_key,
+            places: Semaphore::new(PLACES),
+            slow: Semaphore::new(SLOW_PLACES),
+            queue: Semaphore::new(QUEUE),
+            metrics: metrics.keys(),
+        }
+    }
+}
+
+impl Keys {
+    /// This ring, over the connections of this client. Nobody waits longer than `patience` for its answers, nor longer than ten
+    /// seconds.
+    pub fn new(ring: Arc<Ring>, client: Rc<Client>, patience: Duration) -> Self {
+        Self { ring, client, patience: patience.min(PATIENCE) }
+    }
+
+    /// Answers what Synapse asks the notary of this name. Servers that have not answered by then are left out, and heard all
+    /// the same, for the next time.
+    ///
+    /// # Errors
+    /// What is wrong with the request's body.
+    pub async fn answer(
+        &self,
+        notary: &ServerName,
+        request: Box<Request<RequestBody>>,
+    ) -> Result<Response<Body>, Error> {
+        let deadline = Instant::now() + self.patience;
+        let (head, mut body) = request.into_parts();
+        let mut collected = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame?.into_data() else { continue };
+            if collected.len() + data.len() > MOST_QUESTION {
+                return Err(Error::new(Kind::TooLarge));
+            }
+            collected.extend_from_slice(&data);
+        }
+        let Some(servers) = query::read(&head.method, &head.uri, &collected) else {
+            return Ok(
+                Answer::matrix(StatusCode::BAD_REQUEST, "M_BAD_JSON", "This is no question for keys").response(None)
+            );
+        };
+        let found = join_all(servers.iter().map(|(server, wanted)| self.find(server, wanted, deadline))).await;
+        let texts = found.iter().flatten().map(|keys| self.signed(notary, &keys.text));
+        Ok(Answer::json_bytes(StatusCode::OK, list(texts)).response(None))
+    }
+
+    /// The newest keys of a server that can be had by then.
+    async fn find(&self, server: &ServerName, wanted: &Wanted, deadline: Instant) -> Option<Arc<ServerKeys>> {
+        let entry = self.ring.entries.get_or_insert_with(server, || Ok::<_, ()>(Arc::default())).ok()?;
+        if entry.is_unread() {
+            entry.read(self.read(server).await);
+        }
+        let (keys, result) = match entry.look(wanted, now()) {
+            Look::Good(keys) => (Some(keys), KeyAnswer::Known),
+            Look::Stale(keys) => (keys, KeyAnswer::Stale),
+            look => {
+                let mut asked = match look {
+                    Look::Asked(asked) => asked,
+                    Look::Good(_) | Look::Stale(_) => return entry.keys(),
+                    Look::Nobody(asking) => {
+                        let asked = asking.subscribe();
+                        let (this, server, entry) = (self.clone(), server.clone(), Arc::clone(&entry));
+                        // It goes on when whoever wanted it has gone.
+                        tokio::task::spawn_local(async move {
+                            this.learn(&server, &entry).await;
+                            drop(asking);
+                        });
+                        asked
+                    }
+                };
+                // Ends when the sender is dropped.
+                let _ = timeout_at(deadline, asked.changed()).await;
+                let keys = entry.keys();
+                let is_wanted = keys.as_ref().is_some_and(|keys| keys.serves(wanted, now()));
+                (keys, if is_wanted { KeyAnswer::Fetched } else { KeyAnswer::Stale })
+            }
+        };
+        self.ring.metrics.answered(if keys.is_some() { result } else { KeyAnswer::Missing });
+        keys
+    }
+
+    async fn read(&self, server: &ServerName) -> Option<ServerKeys> {
+        let (fetched, text) = self.ring.store.as_ref()?.read(server.as_str()).await?;
+        ServerKeys::read(&text, server.as_str(), fetched).ok()
+    }
+
+    /// Asks a server, once there is a place, and remembers what it said.
+    async fn learn(&self, server: &ServerName, entry: &Entry) {
+        let Ring { queue, places, slow, .. } = &*self.ring;
+        // Of too many, some are asked another time. A semaphore that nobody closes gives.
+        let Ok(_queued) = queue.try_acquire() else { return };
+        let Ok(place) = places.acquire().await else { return };
+        let mut asking = std::pin::pin!(self.ask(server));
+        let said = match timeout(SILENT, &mut asking).await {
+            Ok(said) => said,
+            Err(_silent) => {
+                let slow = slow.try_acquire();
+                let _place = slow.unwrap_or(place);
+                timeout(GIVEN_UP - SILENT, asking).await.unwrap_or(Err(Unheard::Unreachable))
+            }
+        };
+        match said {
+            Ok(keys) => {
+                self.ring.metrics.asked(KeyQuestion::Good);
+                let keys = Arc::new(keys);
+                entry.learn(&keys);
+                if let Some(store) = &self.ring.store {
+                    store.write(server.as_str(), keys.fetched, &keys.text);
+                }
+            }
+            Err(unheard) => {
+                entry.fail();
+                self.ring.metrics.asked(match unheard {
+                    Unheard::Unreachable => KeyQuestion::Unreachable,
+                    Unheard::Refused => KeyQuestion::Refused,
+                });
+            }
+        }
+    }
+
+    async fn ask(&self, server: &ServerName) -> Result<ServerKeys, Unheard> {
+        let permit = Permit::internal(Purpose::ServerKeys);
+        let mut request = Box::new(Request::new(RequestBody::empty()));
+        *request.method_mut() = Method::GET;
+        *request.uri_mut() = Uri::from_static("/_matrix/key/v2/server");
+        let request = permit.permit(request, |headers| {
+            headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        });
+        let response = self.client.send(server, request, Follow::Nothing).await?.release(&permit);
+        if response.status() != StatusCode::OK {
+            return Err(Unheard::Unreachable);
+        }
+        let body = Limited::new(response.into_body(), MOST_ANSWER).collect().await.map_err(|_| Unheard::Unreachable)?;
+        let fetched = now();
+        let keys = ServerKeys::read(&body.to_bytes(), server.as_str(), fetched)?;
+        if keys.is_over(fetched) { Err(Unheard::Refused) } else { Ok(keys) }
+    }
+
+    /// The object with our own signature beside the server's, where we have a key.
+    fn signed(&self, notary: &ServerName, text: &Arc<str>) -> Bytes {
+        let signed = self.ring.notary_key.as_ref().and_then(|key| {
+            let mut object: CanonicalJsonObject = serde_json::from_str(text).ok()?;
+            key.sign(notary.as_str(), &mut object).then_some(())?;
+            serde_json::to_vec(&object).ok()
+        });
+        signed.map_or_else(|| Bytes::copy_from_slice(text.as_bytes()), Bytes::from)
+    }
+}
+
+/// Why a server's keys are not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unheard {
+    /// It did not say.
+    Unreachable,
+    /// What it said is not believed.
+    Refused,
+}
+
+impl From<Error> for Unheard {
+    fn from(_: Error) -> Self {
+        Self::Unreachable
+    }
+}
+
+impl From<Refused> for Unheard {
+    fn from(_: Refused) -> Self {
+        Self::Refused
+    }
+}
+
+/// `{"server_keys":[…]}`
+fn list(objects: impl Iterator<Item = Bytes>) -> Bytes {
+    let mut list = BytesMut::from(&b"{\"server_keys\":["[..]);
+    for (place, object) in objects.enumerate() {
+        if place > 0 {
+            list.extend_from_slice(b",");
+        }
+        list.extend_from_slice(&object);
+    }
+    list.extend_from_slice(b"]}");
+    list.freeze()
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A person waits, perhaps, and Synapse for a minute at most.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PLACES: usize = 64;
+const SLOW_PLACES: usize = 192;
+/// After that, a server that is asked counts as slow.
+const SILENT: Duration = Duration::from_secs(2);
+/// After that, it counts as unreachable.
+const GIVEN_UP: Duration = Duration::from_secs(30);
+const QUEUE: usize = 10_000;
+const MOST_SERVERS: usize = 20_000;
+/// A question for ten thousand servers is about one megabyte.
+const MOST_QUESTION: usize = 2 * 1024 * 1024;
+/// What is read of a server's keys; most need less than one kibibyte.
+const MOST_ANSWER: usize = 32 * 1024;
