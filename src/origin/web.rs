@@ -114,11 +114,7 @@ impl Web {
     ///
     /// # Errors
     /// All kinds of [`Side::Origin`], but for [`Kind::OriginSilent`]; [`Kind::BrokenBody`] where the request's own body failed.
-    pub async fn send(
-        &self,
-        to: &Destination,
-        request: Permitted<BoxRequest>,
-    ) -> Result<Held<Response<Body>>, Error> {
+    pub async fn send(&self, to: &Destination, request: Permitted<BoxRequest>) -> Result<Held<Response<Body>>, Error> {
         let (request, hold) = request.open();
         let began = Instant::now();
         let sent = self.exchange(to, request).await;
