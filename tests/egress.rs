@@ -168,7 +168,7 @@ fn web() -> &'static Web {
         let gateway = Gateway::load(files, &text, |_| {});
         let proxy = gateway.url();
         let synapse = Synapse::start(Options {
-            federation_ca: Some(bundle),
+            roots: Some(bundle),
             extra_yaml: json!({"https_proxy": proxy, "http_proxy": proxy}).to_string(),
             ..Options::default()
         });

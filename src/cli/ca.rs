@@ -160,7 +160,7 @@ impl Synapse {
         if authority.is_some() {
             let bundle = self.bundle.as_deref().map_or("FILE".to_owned(), |path| path.display().to_string());
             let hint = if self.bundle.is_none() { "   # mantlet ca synapse --bundle FILE writes it" } else { "" };
-            let _ = write!(environment, "\n# Synapse's environment\nSSL_CERT_FILE={bundle}{hint}");
+            let _ = write!(environment, "\n\n# Synapse's environment\nSSL_CERT_FILE={bundle}{hint}");
         }
         let page = format!("{}{environment}", yaml.trim_end());
         output.print(|| page.clone(), || json!({ "settings": page }));
@@ -207,10 +207,13 @@ fn write(path: &Path, text: &str, mode: u32, force: bool) -> Result<(), Problem>
             .help("--force makes a new one in its place; Synapse then has to believe that one"),
         _ => Problem::new(format!("{} cannot be written: {error}", path.display())),
     };
-    let place = if force { path.with_added_extension("new") } else { path.to_owned() };
+    let mut place = path.as_os_str().to_owned();
+    if force {
+        place.push(".new");
+    }
     if force {
         // Left by one that was interrupted.
-        let _ = std::fs::remove_file(&place);
+        let _ = std::fs::remove_file(Path::new(&place));
     }
     let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&place).map_err(failed)?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;

@@ -35,6 +35,8 @@ pub struct Options {
     pub metrics: bool,
     /// The authority of the servers it federates with, as in [`crate::peer::Peer::ca_path`].
     pub federation_ca: Option<PathBuf>,
+    /// The roots of everybody else whom it asks, in place of the system's. Default: the system's.
+    pub roots: Option<PathBuf>,
     /// Where clients are told to go. Default: itself. Most clients follow it, so tests through a gateway name that.
     pub public_baseurl: Option<String>,
     /// Whether it can reach nobody but by unix sockets; then nobody reaches it otherwise. Default: false.
@@ -51,6 +53,7 @@ impl Default for Options {
             unix_socket: true,
             metrics: false,
             federation_ca: None,
+            roots: None,
             public_baseurl: None,
             isolated: false,
             extra_yaml: String::new(),
@@ -174,7 +177,15 @@ impl Synapse {
         let file = |name: &str| self.directory.path().join(name).into_os_string();
         let (main, extra) = (file("homeserver.yaml"), file("extra.yaml"));
         let (isolated, attempts) = (script("isolated.py"), file("attempts"));
+        let roots = self.options.roots.as_ref().map(|roots| {
+            let mut variable = std::ffi::OsString::from("SSL_CERT_FILE=");
+            variable.push(roots);
+            variable
+        });
         let mut command: Vec<&OsStr> = Vec::new();
+        if let Some(variable) = &roots {
+            command.extend([OsStr::new("env"), variable]);
+        }
         if self.options.isolated {
             // Where the system lets us, there is no network at all; where it does not, Python alone stands in the way.
             if has_namespaces() {
