@@ -78,11 +78,11 @@ count = 2
 server_name = "example.org:8448"
 [egress]
 nameservers = ["127.0.0.53", "[::1]:5353"]
+store = "keys.redb"
+notary_key = "notary.key"
 [egress.ca]
 certificate = "ca.crt"
 key = "ca.key"
-store = "keys.redb"
-notary_key = "notary.key"
 [egress.addresses]
 allow = ["Bridge.internal", "10.1.2.3/8"]
 "#;
