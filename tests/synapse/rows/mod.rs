@@ -3,6 +3,7 @@
 
 mod federation;
 mod internal_endpoints;
+mod notary;
 mod profiles;
 mod public_rooms;
 mod query_tokens;
