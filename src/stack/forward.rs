@@ -193,8 +193,6 @@ fn admit(request: &mut Request<RequestBody>, terms: &Terms, in_place_of: Option<
     one_framing(headers).map_err(|_| Refusal::Framing)?;
     headers.insert(header::HOST, host);
     hop::remove_hop_by_hop(headers);
-    // The HTTP library answers `100-continue` itself when the body is first asked for.
-    headers.remove(header::EXPECT);
     request.extensions_mut().insert(destination);
     Ok(())
 }

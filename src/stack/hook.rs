@@ -147,8 +147,6 @@ fn admit(request: &mut Request<RequestBody>, secret: &Secret) -> Result<(), Refu
     let headers = request.headers_mut();
     headers.insert(header::HOST, host);
     hop::remove_hop_by_hop(headers);
-    // The HTTP library answers `100-continue` itself when the body is first asked for.
-    headers.remove(header::EXPECT);
     request.extensions_mut().insert(server);
     Ok(())
 }
