@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 
 use foldhash::fast::FixedState;
-use memchr::memchr;
 use percent_encoding::percent_decode_str;
 use regex::{Error, Regex, RegexSet, RegexSetBuilder};
 use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Look};
@@ -164,7 +163,7 @@ impl Tree {
     fn find(&self, node: usize, rest: Option<&str>, hits: &mut Vec<usize>) {
         let Some(node) = self.0.get(node) else { return };
         let Some(rest) = rest else { return hits.extend(&node.ends) };
-        let (segment, rest) = match memchr(b'/', rest.as_bytes()) {
+        let (segment, rest) = match rest.bytes().position(|byte| byte == b'/') {
             Some(slash) => (&rest[..slash], Some(&rest[slash + 1..])),
             None => (rest, None),
         };
