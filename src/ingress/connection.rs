@@ -270,6 +270,8 @@ struct LocalExecutor;
 
 impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
+        // A task is moved several times before it first runs.
+        let future = Box::pin(future);
         tokio::task::spawn_local(async {
             future.await;
         });
