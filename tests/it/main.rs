@@ -18,6 +18,7 @@ mod interception;
 mod layers;
 mod listeners;
 mod notary;
+mod notary_doors;
 mod policies;
 mod pool;
 mod process;
