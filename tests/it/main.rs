@@ -27,6 +27,7 @@ mod proxy_door;
 mod registration;
 mod reload;
 mod routes;
+mod ssrf;
 mod streams;
 mod tls;
 mod tokens;
