@@ -6,5 +6,7 @@
 mod support;
 
 mod alone;
+mod dead_door;
 mod notary;
+mod provoked;
 mod web;

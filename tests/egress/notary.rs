@@ -30,19 +30,25 @@ enum Believes {
 }
 
 /// A server that nobody has heard of.
-struct Stranger {
+pub struct Stranger {
     name: String,
     key: Ed25519KeyPair,
 }
 
 impl Stranger {
+    /// One of this name, with a key of its own.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), key: key() }
+    }
+
     fn signed(&self, object: Value) -> CanonicalJsonObject {
         let mut object: CanonicalJsonObject = serde_json::from_value(object).unwrap();
         sign_json(&self.name, &self.key, &mut object).unwrap();
         object
     }
 
-    fn keys(&self) -> Vec<u8> {
+    /// What it answers when it is asked for its keys.
+    pub fn keys(&self) -> Vec<u8> {
         let until = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64 + 24 * 3600 * 1000;
         let key = Base64::<Standard, _>::new(self.key.public_key().to_vec()).encode();
         let object = json!({
@@ -52,7 +58,7 @@ impl Stranger {
     }
 
     /// Asks a homeserver for the profile of somebody who is not there. Who is not known gets another answer: 401.
-    fn asks(&self, synapse: &Synapse) -> u16 {
+    pub fn asks(&self, synapse: &Synapse) -> u16 {
         let target = format!("/_matrix/federation/v1/query/profile?user_id=%40nobody%3A{}", synapse.server_name());
         let destination = synapse.server_name();
         let signed =
@@ -73,12 +79,11 @@ impl Stranger {
 /// What Synapse says to a stranger, and who asked that one for its keys: by their `User-Agent`, which Mantlet does not send.
 fn asked_by_a_stranger(believes: Believes) -> (u16, Vec<Option<String>>) {
     let authority = Authority::new().unwrap();
-    let key = || Ed25519KeyPair::from_der(&Ed25519KeyPair::generate(), "a".into()).unwrap();
     let keys = std::sync::Arc::new(std::sync::OnceLock::<Vec<u8>>::new());
     let here = std::sync::Arc::clone(&keys);
     let backend = Backend::start(move |_| Answer::Bytes(here.get().unwrap().clone())).unwrap();
     let front = TlsFront::start(&authority, &["127.0.1.1"], "127.0.1.1:0".parse().unwrap(), backend.addr());
-    let stranger = Stranger { name: front.addr().to_string(), key: key() };
+    let stranger = Stranger::new(&front.addr().to_string());
     keys.set(stranger.keys()).unwrap();
 
     let files = tempfile::tempdir().unwrap();
@@ -121,6 +126,10 @@ fn notary_door(authority: &Authority, name: &str) -> Gateway {
         name.replace("localhost", "127.0.0.1"),
     );
     Gateway::load(dir, &text, |_| {})
+}
+
+fn key() -> Ed25519KeyPair {
+    Ed25519KeyPair::from_der(&Ed25519KeyPair::generate(), "a".into()).unwrap()
 }
 
 fn private(path: &Path, text: &str) {
