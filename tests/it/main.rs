@@ -15,6 +15,7 @@ mod faults;
 mod federation_door;
 mod floods;
 mod interception;
+mod kept_keys;
 mod layers;
 mod listeners;
 mod notary;
