@@ -44,7 +44,7 @@ impl Check {
             let name_servers = || NameServers::new(&gateway.egress.nameservers()).map(drop).err();
             match listener.door {
                 Door::Ingress => {}
-                Door::Federation | Door::Proxy => {
+                Door::Federation | Door::Proxy | Door::Notary => {
                     let roots = tls::client::config(&listener.extra_roots).map(drop).err();
                     problems.0.extend(roots.into_iter().flat_map(|found| found.0).chain(name_servers()));
                 }
@@ -70,7 +70,7 @@ impl Check {
         let policy = &compiled.policy;
         let has_proxy = gateway.listeners.iter().any(|listener| listener.door == Door::Proxy);
         let notary = gateway.egress.notary_key.as_deref().map(NotaryKey::read).transpose()?;
-        let notary = notary.as_ref().map(homeserver_yaml);
+        let notary = homeserver_yaml(&gateway, notary.as_ref());
         let rules: Vec<_> = policy.rules().iter().filter(|rule| rule.location.is_some()).collect();
         output.print(
             || {
@@ -107,10 +107,9 @@ impl Check {
     }
 }
 
-/// Rules that act on what Synapse asks others can act only where that can be read.
+/// Rules that act on what Synapse asks others can act only where that can be read, at a proxy door.
 fn read_only_where(policy: &Policy) -> String {
-    let mut rules: Vec<_> = policy.outbound_gates().map(|gate| policy.rule(gate.rule).name).collect();
-    rules.dedup();
+    let rules: Vec<_> = policy.outbound_rules().map(|rule| rule.name).collect();
     let hosts: Vec<_> = policy.egress().intercepted().map(|(name, _)| name).collect();
     match (rules.is_empty(), hosts.is_empty()) {
         (true, _) => String::new(),
@@ -119,11 +118,16 @@ fn read_only_where(policy: &Policy) -> String {
     }
 }
 
-/// What makes Synapse believe what this key signs, and nothing else. The name is nobody's: questions for it never leave.
-fn homeserver_yaml(key: &NotaryKey) -> String {
-    format!(
-        "trusted_key_servers:\n  - server_name: \"notary.invalid\"\n    verify_keys:\n      \"{}\": \"{}\"",
-        key.id(),
-        key.verify_key()
-    )
+/// What makes Synapse ask the notary doors; and where there is a key, believe what it signs and nothing else. Without a door of its
+/// own the name is nobody's: questions for it never leave.
+fn homeserver_yaml(gateway: &Gateway, key: Option<&NotaryKey>) -> Option<String> {
+    let mut names: Vec<_> =
+        gateway.listeners.iter().filter_map(|listener| Some(listener.notary.as_ref()?.server_name.as_str())).collect();
+    if key.is_some() && names.is_empty() {
+        names.push("notary.invalid");
+    }
+    let verify_keys = key.map(|key| format!("\n    verify_keys:\n      \"{}\": \"{}\"", key.id(), key.verify_key()));
+    let verify_keys = verify_keys.unwrap_or_default();
+    let entries: String = names.iter().map(|name| format!("\n  - server_name: \"{name}\"{verify_keys}")).collect();
+    (!names.is_empty()).then(|| format!("trusted_key_servers:{entries}"))
 }

@@ -117,6 +117,13 @@ impl Check<'_> {
         Some(path)
     }
 
+    pub(super) fn no_secret(&mut self, path: Option<Spanned<PathBuf>>) {
+        if let Some(path) = path {
+            let what = "`secret_file` belongs to a federation door";
+            self.problem(Problem::new(what).help("door = \"federation\""), path.span());
+        }
+    }
+
     pub(super) fn egress(&mut self, table: EgressTable) -> Egress {
         let notary_key = table.notary_key.map(|path| {
             let span = path.span();

@@ -175,7 +175,7 @@ fn peer(listener: &Listener<impl Chain>, origin: Origin, protocol: Protocol, tls
         // A listed hop that spoke for nobody is not unlisted.
         hint: match listener.door {
             Door::Ingress => origin.address.filter(|address| !hops.contain(*address)).and_then(UnlistedHop::new),
-            Door::Federation | Door::Proxy => None,
+            Door::Federation | Door::Proxy | Door::Notary => None,
         },
         client: match origin.address {
             Some(address) => Client::new(address, proto),

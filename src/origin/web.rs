@@ -59,6 +59,11 @@ impl Destination {
         Self { speaks: Speaks::Tls, ..self }
     }
 
+    /// Both, as they were spelled.
+    pub fn name(&self) -> &ServerName {
+        &self.name
+    }
+
     /// Whether both are one host and one port, however they are spelled.
     pub fn is_at(&self, other: &Self) -> bool {
         self.host == other.host && self.port == other.port

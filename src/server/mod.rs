@@ -19,6 +19,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tokio::sync::watch as latest;
 
 use crate::config::address::{AdminAddress, ListenerAddress};
@@ -29,6 +30,7 @@ use crate::config::settings::AccessLog;
 use crate::ingress::admission::Admission;
 use crate::ingress::listener::Drain;
 use crate::keyring::{Ring, Store};
+use crate::matrix::ServerName;
 use crate::matrix::endpoint::Endpoint;
 use crate::observe::access::{Format, Writer};
 use crate::observe::metrics::{ListenerMetrics, Metrics};
@@ -312,6 +314,7 @@ struct Door {
     socket: Opened,
     tls: Option<Tls>,
     proxy_protocol: bool,
+    networks: Vec<IpNet>,
     metrics: ListenerMetrics,
     leads: Leads,
 }
@@ -322,31 +325,32 @@ enum Leads {
     In,
     /// From Synapse to other servers.
     ToServers { secret: Secret, origins: Box<Origins> },
-    /// From Synapse to everybody else.
-    ToTheWeb { terms: Terms, webs: Box<Webs> },
+    /// From Synapse to everybody else. What it asks a notary there goes where the policy wants it to go.
+    ToTheWeb { terms: Terms, webs: Box<Webs>, origins: Box<Origins> },
+    /// From Synapse to our own notary, which asks other servers.
+    ToOurNotary { name: ServerName, origins: Box<Origins> },
 }
 
 impl Leads {
     fn read(listener: &Listener, gateway: &Gateway, metrics: &Metrics) -> Result<Self, Problems> {
-        if let Some(door) = &listener.proxy {
-            let credentials = door.credentials_file.as_deref().map(Secret::read_credentials).transpose()?;
-            let terms = Terms { credentials, networks: door.networks.clone(), ports: door.ports.clone() };
-            let name_servers = NameServers::new(&gateway.egress.nameservers())?;
-            let tls = tls::client::config(&listener.extra_roots)?;
-            let webs = Webs::new(tls, name_servers, gateway.egress.guard(), metrics);
-            return Ok(Self::ToTheWeb { terms, webs: Box::new(webs) });
+        if listener.door == config::Door::Ingress {
+            return Ok(Self::In);
         }
-        match (listener.door, &listener.secret_file) {
-            (config::Door::Ingress, _) => Ok(Self::In),
-            (config::Door::Proxy, _) => Err(Problem::new("a proxy door needs to know where it leads").into()),
-            (config::Door::Federation, None) => Err(Problem::new("a federation door needs a secret").into()),
-            (config::Door::Federation, Some(path)) => {
-                let egress = &gateway.egress;
-                let tls = tls::client::config(&listener.extra_roots)?;
-                let name_servers = NameServers::new(&egress.nameservers())?;
-                let origins = Origins::new(tls, name_servers, egress.guard(), egress.ports, metrics);
-                Ok(Self::ToServers { secret: Secret::read(path)?, origins: Box::new(origins) })
+        let egress = &gateway.egress;
+        let tls = tls::client::config(&listener.extra_roots)?;
+        let name_servers = NameServers::new(&egress.nameservers())?;
+        let origins = Origins::new(Arc::clone(&tls), name_servers.clone(), egress.guard(), egress.ports, metrics);
+        let origins = Box::new(origins);
+        match (&listener.proxy, &listener.notary, &listener.secret_file) {
+            (Some(door), _, _) => {
+                let credentials = door.credentials_file.as_deref().map(Secret::read_credentials).transpose()?;
+                let terms = Terms { credentials, ports: door.ports.clone() };
+                let webs = Webs::new(tls, name_servers, egress.guard(), metrics);
+                Ok(Self::ToTheWeb { terms, webs: Box::new(webs), origins })
             }
+            (None, Some(door), _) => Ok(Self::ToOurNotary { name: door.server_name.clone(), origins }),
+            (None, None, Some(path)) => Ok(Self::ToServers { secret: Secret::read(path)?, origins }),
+            (None, None, None) => Err(Problem::new("a door of the way out needs to know where it leads").into()),
         }
     }
 
@@ -355,6 +359,7 @@ impl Leads {
             Self::In => config::Door::Ingress,
             Self::ToServers { .. } => config::Door::Federation,
             Self::ToTheWeb { .. } => config::Door::Proxy,
+            Self::ToOurNotary { .. } => config::Door::Notary,
         }
     }
 }
@@ -380,6 +385,7 @@ fn bind(gateway: &Gateway, certificates: &Certificates, metrics: &Metrics) -> Re
                     socket,
                     tls: certificates.of(listener),
                     proxy_protocol: listener.proxy_protocol,
+                    networks: listener.networks().to_vec(),
                     metrics,
                     leads,
                 });
@@ -404,7 +410,13 @@ fn stays_near(listener: &Listener, socket: &Opened) -> Result<(), Problem> {
             Err(Problem::new(format!("everybody who reaches {address} could use the proxy door {}", listener.name))
                 .help("ListenStream=127.0.0.1:8118, or credentials_file, or networks"))
         }
-        (config::Door::Federation | config::Door::Proxy | config::Door::Ingress, _) => Ok(()),
+        (config::Door::Notary, address)
+            if listener.notary.as_ref().is_some_and(|door| !door.is_guarded_at(&address)) =>
+        {
+            Err(Problem::new(format!("everybody who reaches {address} could ask at the notary door {}", listener.name))
+                .help("ListenStream=127.0.0.1:8449, or networks"))
+        }
+        (config::Door::Federation | config::Door::Proxy | config::Door::Notary | config::Door::Ingress, _) => Ok(()),
     }
 }
 
@@ -412,8 +424,8 @@ fn stays_near(listener: &Listener, socket: &Opened) -> Result<(), Problem> {
 fn open_ring(gateway: &Gateway, metrics: &Metrics) -> Result<(Arc<Ring>, Option<thread::JoinHandle<()>>), Problems> {
     let egress = &gateway.egress;
     let notary_key = egress.notary_key.as_deref().map(NotaryKey::read).transpose()?;
-    // Only what comes through a federation door is answered by it.
-    let is_used = gateway.listeners.iter().any(|listener| listener.door == config::Door::Federation);
+    // Only what Synapse asks is answered by it.
+    let is_used = gateway.listeners.iter().any(|listener| listener.door != config::Door::Ingress);
     let store = match egress.store.as_deref().filter(|_| is_used) {
         Some(path) => {
             let started = Store::start(path);

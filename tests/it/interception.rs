@@ -26,7 +26,7 @@ use crate::process;
 use crate::support::Gateway;
 use crate::support::outside::{Dns, TlsFront};
 
-type Tls = StreamOwned<ClientConnection, TcpStream>;
+pub type Tls = StreamOwned<ClientConnection, TcpStream>;
 
 /// A door that looks into `push.test`, `stats.test` and `bad.test`, and the world behind it.
 struct World {
@@ -46,7 +46,7 @@ fn names(names: &[&str]) -> BTreeSet<String> {
 }
 
 /// An authority of our own in this directory.
-fn authority(dir: &Path, hosts: &[&str]) {
+pub fn authority(dir: &Path, hosts: &[&str]) {
     let made = ca::make(&names(hosts)).unwrap();
     std::fs::write(dir.join("our.crt"), made.certificate).unwrap();
     std::fs::write(dir.join("our.key"), made.key).unwrap();
@@ -81,30 +81,41 @@ impl World {
 
     /// TLS with whoever shows itself as this host, of which our authority's word is believed and nobody else's.
     fn tls(&self, host: &str, name: &str) -> Tls {
-        let mut stream = TcpStream::connect(self.gateway.addr()).unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        write!(stream, "CONNECT {host}:{} HTTP/1.0\r\n\r\n", self.front.addr().port()).unwrap();
-        let mut head = [0; "HTTP/1.1 200 Connection established\r\n\r\n".len()];
-        stream.read_exact(&mut head).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let roots = roots(&std::fs::read_to_string(self.gateway.dir().join("our.crt")).unwrap());
-        let config = builder.with_root_certificates(roots).with_no_client_auth();
-        let name = ServerName::try_from(name.to_owned()).unwrap();
-        StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), stream)
+        tls(&self.gateway, &format!("{host}:{}", self.front.addr().port()), name)
     }
 
     /// Asks a host in such a tunnel, and gives the status and all that is answered.
     fn ask(&self, host: &str, request_line: &str, fields: &str, body: &str) -> (u16, String) {
-        let mut tls = self.tls(host, host);
-        let port = self.front.addr().port();
-        let length = body.len();
-        write!(tls, "{request_line} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\nContent-Length: {length}\r\n{fields}\r\n{body}").unwrap();
-        let mut all = Vec::new();
-        let _ = tls.read_to_end(&mut all);
-        let all = String::from_utf8_lossy(&all).into_owned();
-        (all.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default(), all)
+        let tls = self.tls(host, host);
+        let (port, length) = (self.front.addr().port(), body.len());
+        let head = format!("{request_line} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: {length}\r\n{fields}");
+        exchange(tls, &head, body)
     }
+}
+
+/// TLS through the proxy door of a gateway with whoever is at `to`, and shows itself as this name, of which the word of the
+/// gateway's own authority is believed and nobody else's.
+pub fn tls(gateway: &Gateway, to: &str, name: &str) -> Tls {
+    let mut stream = TcpStream::connect(gateway.addr()).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    write!(stream, "CONNECT {to} HTTP/1.0\r\n\r\n").unwrap();
+    let mut head = [0; "HTTP/1.1 200 Connection established\r\n\r\n".len()];
+    stream.read_exact(&mut head).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let roots = roots(&std::fs::read_to_string(gateway.dir().join("our.crt")).unwrap());
+    let config = builder.with_root_certificates(roots).with_no_client_auth();
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), stream)
+}
+
+/// Asks once, and gives the status and all that is answered.
+pub fn exchange(mut tls: Tls, head: &str, body: &str) -> (u16, String) {
+    write!(tls, "{head}Connection: close\r\n\r\n{body}").unwrap();
+    let mut all = Vec::new();
+    let _ = tls.read_to_end(&mut all);
+    let all = String::from_utf8_lossy(&all).into_owned();
+    (all.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default(), all)
 }
 
 fn roots(pem: &str) -> RootCertStore {

@@ -7,6 +7,7 @@ pub mod federation;
 pub mod frames;
 pub mod mutate;
 pub mod outside;
+pub mod spellings;
 pub mod strict;
 
 use std::io::Write;
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use mantlet::config::address::AdminAddress;
+use mantlet::config::address::{AdminAddress, ListenerAddress};
 use mantlet::config::gateway::Gateway as Config;
 use mantlet::server::{self, Running, Start};
 use serde_json::Value;
@@ -69,6 +70,15 @@ impl Gateway {
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         self.running().addr().expect("it listens on TCP")
+    }
+
+    /// Where the listener of this name is.
+    pub fn addr_of(&self, name: &str) -> SocketAddr {
+        let listener = self.running().listeners().iter().find(|(known, _)| known == name);
+        match listener.map(|(_, address)| address) {
+            Some(ListenerAddress::Tcp(address)) => *address,
+            other => panic!("{name} is not on TCP: {other:?}"),
+        }
     }
 
     /// Its URL.
