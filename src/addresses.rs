@@ -179,6 +179,11 @@ impl Guard {
         }
     }
 
+    /// Whether this host is allowed by its name, wherever that leads.
+    pub fn names(&self, host: &str) -> bool {
+        self.0.iter().any(|allowed| matches!(allowed, Allowed::Host(name) if name.eq_ignore_ascii_case(host)))
+    }
+
     fn allows(&self, host: &str, address: IpAddr) -> bool {
         self.0.iter().any(|allowed| match allowed {
             Allowed::Host(name) => name.eq_ignore_ascii_case(host),

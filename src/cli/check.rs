@@ -1,14 +1,17 @@
 //! `mantlet check`
 
+use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde_json::json;
 
 use super::output::Output;
-use super::{Common, PolicyArgument};
+use super::{Common, PROBLEM, PolicyArgument};
 use crate::config::compiled::Compiled;
 use crate::config::gateway::{Door, Gateway};
 use crate::config::notary_key::NotaryKey;
+use crate::homeserver::{self, Homeserver, Remembered, Surroundings, Weight};
 use crate::origin::NameServers;
 use crate::policy::Policy;
 use crate::problem::Problems;
@@ -23,6 +26,9 @@ pub(super) struct Check {
     print: bool,
     #[command(flatten)]
     policy: PolicyArgument,
+    /// Say what in Synapse's configuration leads past the gateway: its file, more of them, or a directory of them
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["policy", "print"])]
+    homeserver: Vec<PathBuf>,
 }
 
 impl Check {
@@ -64,13 +70,22 @@ impl Check {
         if let (Ok(compiled), Some(interception)) = (&compiled, interception) {
             problems.0.extend(interception.leaves(&compiled.policy).err().into_iter().flat_map(|found| found.0));
         }
+        let homeserver = (!self.homeserver.is_empty()).then(|| Homeserver::load(&self.homeserver));
+        let homeserver = homeserver.transpose().unwrap_or_else(|found| {
+            problems.0.extend(found.0);
+            None
+        });
         let (Ok(compiled), true) = (compiled, problems.is_empty()) else {
             return problems.or(()).map(|()| ExitCode::SUCCESS);
         };
+        if let Some(homeserver) = homeserver {
+            let around = Surroundings { gateway: &gateway, policy: &compiled.policy };
+            return Ok(tell(&homeserver, &around, output));
+        }
         let policy = &compiled.policy;
         let has_proxy = gateway.listeners.iter().any(|listener| listener.door == Door::Proxy);
         let notary = gateway.egress.notary_key.as_deref().map(NotaryKey::read).transpose()?;
-        let notary = notary.as_ref().map(homeserver_yaml);
+        let notary = notary.as_ref().map(homeserver::notary_lines);
         let rules: Vec<_> = policy.rules().iter().filter(|rule| rule.location.is_some()).collect();
         output.print(
             || {
@@ -107,6 +122,28 @@ impl Check {
     }
 }
 
+/// Tells what was found in Synapse's configuration, and what to ask its database.
+fn tell(homeserver: &Homeserver, around: &Surroundings<'_>, output: &Output) -> ExitCode {
+    let report = homeserver::examine(homeserver, around);
+    let remembered = Remembered::of(homeserver);
+    let (findings, notes) = (report.count(Weight::Finding), report.count(Weight::Note));
+    output.print(
+        || {
+            let mut page: String = report.0.iter().map(|finding| format!("{finding}\n")).collect();
+            let Remembered { with, identity_servers, push_gateways } = &remembered;
+            let file = Remembered::file(homeserver).map(|file| format!(" {file}")).unwrap_or_default();
+            let _ = write!(
+                page,
+                "\nwhom the database remembers, and Synapse will ask ({with}{file}):\n  {identity_servers}\n  {push_gateways}\n\n\
+                 findings {findings}, notes {notes}"
+            );
+            page
+        },
+        || json!({ "ok": findings == 0, "findings": report.0, "database": remembered }),
+    );
+    ExitCode::from(if findings == 0 { 0 } else { PROBLEM })
+}
+
 /// Rules that act on what Synapse asks others can act only where that can be read.
 fn read_only_where(policy: &Policy) -> String {
     let mut rules: Vec<_> = policy.outbound_gates().map(|gate| policy.rule(gate.rule).name).collect();
@@ -117,13 +154,4 @@ fn read_only_where(policy: &Policy) -> String {
         (false, true) => format!("\n  out    {}: only in the clear, for no host is intercepted", rules.join(", ")),
         (false, false) => format!("\n  out    {}: only on {}, and in the clear", rules.join(", "), hosts.join(", ")),
     }
-}
-
-/// What makes Synapse believe what this key signs, and nothing else. The name is nobody's: questions for it never leave.
-fn homeserver_yaml(key: &NotaryKey) -> String {
-    format!(
-        "trusted_key_servers:\n  - server_name: \"notary.invalid\"\n    verify_keys:\n      \"{}\": \"{}\"",
-        key.id(),
-        key.verify_key()
-    )
 }

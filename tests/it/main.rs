@@ -14,6 +14,7 @@ mod exchanges;
 mod faults;
 mod federation_door;
 mod floods;
+mod homeserver;
 mod interception;
 mod layers;
 mod listeners;
