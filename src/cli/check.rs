@@ -14,6 +14,7 @@ use crate::config::notary_key::NotaryKey;
 use crate::homeserver::{self, Homeserver, Remembered, Surroundings, Weight};
 use crate::origin::NameServers;
 use crate::policy::Policy;
+use crate::policy::egress::Unread;
 use crate::problem::Problems;
 use crate::tls;
 use crate::tls::leaves::Interception;
@@ -67,19 +68,21 @@ impl Check {
                 problems.0.extend(found.0);
             }
         });
-        if let (Ok(compiled), Some(interception)) = (&compiled, interception) {
-            problems.0.extend(interception.leaves(&compiled.policy).err().into_iter().flat_map(|found| found.0));
-        }
+        let possible = compiled.as_ref().ok().zip(interception.as_ref()).map(|(compiled, interception)| {
+            let possible = interception.possible(&compiled.policy);
+            problems.0.extend(interception.leaves(&possible).err().into_iter().flat_map(|found| found.0));
+            possible
+        });
         let homeserver = (!self.homeserver.is_empty()).then(|| Homeserver::load(&self.homeserver));
         let homeserver = homeserver.transpose().unwrap_or_else(|found| {
             problems.0.extend(found.0);
             None
         });
-        let (Ok(compiled), true) = (compiled, problems.is_empty()) else {
+        let (Ok(compiled), Some(possible), true) = (compiled, possible, problems.is_empty()) else {
             return problems.or(()).map(|()| ExitCode::SUCCESS);
         };
         if let Some(homeserver) = homeserver {
-            let around = Surroundings { gateway: &gateway, policy: &compiled.policy };
+            let around = Surroundings { gateway: &gateway, policy: &possible };
             return Ok(tell(&homeserver, &around, output));
         }
         let policy = &compiled.policy;
@@ -101,7 +104,7 @@ impl Check {
                     names.join(", "),
                     compiled.tests.len(),
                     policy.digest(),
-                    if has_proxy { read_only_where(policy) } else { String::new() }
+                    if has_proxy { way_out(policy, &possible) } else { String::new() }
                 )
             },
             || {
@@ -144,14 +147,24 @@ fn tell(homeserver: &Homeserver, around: &Surroundings<'_>, output: &Output) -> 
     ExitCode::from(if findings == 0 { 0 } else { PROBLEM })
 }
 
-/// Rules that act on what Synapse asks others can act only where that can be read.
-fn read_only_where(policy: &Policy) -> String {
-    let mut rules: Vec<_> = policy.outbound_gates().map(|gate| policy.rule(gate.rule).name).collect();
+/// Which rules act on what Synapse asks others, each with the hosts at which that can be read; and what cannot be read for want of an
+/// authority.
+fn way_out(stated: &Policy, possible: &Policy) -> String {
+    let hosts: Vec<_> = possible.egress().intercepted().map(|(name, _)| name).collect();
+    let at = match hosts.is_empty() {
+        true => "only in the clear, for no host is intercepted".to_owned(),
+        false => format!("only at {}, and in the clear", hosts.join(", ")),
+    };
+    let mut rules: Vec<_> = possible.outbound_gates().map(|gate| possible.rule(gate.rule).name).collect();
     rules.dedup();
-    let hosts: Vec<_> = policy.egress().intercepted().map(|(name, _)| name).collect();
-    match (rules.is_empty(), hosts.is_empty()) {
-        (true, _) => String::new(),
-        (false, true) => format!("\n  out    {}: only in the clear, for no host is intercepted", rules.join(", ")),
-        (false, false) => format!("\n  out    {}: only on {}, and in the clear", rules.join(", "), hosts.join(", ")),
+    let mut page: String = rules.iter().map(|rule| format!("\n  out    {rule}: {at}")).collect();
+    let is_open = |(name, _): &(&str, Unread)| !hosts.contains(name);
+    for (name, unread) in stated.egress().half_open().filter(is_open) {
+        let how = match unread {
+            Unread::Tunnel => "passes unread",
+            Unread::Deny => "is refused",
+        };
+        let _ = write!(page, "\n  open   {name} {how}, for there is no authority: [egress.ca], then mantlet ca init");
     }
+    page
 }

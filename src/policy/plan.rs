@@ -16,7 +16,7 @@ use crate::message::Answer;
 use crate::problem::Location;
 
 /// A compiled policy: immutable, shared by all workers.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Policy {
     pub(super) name: String,
     pub(super) digest: String,
@@ -210,6 +210,14 @@ impl Policy {
     /// The gates of what the proxy door is asked for.
     pub fn outbound_gates(&self) -> impl Iterator<Item = &Gate> {
         self.outbound.iter().map(|(_, gate)| gate)
+    }
+
+    /// The same for a gateway that has no authority by which hosts could be looked into.
+    pub fn without_authority(self: Arc<Self>) -> Arc<Self> {
+        if self.egress.half_open().next().is_none() {
+            return self;
+        }
+        Arc::new(Self { egress: self.egress.without_authority(), ..Self::clone(&self) })
     }
 
     /// Which way out is whose.

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use crate::config::compiled::Compiled;
 use crate::config::gateway::{Gateway, PolicySource};
 use crate::observe::metrics::{Metrics, Reload};
+use crate::policy::Policy;
 use crate::problem::{Problem, Problems};
 use crate::server::certificates::Certificates;
 use crate::snapshot::{Generation, Snapshot};
@@ -89,7 +90,7 @@ impl Reloader {
                 return Err(Problems(found.flat_map(|problems| problems.0).collect()));
             }
         };
-        let policy = Arc::clone(&compiled.policy);
+        let policy = possible(&interception, &compiled.policy);
         let leaves = interception.leaves(&policy)?;
         let snapshot = Snapshot::new(Generation::new(1, policy, leaves, &metrics));
         metrics.policy_reload(Reload::Success);
@@ -233,9 +234,10 @@ impl Reloader {
             let message = "the policy is unchanged".to_owned();
             return Ok(Reloaded { generation: loaded.number, message, needs_restart });
         }
-        let leaves = self.interception.leaves(&compiled.policy)?;
+        let policy = possible(&self.interception, &compiled.policy);
+        let leaves = self.interception.leaves(&policy)?;
         let number = loaded.number + 1;
-        self.snapshot.store(Generation::new(number, Arc::clone(&compiled.policy), leaves, &self.metrics));
+        self.snapshot.store(Generation::new(number, policy, leaves, &self.metrics));
         self.metrics.policy_generation.set(i64::try_from(number).unwrap_or(i64::MAX));
         *loaded = Loaded::of(number, &compiled);
         let message = format!("{} is in force", compiled.policy.name());
@@ -258,6 +260,19 @@ impl Loaded {
         let (digest, text) = (compiled.policy.digest().to_owned(), compiled.text.clone());
         Self { number, digest, text, files: compiled.files.clone() }
     }
+}
+
+/// The policy as it can be in force here, and a word in the log if that is less than it says.
+fn possible(interception: &Interception, policy: &Arc<Policy>) -> Arc<Policy> {
+    let possible = interception.possible(policy);
+    if !Arc::ptr_eq(&possible, policy) {
+        let hosts = policy.egress().half_open().count();
+        tracing::warn!(
+            hosts,
+            "there is no authority, so hosts that the policy would look into are not: `mantlet check` names them"
+        );
+    }
+    possible
 }
 
 fn renewed(listeners: usize) -> String {
