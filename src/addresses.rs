@@ -184,7 +184,8 @@ impl Guard {
         self.0.iter().any(|allowed| matches!(allowed, Allowed::Host(name) if name.eq_ignore_ascii_case(host)))
     }
 
-    fn allows(&self, host: &str, address: IpAddr) -> bool {
+    /// Whether one of its exceptions is this host or this address.
+    pub fn allows(&self, host: &str, address: IpAddr) -> bool {
         self.0.iter().any(|allowed| match allowed {
             Allowed::Host(name) => name.eq_ignore_ascii_case(host),
             Allowed::Network(network) => network.contains(&address),

@@ -49,14 +49,8 @@ impl Secret {
     /// # Errors
     /// As of [`Secret::read`].
     pub fn read_credentials(path: &Path) -> Result<Self, Problem> {
-        let shown = path.display();
-        let text = read_alone(path)?;
-        let is_good = text.split_once(':').is_some_and(|(user, password)| !user.is_empty() && !password.is_empty());
-        let is_text = !text.bytes().any(|byte| byte.is_ascii_control());
-        Self::new(&BASE64_STANDARD.encode(&text)).filter(|_| is_good && is_text).ok_or_else(|| {
-            Problem::new(format!("{shown} does not hold a user and a password"))
-                .help(format!("(umask 077; echo \"synapse:$(openssl rand -hex 32)\" > {shown})"))
-        })
+        let pair = read_pair(path)?;
+        Self::new(&pair).ok_or_else(|| no_pair(path))
     }
 
     /// Whether this is it.
@@ -76,6 +70,45 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(…)")
     }
+}
+
+/// `user:password` as it stands behind `Basic ` in a header: to be shown, where [`Secret`] is to be compared with.
+#[derive(Clone)]
+pub struct Basic(Arc<str>);
+
+impl Basic {
+    /// Reads it from a file that nobody else may read.
+    ///
+    /// # Errors
+    /// As of [`Secret::read`].
+    pub fn read(path: &Path) -> Result<Self, Problem> {
+        read_pair(path).map(|pair| Self(pair.into()))
+    }
+
+    /// What is shown.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Basic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Basic(…)")
+    }
+}
+
+/// `user:password` in Base64.
+fn read_pair(path: &Path) -> Result<String, Problem> {
+    let text = read_alone(path)?;
+    let is_pair = text.split_once(':').is_some_and(|(user, password)| !user.is_empty() && !password.is_empty());
+    let is_text = !text.bytes().any(|byte| byte.is_ascii_control());
+    if is_pair && is_text { Ok(BASE64_STANDARD.encode(&text)) } else { Err(no_pair(path)) }
+}
+
+fn no_pair(path: &Path) -> Problem {
+    let shown = path.display();
+    Problem::new(format!("{shown} does not hold a user and a password"))
+        .help(format!("(umask 077; echo \"synapse:$(openssl rand -hex 32)\" > {shown})"))
 }
 
 /// What stands in a file that nobody else may read, without the white space around it.

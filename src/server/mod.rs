@@ -32,7 +32,7 @@ use crate::keyring::{Ring, Store};
 use crate::matrix::endpoint::Endpoint;
 use crate::observe::access::{Format, Writer};
 use crate::observe::metrics::{ListenerMetrics, Metrics};
-use crate::origin::{NameServers, Origins, Webs};
+use crate::origin::{NameServers, NextHop, Origins, Webs};
 use crate::problem::{Problem, Problems};
 use crate::stack::TrustedHops;
 use crate::stack::forward::Terms;
@@ -333,7 +333,7 @@ impl Leads {
             let terms = Terms { credentials, networks: door.networks.clone(), ports: door.ports.clone() };
             let name_servers = NameServers::new(&gateway.egress.nameservers())?;
             let tls = tls::client::config(&listener.extra_roots)?;
-            let webs = Webs::new(tls, name_servers, gateway.egress.guard(), metrics);
+            let webs = Webs::new(tls, name_servers, gateway.egress.guard(), next_hop(gateway)?, metrics);
             return Ok(Self::ToTheWeb { terms, webs: Box::new(webs) });
         }
         match (listener.door, &listener.secret_file) {
@@ -344,7 +344,8 @@ impl Leads {
                 let egress = &gateway.egress;
                 let tls = tls::client::config(&listener.extra_roots)?;
                 let name_servers = NameServers::new(&egress.nameservers())?;
-                let origins = Origins::new(tls, name_servers, egress.guard(), egress.ports, metrics);
+                let origins =
+                    Origins::new(tls, name_servers, egress.guard(), next_hop(gateway)?, egress.ports, metrics);
                 Ok(Self::ToServers { secret: Secret::read(path)?, origins: Box::new(origins) })
             }
         }
@@ -406,6 +407,10 @@ fn stays_near(listener: &Listener, socket: &Opened) -> Result<(), Problem> {
         }
         (config::Door::Federation | config::Door::Proxy | config::Door::Ingress, _) => Ok(()),
     }
+}
+
+fn next_hop(gateway: &Gateway) -> Result<Option<NextHop>, Problem> {
+    gateway.egress.next_hop.as_ref().map(NextHop::read).transpose()
 }
 
 /// The key ring, and the thread that writes what it learns, where that is kept.

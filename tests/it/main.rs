@@ -18,6 +18,7 @@ mod homeserver;
 mod interception;
 mod layers;
 mod listeners;
+mod next_hop;
 mod notary;
 mod policies;
 mod pool;
