@@ -116,6 +116,8 @@ impl Check {
                     "rules": rules.iter().map(|rule| json!({
                         "name": rule.name, "mode": rule.mode.as_str(), "location": rule.location,
                     })).collect::<Vec<_>>(),
+                    "intercepted": possible.egress().intercepted().map(|(name, _)| name).collect::<Vec<_>>(),
+                    "unread": unread(policy, &possible).map(|(name, _)| name).collect::<Vec<_>>(),
                     "homeserver_yaml": notary,
                     "merged": self.print.then_some(&compiled.print),
                 })
@@ -158,13 +160,18 @@ fn way_out(stated: &Policy, possible: &Policy) -> String {
     let mut rules: Vec<_> = possible.outbound_gates().map(|gate| possible.rule(gate.rule).name).collect();
     rules.dedup();
     let mut page: String = rules.iter().map(|rule| format!("\n  out    {rule}: {at}")).collect();
-    let is_open = |(name, _): &(&str, Unread)| !hosts.contains(name);
-    for (name, unread) in stated.egress().half_open().filter(is_open) {
-        let how = match unread {
+    for (name, how) in unread(stated, possible) {
+        let how = match how {
             Unread::Tunnel => "passes unread",
             Unread::Deny => "is refused",
         };
         let _ = write!(page, "\n  open   {name} {how}, for there is no authority: [egress.ca], then mantlet ca init");
     }
     page
+}
+
+/// Hosts that the policy would look into, and cannot.
+fn unread<'a>(stated: &'a Policy, possible: &'a Policy) -> impl Iterator<Item = (&'a str, Unread)> {
+    let is_read = |host: &str| possible.egress().intercepted().any(|(name, _)| name == host);
+    stated.egress().half_open().filter(move |(name, _)| !is_read(name))
 }

@@ -8,18 +8,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
 use crate::problem::Problem;
 
-/// A secret that whoever comes has to know. Clones are one.
+/// A secret that whoever comes has to know. Clones are one, also once it is replaced.
 #[derive(Clone)]
 pub struct Secret(Arc<Kept>);
 
 struct Kept {
     /// Two of these are compared in a time that tells nothing of either.
-    hash: blake3::Hash,
+    hash: ArcSwap<blake3::Hash>,
     is_told: AtomicBool,
 }
 
@@ -27,7 +28,7 @@ impl Secret {
     /// A secret; `None` if it could not stand in a header.
     pub fn new(secret: &str) -> Option<Self> {
         let is_good = !secret.is_empty() && secret.bytes().all(|byte| byte.is_ascii_graphic());
-        let hash = blake3::hash(secret.as_bytes());
+        let hash = ArcSwap::from_pointee(blake3::hash(secret.as_bytes()));
         is_good.then(|| Self(Arc::new(Kept { hash, is_told: AtomicBool::new(false) })))
     }
 
@@ -55,10 +56,20 @@ impl Secret {
 
     /// Whether this is it.
     pub fn is(&self, offered: &[u8]) -> bool {
-        self.0.hash == blake3::hash(offered)
+        **self.0.hash.load() == blake3::hash(offered)
     }
 
-    /// Lets something be told once in the life of the process: that somebody did not know it.
+    /// Makes this one, and its clones, another; whether it was not that already.
+    pub fn replace(&self, by: &Self) -> bool {
+        let new = by.0.hash.load_full();
+        let is_new = *self.0.hash.swap(Arc::clone(&new)) != *new;
+        if is_new {
+            self.0.is_told.store(false, Ordering::Relaxed);
+        }
+        is_new
+    }
+
+    /// Lets something be told once in the life of the secret: that somebody did not know it.
     pub fn tell_once(&self, tell: impl FnOnce()) {
         if !self.0.is_told.swap(true, Ordering::Relaxed) {
             tell();
@@ -160,6 +171,19 @@ mod tests {
             assert!(!secret.is(other));
         }
         assert!(!format!("{secret:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn one_that_is_replaced_is_another_for_all_who_have_it() {
+        let (old, new) = (Secret::new("old").unwrap(), Secret::new("new").unwrap());
+        let clone = old.clone();
+        assert!(!old.replace(&Secret::new("old").unwrap()) && clone.is(b"old"));
+        let mut told = 0;
+        old.tell_once(|| told += 1);
+        assert!(old.replace(&new) && clone.is(b"new") && !clone.is(b"old"));
+        clone.tell_once(|| told += 1);
+        clone.tell_once(|| told += 1);
+        assert_eq!(told, 2);
     }
 
     #[test]

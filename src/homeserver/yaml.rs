@@ -364,6 +364,17 @@ mod tests {
     }
 
     #[test]
+    fn no_broken_text_panics() {
+        let text = "a: &x {b: [1, 'y', \"z\\n\"]}\nc: |\n  d\n<<: *x\n? e\n: !!str f\n# g\n--- \n- h\n";
+        for length in 0..text.len() {
+            let _ = parse("a.yaml", &text[..length]);
+            for odd in ["\t", "\u{0}", "*", "&", "!", "[", "}", "\"", "%", "\u{feff}", ": "] {
+                let _ = parse("a.yaml", &format!("{}{odd}{}", &text[..length], &text[length..]));
+            }
+        }
+    }
+
+    #[test]
     fn neither_a_bomb_of_aliases_nor_a_deep_nest_takes_all_memory() {
         let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for level in 1..12 {

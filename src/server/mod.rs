@@ -8,6 +8,7 @@ mod notify;
 mod opened;
 pub mod reload;
 pub mod reuseport;
+mod secrets;
 mod socket_file;
 mod watch;
 mod worker;
@@ -41,7 +42,6 @@ use crate::tls;
 use crate::tls::server::Server as Tls;
 use crate::upstream::Directory;
 use admin::AdminListener;
-use certificates::Certificates;
 use control::Control;
 use inherited::Inherited;
 use opened::Opened;
@@ -112,7 +112,7 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         .map_err(|error| Problem::new(format!("the system gives no randomness: {error}")))?;
     let tokens = Arc::new(tokens);
     let (drain, draining) = latest::channel(Drain::Starting);
-    let doors = bind(&gateway, reloader.certificates(), &metrics)?;
+    let doors = bind(&gateway, &reloader, &metrics)?;
     let admin = gateway.admin.as_ref().map(AdminListener::bind).transpose()?;
 
     let (ending, ended) = mpsc::channel();
@@ -327,26 +327,31 @@ enum Leads {
 }
 
 impl Leads {
-    fn read(listener: &Listener, gateway: &Gateway, metrics: &Metrics) -> Result<Self, Problems> {
+    fn read(
+        listener: &Listener,
+        secret: Option<Secret>,
+        gateway: &Gateway,
+        metrics: &Metrics,
+    ) -> Result<Self, Problems> {
         if let Some(door) = &listener.proxy {
-            let credentials = door.credentials_file.as_deref().map(Secret::read_credentials).transpose()?;
+            let credentials = secret;
             let terms = Terms { credentials, networks: door.networks.clone(), ports: door.ports.clone() };
             let name_servers = NameServers::new(&gateway.egress.nameservers())?;
             let tls = tls::client::config(&listener.extra_roots)?;
             let webs = Webs::new(tls, name_servers, gateway.egress.guard(), next_hop(gateway)?, metrics);
             return Ok(Self::ToTheWeb { terms, webs: Box::new(webs) });
         }
-        match (listener.door, &listener.secret_file) {
+        match (listener.door, secret) {
             (config::Door::Ingress, _) => Ok(Self::In),
             (config::Door::Proxy, _) => Err(Problem::new("a proxy door needs to know where it leads").into()),
             (config::Door::Federation, None) => Err(Problem::new("a federation door needs a secret").into()),
-            (config::Door::Federation, Some(path)) => {
+            (config::Door::Federation, Some(secret)) => {
                 let egress = &gateway.egress;
                 let tls = tls::client::config(&listener.extra_roots)?;
                 let name_servers = NameServers::new(&egress.nameservers())?;
                 let origins =
                     Origins::new(tls, name_servers, egress.guard(), next_hop(gateway)?, egress.ports, metrics);
-                Ok(Self::ToServers { secret: Secret::read(path)?, origins: Box::new(origins) })
+                Ok(Self::ToServers { secret, origins: Box::new(origins) })
             }
         }
     }
@@ -360,7 +365,7 @@ impl Leads {
     }
 }
 
-fn bind(gateway: &Gateway, certificates: &Certificates, metrics: &Metrics) -> Result<Vec<Door>, Problems> {
+fn bind(gateway: &Gateway, reloader: &Reloader, metrics: &Metrics) -> Result<Vec<Door>, Problems> {
     let mut problems = Problems::default();
     let mut doors = Vec::new();
     let wants_inherited = |listener: &Listener| matches!(listener.bind, ListenerAddress::Systemd(_));
@@ -369,7 +374,7 @@ fn bind(gateway: &Gateway, certificates: &Certificates, metrics: &Metrics) -> Re
         false => Inherited::none(),
     };
     for listener in &gateway.listeners {
-        let opened = Leads::read(listener, gateway, metrics).and_then(|leads| {
+        let opened = Leads::read(listener, reloader.secret(listener), gateway, metrics).and_then(|leads| {
             let socket = Opened::open(listener, worker_count(gateway), &mut inherited)?;
             stays_near(listener, &socket)?;
             Ok((socket, leads))
@@ -379,7 +384,7 @@ fn bind(gateway: &Gateway, certificates: &Certificates, metrics: &Metrics) -> Re
                 let metrics = metrics.listener(&listener.name);
                 doors.push(Door {
                     socket,
-                    tls: certificates.of(listener),
+                    tls: reloader.certificates().of(listener),
                     proxy_protocol: listener.proxy_protocol,
                     metrics,
                     leads,

@@ -18,6 +18,7 @@ use crate::policy::Policy;
 use crate::problem::{Problem, Problems};
 
 /// Whether a gateway can look into anything, and by whose word.
+#[derive(PartialEq)]
 pub enum Interception {
     /// Nothing comes that could be looked into: there is no proxy door.
     Needless,

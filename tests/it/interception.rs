@@ -20,6 +20,7 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use serde_json::json;
 
 use crate::common::{SOON, ok};
 use crate::process;
@@ -220,6 +221,33 @@ fn certificates_are_made_anew_before_they_end_and_a_policy_that_wants_too_much_s
     assert_eq!(refused.generation, 1);
 }
 
+#[test]
+fn an_authority_that_is_made_anew_is_believed_without_a_restart_and_a_bad_one_changes_nothing() {
+    let world = World::new(|_| ok());
+    let told = || world.gateway.reloader().reload(Trigger::Command);
+    assert_eq!(told().unwrap().message, "the policy is unchanged");
+    let hosts = ["push.test", "stats.test", "bad.test", "tunnel.test", "matrix.org", "vector.im"];
+    let before = std::fs::read(world.gateway.dir().join("our.crt")).unwrap();
+    authority(world.gateway.dir(), &hosts);
+    let reloaded = told().unwrap();
+    assert_eq!(reloaded.message, "the policy is unchanged; the authority is new, and Synapse has to believe it");
+    assert_eq!(reloaded.generation, 1);
+    // Only the new one's word is believed.
+    assert_eq!(world.ask("push.test", "GET /x", "", "").0, 200);
+    let more = format!("{POLICY}[[egress.destination]]\nhost = \"tunnel.test\"\naction = \"intercept\"\n");
+    std::fs::write(world.gateway.policy_file(), more).unwrap();
+    assert_eq!(told().unwrap().generation, 2);
+    assert_eq!(world.ask("tunnel.test", "GET /x", "", "").0, 200);
+    // A certificate that is not the key's.
+    let good = std::fs::read(world.gateway.dir().join("our.crt")).unwrap();
+    std::fs::write(world.gateway.dir().join("our.crt"), before).unwrap();
+    let refused = told().unwrap_err();
+    assert_eq!(refused.message, "the new policy is refused, the old one stays");
+    assert!(refused.problems.to_string().contains("our.crt"), "{}", refused.problems);
+    std::fs::write(world.gateway.dir().join("our.crt"), good).unwrap();
+    assert_eq!(world.ask("push.test", "GET /x", "", "").0, 200);
+}
+
 /// A certificate for these names, signed by the authority in this directory whatever it may sign.
 fn signed(dir: &Path, names: &[&str], common_name: Option<&str>) -> String {
     let key = KeyPair::from_pem(&std::fs::read_to_string(dir.join("our.key")).unwrap()).unwrap();
@@ -348,6 +376,8 @@ fn without_an_authority_the_shipped_policies_say_what_they_cannot_look_into() {
             assert!(checked.out.contains(&line), "{checked:?}");
             assert_eq!(run(&["explain", "CONNECT", &format!("{host}:443")]).code, Some(code));
         }
+        let told: serde_json::Value = serde_json::from_str(&run(&["--format", "json", "check"]).out).unwrap();
+        assert_eq!((&told["unread"], &told["intercepted"]), (&json!(["matrix.org", "vector.im"]), &json!([])));
         assert!(
             checked.out.contains("  out    usage_stats: only in the clear, for no host is intercepted\n"),
             "{checked:?}"
