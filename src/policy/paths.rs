@@ -60,7 +60,7 @@ impl PathPattern {
 }
 
 /// The gates that hold for paths instead of endpoints.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct PathGates {
     patterns: Vec<String>,
     gates: Vec<Gate>,
@@ -126,10 +126,10 @@ impl PathGates {
 }
 
 /// Shapes by their segments: a node stands for all that begin alike.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Tree(Vec<Node>);
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Node {
     texts: HashMap<Box<str>, usize, FixedState>,
     some: Option<usize>,

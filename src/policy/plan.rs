@@ -17,7 +17,7 @@ use crate::message::Answer;
 use crate::problem::Location;
 
 /// A compiled policy: immutable, shared by all workers.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Policy {
     pub(super) name: String,
     pub(super) digest: String,
@@ -215,6 +215,14 @@ impl Policy {
             |plan: &Plan| plan.to_servers.first().map(|gate| gate.rule).or(plan.reroute.as_ref().map(|to| to.rule));
         let rules: BTreeSet<_> = outbound.chain(self.plans.iter().filter_map(of_plan)).map(RuleIndex::index).collect();
         rules.into_iter().map(|index| &self.rules[index])
+    }
+
+    /// The same for a gateway that has no authority by which hosts could be looked into.
+    pub fn without_authority(self: Arc<Self>) -> Arc<Self> {
+        if self.egress.half_open().next().is_none() {
+            return self;
+        }
+        Arc::new(Self { egress: self.egress.without_authority(), ..Self::clone(&self) })
     }
 
     /// Which way out is whose.

@@ -8,6 +8,7 @@ mod notify;
 mod opened;
 pub mod reload;
 pub mod reuseport;
+mod secrets;
 mod socket_file;
 mod watch;
 mod worker;
@@ -34,7 +35,7 @@ use crate::matrix::ServerName;
 use crate::matrix::endpoint::Endpoint;
 use crate::observe::access::{Format, Writer};
 use crate::observe::metrics::{ListenerMetrics, Metrics};
-use crate::origin::{NameServers, Origins, Webs};
+use crate::origin::{NameServers, NextHop, Origins, Webs};
 use crate::problem::{Problem, Problems};
 use crate::stack::TrustedHops;
 use crate::stack::forward::Terms;
@@ -43,7 +44,6 @@ use crate::tls;
 use crate::tls::server::Server as Tls;
 use crate::upstream::Directory;
 use admin::AdminListener;
-use certificates::Certificates;
 use control::Control;
 use inherited::Inherited;
 use opened::Opened;
@@ -114,7 +114,7 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         .map_err(|error| Problem::new(format!("the system gives no randomness: {error}")))?;
     let tokens = Arc::new(tokens);
     let (drain, draining) = latest::channel(Drain::Starting);
-    let doors = bind(&gateway, reloader.certificates(), &metrics)?;
+    let doors = bind(&gateway, &reloader, &metrics)?;
     let admin = gateway.admin.as_ref().map(AdminListener::bind).transpose()?;
 
     let (ending, ended) = mpsc::channel();
@@ -332,24 +332,29 @@ enum Leads {
 }
 
 impl Leads {
-    fn read(listener: &Listener, gateway: &Gateway, metrics: &Metrics) -> Result<Self, Problems> {
+    fn read(
+        listener: &Listener,
+        secret: Option<Secret>,
+        gateway: &Gateway,
+        metrics: &Metrics,
+    ) -> Result<Self, Problems> {
         if listener.door == config::Door::Ingress {
             return Ok(Self::In);
         }
         let egress = &gateway.egress;
         let tls = tls::client::config(&listener.extra_roots)?;
-        let name_servers = NameServers::new(&egress.nameservers())?;
-        let origins = Origins::new(Arc::clone(&tls), name_servers.clone(), egress.guard(), egress.ports, metrics);
+        let (servers, hop) = (NameServers::new(&egress.nameservers())?, next_hop(gateway)?);
+        let origins =
+            Origins::new(Arc::clone(&tls), servers.clone(), egress.guard(), hop.clone(), egress.ports, metrics);
         let origins = Box::new(origins);
-        match (&listener.proxy, &listener.notary, &listener.secret_file) {
-            (Some(door), _, _) => {
-                let credentials = door.credentials_file.as_deref().map(Secret::read_credentials).transpose()?;
+        match (&listener.proxy, &listener.notary, secret) {
+            (Some(door), _, credentials) => {
                 let terms = Terms { credentials, ports: door.ports.clone() };
-                let webs = Webs::new(tls, name_servers, egress.guard(), metrics);
+                let webs = Webs::new(tls, servers, egress.guard(), hop, metrics);
                 Ok(Self::ToTheWeb { terms, webs: Box::new(webs), origins })
             }
             (None, Some(door), _) => Ok(Self::ToOurNotary { name: door.server_name.clone(), origins }),
-            (None, None, Some(path)) => Ok(Self::ToServers { secret: Secret::read(path)?, origins }),
+            (None, None, Some(secret)) => Ok(Self::ToServers { secret, origins }),
             (None, None, None) => Err(Problem::new("a door of the way out needs to know where it leads").into()),
         }
     }
@@ -364,7 +369,7 @@ impl Leads {
     }
 }
 
-fn bind(gateway: &Gateway, certificates: &Certificates, metrics: &Metrics) -> Result<Vec<Door>, Problems> {
+fn bind(gateway: &Gateway, reloader: &Reloader, metrics: &Metrics) -> Result<Vec<Door>, Problems> {
     let mut problems = Problems::default();
     let mut doors = Vec::new();
     let wants_inherited = |listener: &Listener| matches!(listener.bind, ListenerAddress::Systemd(_));
@@ -373,7 +378,7 @@ fn bind(gateway: &Gateway, certificates: &Certificates, metrics: &Metrics) -> Re
         false => Inherited::none(),
     };
     for listener in &gateway.listeners {
-        let opened = Leads::read(listener, gateway, metrics).and_then(|leads| {
+        let opened = Leads::read(listener, reloader.secret(listener), gateway, metrics).and_then(|leads| {
             let socket = Opened::open(listener, worker_count(gateway), &mut inherited)?;
             stays_near(listener, &socket)?;
             Ok((socket, leads))
@@ -383,7 +388,7 @@ fn bind(gateway: &Gateway, certificates: &Certificates, metrics: &Metrics) -> Re
                 let metrics = metrics.listener(&listener.name);
                 doors.push(Door {
                     socket,
-                    tls: certificates.of(listener),
+                    tls: reloader.certificates().of(listener),
                     proxy_protocol: listener.proxy_protocol,
                     networks: listener.networks().to_vec(),
                     metrics,
@@ -418,6 +423,10 @@ fn stays_near(listener: &Listener, socket: &Opened) -> Result<(), Problem> {
         }
         (config::Door::Federation | config::Door::Proxy | config::Door::Notary | config::Door::Ingress, _) => Ok(()),
     }
+}
+
+fn next_hop(gateway: &Gateway) -> Result<Option<NextHop>, Problem> {
+    gateway.egress.next_hop.as_ref().map(NextHop::read).transpose()
 }
 
 /// The key ring, and the thread that writes what it learns, where that is kept.

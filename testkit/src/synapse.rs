@@ -139,6 +139,25 @@ impl Synapse {
         (self.options.unix_socket || self.options.isolated).then(|| self.directory.path().join("synapse.sock"))
     }
 
+    /// What it was told, in the order in which it reads it.
+    pub fn files(&self) -> [PathBuf; 2] {
+        ["homeserver.yaml", "extra.yaml"].map(|name| self.directory.path().join(name))
+    }
+
+    /// Runs a statement on its database, and gives the first column of what comes of it.
+    pub fn ask_database(&self, statement: &str) -> Result<Vec<String>> {
+        let file = self.directory.path().join("homeserver.db");
+        let program = "import sqlite3, sys\nwith sqlite3.connect(sys.argv[1], timeout=30) as db:\n  \
+                       for row in db.execute(sys.argv[2]):\n    print(row[0])";
+        let mut command = Command::new(venv::synapse_python()?);
+        let output = command.args(["-c", program]).arg(file).arg(statement).output();
+        let output = output.context(|| "run Python".into())?;
+        if !output.status.success() {
+            return Err(Error::new(format!("{statement}: {}", String::from_utf8_lossy(&output.stderr))));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
+    }
+
     /// The name it signs with.
     pub fn server_name(&self) -> &str {
         &self.options.server_name

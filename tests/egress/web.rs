@@ -33,7 +33,7 @@ fn web() -> &'static Web {
         let names = ["push.test", "tunnel.test", "is.test"];
         let front = TlsFront::start(&outside, &names, "127.0.1.1:0".parse().unwrap(), backend.addr());
         names.iter().for_each(|name| dns.address(name, "127.0.1.1"));
-        let ours = ca::make(&["push.test".to_owned(), "is.test".to_owned()].into()).unwrap();
+        let ours = ca::make(&["push.test", "is.test", "matrix.org", "vector.im"].map(str::to_owned).into()).unwrap();
         let files = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| std::fs::write(files.path().join(name), text).unwrap();
         write("our.crt", &ours.certificate);

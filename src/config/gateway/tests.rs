@@ -85,6 +85,9 @@ server_name = "example.org:8448"
 nameservers = ["127.0.0.53", "[::1]:5353"]
 store = "keys.redb"
 notary_key = "notary.key"
+next_hop = "http://proxy.corp:3128"
+next_hop_credentials = "credentials"
+next_hop_except = ["bridge.internal"]
 [egress.ca]
 certificate = "ca.crt"
 key = "ca.key"
@@ -153,6 +156,9 @@ fn every_key_is_read() {
     assert_eq!(door.server_name.as_str(), "notary.example.org:8449");
     assert_eq!(serde_json::to_string(gateway.listeners[4].networks()).unwrap(), r#"["10.0.0.7/32"]"#);
     assert_eq!(gateway.egress.ca.as_ref().unwrap().key, dir.path().join("ca.key"));
+    let hop = gateway.egress.next_hop.as_ref().unwrap();
+    assert_eq!((hop.url.port, &hop.credentials_file), (3128, &Some(dir.path().join("credentials"))));
+    assert_eq!(serde_json::to_string(&hop.except).unwrap(), r#"["bridge.internal"]"#);
     // Every key of every table has another value than its default, so none was overlooked.
     let changed = gateway.difference(&Gateway::default());
     let is_new = |header: &str| {
@@ -385,7 +391,8 @@ fn a_missing_certificate_is_told_with_its_path() {
     assert_eq!(problems.0[4].what, format!("the file of roots {path}/cert.pem does not exist"));
     assert_eq!(problems.0[5].what, format!("the secret file {path}/credentials does not exist"));
     assert_eq!(problems.0[6].what, format!("the notary key {path}/notary.key does not exist"));
-    assert_eq!(problems.0.len(), 7);
+    assert_eq!(problems.0[7].what, format!("the secret file {path}/credentials does not exist"));
+    assert_eq!(problems.0.len(), 8);
     let file = dir.path().join("mantlet.toml");
     fs::write(&file, WHOLE).unwrap();
     assert!(Gateway::load(&file).is_err() && Gateway::load_alone(&file).is_ok());
