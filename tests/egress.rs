@@ -6,7 +6,8 @@
 //! One is found by its `.well-known`, the other by a service record. One has the default notary, the other believes Mantlet's
 //! signature only.
 //!
-//! One with a proxy door: it notifies push gateways, one that is looked into and one that is not, and unbinds at an identity server.
+//! One with a proxy door and a way in: it notifies push gateways, one that is looked into and one that is not, and would unbind at
+//! identity servers.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
@@ -20,9 +21,9 @@ use std::time::Duration;
 use mantlet::tls::ca;
 use mantlet_testkit::backend::{Answer, Backend};
 use mantlet_testkit::certificate::Authority;
-use mantlet_testkit::http::json_response;
+use mantlet_testkit::http::{Request, Response, json_response};
 use mantlet_testkit::recorder::RecordedRequest;
-use mantlet_testkit::synapse::{Options, Role, Session, Synapse, has_namespaces};
+use mantlet_testkit::synapse::{Options, Role, Session, Synapse, free_port, has_namespaces};
 use serde_json::{Value, json};
 
 use support::Gateway;
@@ -125,7 +126,8 @@ fn nothing_that_servers_need_is_refused() {
     federation::nothing_that_servers_need_is_refused(directions());
 }
 
-/// A Synapse whose proxy is a door of ours, and whom it may ask: `push.test` and `is.test`, which are looked into, and `tunnel.test`.
+/// A Synapse whose proxy is a door of ours, and whom it may ask: `push.test` and `is.test`, which are looked into, and `tunnel.test`,
+/// `is1.test` and `is2.test`, which are not.
 struct Web {
     gateway: Mutex<Gateway>,
     backend: Backend,
@@ -140,7 +142,7 @@ fn web() -> &'static Web {
     WEB.get_or_init(|| {
         let (dns, outside, directory) = (Dns::start(), Authority::new().unwrap(), tempfile::tempdir().unwrap());
         let backend = Backend::start(|_| Answer::Bytes(json_response(200, &json!({"rejected": []})))).unwrap();
-        let names = ["push.test", "tunnel.test", "is.test"];
+        let names = ["push.test", "tunnel.test", "is.test", "is1.test", "is2.test"];
         let front = TlsFront::start(&outside, &names, "127.0.1.1:0".parse().unwrap(), backend.addr());
         names.iter().for_each(|name| dns.address(name, "127.0.1.1"));
         let ours = ca::make(&["push.test".to_owned(), "is.test".to_owned()].into()).unwrap();
@@ -157,22 +159,27 @@ fn web() -> &'static Web {
             "extends = \"balanced\"\n[[egress.destination]]\nhost = \"push.test\"\naction = \"intercept\"\n\
              [[egress.destination]]\nhost = \"is.test\"\naction = \"intercept\"\n",
         );
+        // Each has to be told of the other before it starts.
+        let proxy = format!("127.0.0.1:{}", free_port().unwrap());
+        let url = format!("http://{proxy}");
+        let synapse = Synapse::start(Options {
+            roots: Some(bundle),
+            extra_yaml: json!({"https_proxy": url, "http_proxy": url}).to_string(),
+            ..Options::default()
+        });
+        let synapse = synapse.unwrap();
         let text = format!(
-            "[[listener]]\nname = \"web\"\ndoor = \"proxy\"\nbind = \"127.0.0.1:0\"\nports = [{}]\nextra_roots = [\"ca.crt\"]\n\
-             [policy]\nfile = \"policy.toml\"\n[upstream.synapse]\nservers = [\"http://127.0.0.1:9\"]\n\
+            "[[listener]]\nname = \"web\"\ndoor = \"proxy\"\nbind = \"{proxy}\"\nports = [{}]\nextra_roots = [\"ca.crt\"]\n\
+             [[listener]]\nname = \"clients\"\ndoor = \"ingress\"\nbind = \"127.0.0.1:0\"\n\
+             [policy]\nfile = \"policy.toml\"\n[upstream.synapse]\nservers = [\"{}\"]\n\
              [egress]\nnameservers = [\"{}\"]\n[egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n\
              [egress.addresses]\nallow = [\"127.0.1.0/24\"]\n",
             front.addr().port(),
+            synapse.base_url(),
             dns.addr()
         );
         let gateway = Gateway::load(files, &text, |_| {});
-        let proxy = gateway.url();
-        let synapse = Synapse::start(Options {
-            roots: Some(bundle),
-            extra_yaml: json!({"https_proxy": proxy, "http_proxy": proxy}).to_string(),
-            ..Options::default()
-        });
-        Web { gateway: Mutex::new(gateway), backend, front, synapse: synapse.unwrap(), _dns: dns, _directory: directory }
+        Web { gateway: Mutex::new(gateway), backend, front, synapse, _dns: dns, _directory: directory }
     })
 }
 
@@ -183,6 +190,42 @@ impl Web {
 
     fn port(&self) -> u16 {
         self.front.addr().port()
+    }
+
+    /// What a user gets through the way in.
+    fn through(&self, session: &Session, method: &str, target: &str, body: &str) -> Response {
+        let clients = self.gateway().addr_of("clients");
+        Request::new(method, target).bearer(&session.access_token).body(body).send(clients)
+    }
+
+    /// A user with an address, which two identity servers were told of.
+    fn bound(&self, name: &str) -> Session {
+        let admin = self.synapse.register(&format!("{name}-admin"), "a password", Role::Admin).unwrap();
+        let user = self.synapse.register(name, "a password", Role::User).unwrap();
+        let address = format!("{name}@example.org");
+        let threepids = json!({"threepids": [{"medium": "email", "address": address}]});
+        let target = format!("/_synapse/admin/v2/users/{}", user.user_id);
+        self.synapse.call(Some(&admin), "PUT", &target, Some(&threepids)).unwrap();
+        for server in ["is1.test", "is2.test"] {
+            let row = json!([user.user_id, "email", address, format!("{server}:{}", self.port())]);
+            self.synapse.sql("INSERT INTO user_threepid_id_server VALUES (?, ?, ?, ?)", &row).unwrap();
+        }
+        user
+    }
+
+    /// How many addresses a user has, and how many identity servers are remembered to know of them.
+    fn remembered(&self, user: &Session) -> (Value, Value) {
+        let count = |table: &str| {
+            let statement = format!("SELECT count(*) FROM {table} WHERE user_id = ?");
+            self.synapse.sql(&statement, &json!([user.user_id])).unwrap()[0][0].clone()
+        };
+        (count("user_threepids"), count("user_threepid_id_server"))
+    }
+
+    /// Which of the two identity servers were asked anything.
+    fn identity_servers_asked(&self) -> usize {
+        let names = self.front.names();
+        ["is1.test", "is2.test"].iter().filter(|server| names.iter().any(|name| name == *server)).count()
     }
 
     /// Has a user's notifications go to this push gateway.
@@ -258,4 +301,52 @@ fn an_identity_server_that_is_looked_into_hears_nothing_of_an_address_that_is_re
     let records = web.gateway().records_with(|record| record["rule"] == "threepid_unbind");
     assert!(records.iter().any(|record| record["decision"] == "answer" && record["status"] == 404));
     assert!(!web.front.names().contains(&"is.test".to_owned()));
+}
+
+#[test]
+fn no_identity_server_hears_of_an_address_that_is_removed_nor_of_an_account_that_is_deactivated() {
+    let web = web();
+    let (delete, deactivate) = ("/_matrix/client/v3/account/3pid/delete", "/_matrix/client/r0/account/deactivate");
+    let removed = |user: &str| format!("{{\"medium\":\"email\",\"address\":\"{user}@example.org\"}}");
+    let dave = web.bound("dave");
+    assert_eq!(web.remembered(&dave), (json!(1), json!(2)));
+    let answer = web.through(&dave, "POST", delete, &removed("dave"));
+    assert_eq!((answer.status, answer.text().as_str()), (200, "{\"id_server_unbind_result\":\"no-support\"}"));
+    assert_eq!(web.remembered(&dave), (json!(0), json!(2)), "{}", web.synapse.log_tail());
+    // A client that asks for one of them is not heard either, however it spells that.
+    let erin = web.bound("erin");
+    let named = format!("\"id\\u005fserver\":\"is1.test:{}\"", web.port());
+    let first = web.through(&erin, "POST", deactivate, &format!("{{{named}}}"));
+    let session = first.json()["session"].as_str().unwrap().to_owned();
+    let auth = json!({
+        "type": "m.login.password", "session": session, "password": "a password",
+        "identifier": {"type": "m.id.user", "user": "erin"},
+    });
+    let last = web.through(&erin, "POST", deactivate, &format!("{{\"auth\":{auth},\"erase\":true,{named}}}"));
+    assert_eq!((last.status, last.text().as_str()), (200, "{\"id_server_unbind_result\":\"no-support\"}"));
+    assert_eq!(web.remembered(&erin).0, json!(0));
+    let gone = "SELECT deactivated FROM users WHERE name = ?";
+    assert_eq!(web.synapse.sql(gone, &json!([erin.user_id])).unwrap(), json!([[1]]));
+    assert_eq!(web.identity_servers_asked(), 0, "{:?}", web.front.names());
+    let records = web.gateway().records_with(|record| record["endpoint"] == "identity_unbind");
+    let answered =
+        records.iter().filter(|record| record["endpoint"] == "identity_unbind" && record["flow"] == "egress");
+    assert!(answered.clone().count() >= 2 && answered.clone().all(|record| record["rule"] == "threepid_unbind"));
+    // What Synapse refuses is refused with its words, and what only Synapse reads is refused, too.
+    for (body, errcode, is_synapses) in [
+        ("", "M_NOT_JSON", true),
+        ("[]", "M_BAD_JSON", true),
+        ("{", "M_NOT_JSON", true),
+        ("{\"a\":\"\\ud800\"}", "M_NOT_JSON", false),
+    ] {
+        let through = web.through(&dave, "POST", delete, body);
+        assert_eq!((through.status, through.errcode().as_deref()), (400, Some(errcode)), "{body}");
+        let direct = Request::new("POST", delete).bearer(&dave.access_token).body(body).send(web.synapse.addr());
+        assert_eq!(direct.text() == through.text(), is_synapses, "{body}: {} and {}", direct.text(), through.text());
+    }
+    // Without us both of them hear of it.
+    let frank = web.bound("frank");
+    let direct = Request::new("POST", delete).bearer(&frank.access_token).body(removed("frank"));
+    assert_eq!(direct.send(web.synapse.addr()).json()["id_server_unbind_result"], "success");
+    assert_eq!((web.identity_servers_asked(), web.remembered(&frank)), (2, (json!(0), json!(0))));
 }

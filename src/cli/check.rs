@@ -10,7 +10,7 @@ use crate::config::compiled::Compiled;
 use crate::config::gateway::{Door, Gateway};
 use crate::config::notary_key::NotaryKey;
 use crate::origin::NameServers;
-use crate::policy::Policy;
+use crate::policy::{Mode, Policy};
 use crate::problem::Problems;
 use crate::tls;
 use crate::tls::leaves::Interception;
@@ -69,6 +69,8 @@ impl Check {
         };
         let policy = &compiled.policy;
         let has_proxy = gateway.listeners.iter().any(|listener| listener.door == Door::Proxy);
+        // A policy that is looked at by itself says nothing of doors.
+        let open = self.policy.policy.is_none().then(|| left_open(policy, &gateway)).flatten();
         let notary = gateway.egress.notary_key.as_deref().map(NotaryKey::read).transpose()?;
         let notary = notary.as_ref().map(homeserver_yaml);
         let rules: Vec<_> = policy.rules().iter().filter(|rule| rule.location.is_some()).collect();
@@ -81,12 +83,13 @@ impl Check {
                     rules.iter().map(|rule| format!("{} ({})", rule.name, rule.mode.as_str())).collect();
                 let notary = notary.as_ref().map(|lines| format!("\nin homeserver.yaml:\n{lines}")).unwrap_or_default();
                 format!(
-                    "{}: good\n  rules  {}\n  tests  {} passed\n  digest {}{}{notary}",
+                    "{}: good\n  rules  {}\n  tests  {} passed\n  digest {}{}{}{notary}",
                     policy.name(),
                     names.join(", "),
                     compiled.tests.len(),
                     policy.digest(),
-                    if has_proxy { read_only_where(policy) } else { String::new() }
+                    if has_proxy { read_only_where(policy) } else { String::new() },
+                    open.as_ref().map(|open| format!("\n  open   {open}")).unwrap_or_default()
                 )
             },
             || {
@@ -98,6 +101,7 @@ impl Check {
                     "rules": rules.iter().map(|rule| json!({
                         "name": rule.name, "mode": rule.mode.as_str(), "location": rule.location,
                     })).collect::<Vec<_>>(),
+                    "open": open,
                     "homeserver_yaml": notary,
                     "merged": self.print.then_some(&compiled.print),
                 })
@@ -117,6 +121,19 @@ fn read_only_where(policy: &Policy) -> String {
         (false, true) => format!("\n  out    {}: only in the clear, for no host is intercepted", rules.join(", ")),
         (false, false) => format!("\n  out    {}: only on {}, and in the clear", rules.join(", "), hosts.join(", ")),
     }
+}
+
+/// What the policy wants to be closed, and this gateway cannot close.
+fn left_open(policy: &Policy, gateway: &Gateway) -> Option<String> {
+    let reading = policy.unbinding().filter(|reading| reading.mode == Mode::Enforce)?;
+    let has_proxy = gateway.listeners.iter().any(|listener| listener.door == Door::Proxy);
+    let why = match (has_proxy, &gateway.egress.ca) {
+        (true, Some(_)) => return None,
+        (true, None) => "[egress.ca] names no authority",
+        (false, _) => "there is no proxy door",
+    };
+    let rule = policy.rule(reading.rule).name;
+    Some(format!("{rule}: who removes an address or deactivates an account is told of to identity servers, for {why}"))
 }
 
 /// What makes Synapse believe what this key signs, and nothing else. The name is nobody's: questions for it never leave.

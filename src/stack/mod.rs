@@ -11,6 +11,7 @@ mod limit;
 mod origin;
 pub mod pace;
 mod policy;
+mod read;
 pub mod record;
 mod registration;
 mod rescue;

@@ -14,7 +14,9 @@ use mantlet::tls::ca;
 use mantlet_testkit::backend::{Answer, Backend};
 use mantlet_testkit::certificate::Authority;
 use mantlet_testkit::recorder::RecordedRequest;
-use rcgen::{CertificateParams, DnType, Issuer, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, GeneralSubtree, IsCa, Issuer, KeyPair, NameConstraints, SanType,
+};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject;
@@ -81,9 +83,13 @@ impl World {
 
     /// TLS with whoever shows itself as this host, of which our authority's word is believed and nobody else's.
     fn tls(&self, host: &str, name: &str) -> Tls {
+        self.tls_at(&format!("{host}:{}", self.front.addr().port()), name)
+    }
+
+    fn tls_at(&self, to: &str, name: &str) -> Tls {
         let mut stream = TcpStream::connect(self.gateway.addr()).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
-        write!(stream, "CONNECT {host}:{} HTTP/1.0\r\n\r\n", self.front.addr().port()).unwrap();
+        write!(stream, "CONNECT {to} HTTP/1.0\r\n\r\n").unwrap();
         let mut head = [0; "HTTP/1.1 200 Connection established\r\n\r\n".len()];
         stream.read_exact(&mut head).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -159,6 +165,99 @@ fn statistics_and_unbinding_are_answered_here() {
     assert_eq!(rules, ["usage_stats", "threepid_unbind", "threepid_unbind"]);
     assert_eq!(world.ask("stats.test", "PUT /report-usage-stats/other", "", "{}").0, 200);
     assert_eq!(world.backend.requests().len(), 1);
+}
+
+#[test]
+fn the_reserved_name_is_answered_here_whatever_is_asked_and_whatever_the_policy_says() {
+    let world = World::new(|_| ok());
+    let deny =
+        "[egress]\ndefault = \"deny\"\n[[egress.destination]]\nhost = \"unbind.mantlet.invalid\"\naction = \"deny\"\n";
+    for (policy, rule) in [
+        (POLICY.to_owned(), "threepid_unbind"),
+        (format!("[rules.threepid_unbind]\nmode = \"report\"\n{deny}"), "threepid_unbind"),
+        (format!("[rules.usage_stats]\n{deny}"), "egress"),
+    ] {
+        std::fs::write(world.gateway.policy_file(), policy).unwrap();
+        world.gateway.reloader().reload(Trigger::Command).unwrap();
+        // 443 is none of this door's ports.
+        for line in ["POST /_matrix/identity/v2/3pid/unbind", "POST /x/_matrix/identity/v2/lookup", "GET /"] {
+            let mut tls = world.tls_at("unbind.mantlet.invalid:443", "unbind.mantlet.invalid");
+            write!(
+                tls,
+                "{line} HTTP/1.1\r\nHost: unbind.mantlet.invalid\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{{}}"
+            )
+            .unwrap();
+            let mut all = String::new();
+            let _ = tls.read_to_string(&mut all);
+            assert!(
+                all.starts_with("HTTP/1.1 404") && all.to_lowercase().contains("content-type: text/plain"),
+                "{all}"
+            );
+        }
+        let records = world.gateway.records_with(|record| record["rule"] == rule);
+        let record = records.iter().rev().find(|record| record["rule"] == rule).unwrap();
+        assert_eq!((record["decision"].as_str(), record["status"].as_u64()), (Some("answer"), Some(404)));
+    }
+    assert!(world.backend.requests().is_empty() && world.front.names().is_empty());
+    assert!(!world.gateway.written().contains("invalid"));
+}
+
+#[test]
+fn an_authority_without_the_reserved_name_is_told_of_where_a_rule_needs_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    // As it was made before there was that name.
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.name_constraints = Some(NameConstraints {
+        permitted_subtrees: vec![GeneralSubtree::DnsName("push.test".into())],
+        excluded_subtrees: Vec::new(),
+    });
+    let key = KeyPair::generate().unwrap();
+    write("our.crt", &params.self_signed(&key).unwrap().pem());
+    write("our.key", &key.serialize_pem());
+    std::fs::set_permissions(dir.path().join("our.key"), PermissionsExt::from_mode(0o600)).unwrap();
+    write(
+        "mantlet.toml",
+        "[[listener]]\ndoor = \"proxy\"\nbind = \"127.0.0.1:8118\"\n[policy]\nfile = \"policy.toml\"\n\
+         [egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n",
+    );
+    let check = |policy: &str| {
+        write("policy.toml", policy);
+        process::run(dir.path(), &["check"])
+    };
+    let told = check("[rules.profiles]\n[rules.threepid_unbind]\n");
+    assert!(told.code == Some(1), "{told:?}");
+    assert!(
+        told.err.contains("policy.toml:2:1: the authority was made without unbind.mantlet.invalid")
+            && told.err.contains("mantlet ca init --force"),
+        "{told:?}"
+    );
+    for policy in ["[rules.profiles]\n", "[rules.threepid_unbind]\nmode = \"report\"\n"] {
+        assert_eq!(check(policy).code, Some(0));
+    }
+}
+
+#[test]
+fn check_says_when_unbinding_is_left_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let check = |gateway: &str, arguments: &[&str]| {
+        std::fs::write(dir.path().join("mantlet.toml"), gateway).unwrap();
+        let told = process::run(dir.path(), arguments);
+        assert_eq!(told.code, Some(0), "{told:?}");
+        told.out.lines().find_map(|line| line.strip_prefix("  open   ")).map(str::to_owned)
+    };
+    let (ingress, proxy) =
+        ("door = \"ingress\"\nbind = \"127.0.0.1:0\"\n", "door = \"proxy\"\nbind = \"127.0.0.1:0\"\n");
+    let alone = check(&format!("[[listener]]\n{ingress}"), &["check"]).unwrap();
+    assert!(alone.starts_with("threepid_unbind: ") && alone.ends_with("there is no proxy door"), "{alone}");
+    let both = format!("[[listener]]\n{ingress}[[listener]]\n{proxy}");
+    let without = check(&both, &["check"]).unwrap();
+    assert!(without.ends_with("[egress.ca] names no authority"), "{without}");
+    assert_eq!(check(&both, &["check", "--policy", "balanced"]), None);
+    authority(dir.path(), &["push.test"]);
+    let whole = format!("{both}[egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n");
+    assert_eq!(check(&whole, &["check"]), None);
 }
 
 #[test]
@@ -299,13 +398,18 @@ fn the_command_makes_an_authority_and_says_what_it_may() {
     let before = run(&["check"]);
     assert!(before.code == Some(1) && before.err.contains("our.crt"), "{before:?}");
     let made = run(&["ca", "init", "vector.im"]);
-    assert!(made.code == Some(0) && made.out.starts_with("made an authority for matrix.org, vector.im\n"), "{made:?}");
+    assert!(
+        made.code == Some(0)
+            && made.out.starts_with("made an authority for matrix.org, unbind.mantlet.invalid, vector.im\n"),
+        "{made:?}"
+    );
     let mode = std::fs::metadata(dir.path().join("our.key")).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode, 0o600);
     assert_eq!(run(&["check"]).code, Some(0));
     let shown = run(&["ca", "show"]);
     assert!(
-        shown.out.contains("may be     matrix.org\nmay be     vector.im\n") && !shown.out.contains("left open"),
+        shown.out.contains("may be     matrix.org\nmay be     unbind.mantlet.invalid\nmay be     vector.im\n")
+            && !shown.out.contains("left open"),
         "{shown:?}"
     );
     let key = std::fs::read(dir.path().join("our.key")).unwrap();

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use mantlet::config::address::AdminAddress;
+use mantlet::config::address::{AdminAddress, ListenerAddress};
 use mantlet::config::gateway::Gateway as Config;
 use mantlet::server::{self, Running, Start};
 use serde_json::Value;
@@ -69,6 +69,15 @@ impl Gateway {
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         self.running().addr().expect("it listens on TCP")
+    }
+
+    /// Where the listener of this name listens.
+    pub fn addr_of(&self, listener: &str) -> SocketAddr {
+        let address = self.running().listeners().iter().find(|(name, _)| name == listener).map(|(_, address)| address);
+        match address {
+            Some(ListenerAddress::Tcp(address)) => *address,
+            other => panic!("{listener} is not on TCP: {other:?}"),
+        }
     }
 
     /// Its URL.
