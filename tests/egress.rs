@@ -141,11 +141,12 @@ fn web() -> &'static Web {
     static WEB: OnceLock<Web> = OnceLock::new();
     WEB.get_or_init(|| {
         let (dns, outside, directory) = (Dns::start(), Authority::new().unwrap(), tempfile::tempdir().unwrap());
-        let backend = Backend::start(|_| Answer::Bytes(json_response(200, &json!({"rejected": []})))).unwrap();
-        let names = ["push.test", "tunnel.test", "is.test", "is1.test", "is2.test"];
+        let backend = Backend::start(|_| Answer::Bytes(json_response(200, &json!({"rejected": [], "success": true})))).unwrap();
+        let names = ["push.test", "tunnel.test", "is.test", "is1.test", "is2.test", "is3.test", "captcha.test"];
         let front = TlsFront::start(&outside, &names, "127.0.1.1:0".parse().unwrap(), backend.addr());
         names.iter().for_each(|name| dns.address(name, "127.0.1.1"));
-        let ours = ca::make(&["push.test".to_owned(), "is.test".to_owned()].into()).unwrap();
+        let looked_into = ["push.test", "is.test", "captcha.test"];
+        let ours = ca::make(&looked_into.map(str::to_owned).into()).unwrap();
         let files = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| std::fs::write(files.path().join(name), text).unwrap();
         write("our.crt", &ours.certificate);
@@ -154,17 +155,19 @@ fn web() -> &'static Web {
         outside.write(files.path()).unwrap();
         let bundle = directory.path().join("bundle.pem");
         std::fs::write(&bundle, format!("{}{}", outside.pem(), ours.certificate)).unwrap();
-        write(
-            "policy.toml",
-            "extends = \"balanced\"\n[[egress.destination]]\nhost = \"push.test\"\naction = \"intercept\"\n\
-             [[egress.destination]]\nhost = \"is.test\"\naction = \"intercept\"\n",
-        );
+        let intercept = |host| format!("[[egress.destination]]\nhost = \"{host}\"\naction = \"intercept\"\n");
+        write("policy.toml", &format!("extends = \"balanced\"\n{}", looked_into.map(intercept).concat()));
         // Each has to be told of the other before it starts.
         let proxy = format!("127.0.0.1:{}", free_port().unwrap());
         let url = format!("http://{proxy}");
         let synapse = Synapse::start(Options {
             roots: Some(bundle),
-            extra_yaml: json!({"https_proxy": url, "http_proxy": url}).to_string(),
+            extra_yaml: json!({
+                "https_proxy": url, "http_proxy": url,
+                "enable_registration_captcha": true, "recaptcha_public_key": "public", "recaptcha_private_key": "private",
+                "recaptcha_siteverify_api": format!("https://captcha.test:{}/recaptcha/api/siteverify", front.addr().port()),
+            })
+            .to_string(),
             ..Options::default()
         });
         let synapse = synapse.unwrap();
@@ -228,24 +231,26 @@ impl Web {
         ["is1.test", "is2.test"].iter().filter(|server| names.iter().any(|name| name == *server)).count()
     }
 
-    /// Has a user's notifications go to this push gateway.
-    fn notify(&self, session: &Session, gateway: &str) {
+    /// A pusher at this push gateway, for `pushers/set`.
+    fn pusher(&self, gateway: &str, key: &str) -> Value {
         let url = format!("https://{gateway}:{}/_matrix/push/v1/notify", self.port());
-        let pusher = json!({
+        json!({
             "kind": "http", "app_id": "test", "app_display_name": "test", "device_display_name": "test", "lang": "en",
-            "pushkey": gateway, "data": {"url": url},
-        });
-        self.synapse.call(Some(session), "POST", "/_matrix/client/v3/pushers/set", Some(&pusher)).unwrap();
+            "pushkey": key, "data": {"url": url},
+        })
     }
 
-    /// The first request that a host was asked.
-    fn asked(&self, host: &str) -> RecordedRequest {
+    /// The first request that a host was asked with this in its body.
+    fn asked(&self, host: &str, body: &str) -> RecordedRequest {
         let host = format!("{host}:{}", self.port());
+        let is = |request: &RecordedRequest| {
+            request.header("host") == Some(&host) && String::from_utf8_lossy(&request.body).contains(body)
+        };
         for count in 1..100 {
             let asked = self.backend.wait_requests(count, Duration::from_secs(60)).unwrap_or_else(|error| {
                 panic!("{host} was not asked: {error}\n{}\n{}", self.gateway().written(), self.synapse.log_tail())
             });
-            if let Some(request) = asked.into_iter().find(|request| request.header("host") == Some(&host)) {
+            if let Some(request) = asked.into_iter().find(is) {
                 return request;
             }
         }
@@ -257,25 +262,48 @@ impl Web {
 fn push_gateways_are_told_through_the_proxy_door_and_no_version_where_it_is_looked_into() {
     let web = web();
     let user = |name: &str| web.synapse.register(name, "a password", Role::User).unwrap();
-    let (alice, bob) = (user("alice"), user("bob"));
-    web.notify(&alice, "push.test");
-    web.notify(&bob, "tunnel.test");
+    let (alice, bob, open) = (user("alice"), user("bob"), user("open"));
+    let set = "/_matrix/client/v3/pushers/set";
+    // One was set before there was a rule, one through us, and one that nothing protects.
+    web.synapse.call(Some(&alice), "POST", set, Some(&web.pusher("push.test", "before"))).unwrap();
+    assert_eq!(web.through(&bob, "POST", set, &web.pusher("tunnel.test", "through-us").to_string()).status, 200);
+    web.synapse.call(Some(&open), "POST", set, Some(&web.pusher("tunnel.test", "open"))).unwrap();
     let call = |session: &Session, method: &str, target: &str, body| {
         web.synapse.call(Some(session), method, target, Some(&body)).unwrap()
     };
-    let room = json!({"preset": "trusted_private_chat", "is_direct": true, "invite": [bob.user_id]});
+    let room = json!({"preset": "trusted_private_chat", "is_direct": true, "invite": [bob.user_id, open.user_id]});
     let room = call(&alice, "POST", "/_matrix/client/v3/createRoom", room)["room_id"].as_str().unwrap().to_owned();
-    call(&bob, "POST", &format!("/_matrix/client/v3/join/{room}"), json!({}));
+    for session in [&bob, &open] {
+        call(session, "POST", &format!("/_matrix/client/v3/join/{room}"), json!({}));
+    }
     for session in [&alice, &bob] {
         let target = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/1");
-        call(session, "PUT", &target, json!({"msgtype": "m.text", "body": "hello"}));
+        // Whoever is named is notified, in whatever room.
+        let text = format!("hello {} {} {}", alice.user_id, bob.user_id, open.user_id);
+        call(session, "PUT", &target, json!({"msgtype": "m.text", "body": text}));
     }
-    let inside = web.asked("push.test");
+    let inside = web.asked("push.test", "\"$");
     assert_eq!((inside.method.as_str(), inside.target_text().as_str()), ("POST", "/_matrix/push/v1/notify"));
     assert_eq!(inside.header("user-agent"), Some("Synapse"));
     // Nobody reads, or changes, what goes through a tunnel.
-    let through = web.asked("tunnel.test");
+    let through = web.asked("tunnel.test", "through-us");
     assert!(through.header("user-agent").unwrap().starts_with("Synapse/"), "{:?}", through.headers);
+    // A gateway is told of an event by its id, whether we read what it is told or only how its pusher is set.
+    let keys = |request: &RecordedRequest| {
+        let body: Value = serde_json::from_slice(&request.body).unwrap();
+        let mut keys: Vec<_> = body["notification"].as_object().unwrap().keys().cloned().collect();
+        keys.sort_unstable();
+        keys
+    };
+    assert_eq!(keys(&inside), ["counts", "devices", "event_id", "prio", "room_id"]);
+    let through = web.asked("tunnel.test", "through-us\",\"pushkey_ts");
+    assert!(!String::from_utf8_lossy(&through.body).contains("hello"), "{:?}", String::from_utf8_lossy(&through.body));
+    let open = web.asked("tunnel.test", "hello");
+    assert!(keys(&open).contains(&"sender".to_owned()) && String::from_utf8_lossy(&open.body).contains("\"open\""));
+    assert!(web.backend.requests().iter().all(|request| {
+        let body = String::from_utf8_lossy(&request.body);
+        !body.contains("hello") || body.contains("\"open\"")
+    }));
     let names = web.front.names();
     assert!(names.contains(&"push.test".to_owned()) && names.contains(&"tunnel.test".to_owned()), "{names:?}");
     let written = web.gateway().written();
@@ -349,4 +377,76 @@ fn no_identity_server_hears_of_an_address_that_is_removed_nor_of_an_account_that
     let direct = Request::new("POST", delete).bearer(&frank.access_token).body(removed("frank"));
     assert_eq!(direct.send(web.synapse.addr()).json()["id_server_unbind_result"], "success");
     assert_eq!((web.identity_servers_asked(), web.remembered(&frank)), (2, (json!(0), json!(0))));
+}
+
+#[test]
+fn no_identity_server_is_told_of_an_address_or_asked_for_one_unless_it_is_listed() {
+    let web = web();
+    let grace = web.synapse.register("grace", "a password", Role::User).unwrap();
+    let room = web.synapse.create_public_room(&grace, "Room", "of-grace").unwrap();
+    let named = |server: &str| {
+        json!({
+            "id_server": format!("{server}:{}", web.port()), "id_access_token": "token", "medium": "email",
+            "address": "heidi@example.org", "sid": "1", "client_secret": "secret",
+        })
+    };
+    let bind = "/_matrix/client/v3/account/3pid/bind";
+    let invite = format!("/_matrix/client/v3/rooms/{room}/invite");
+    let create = "/_matrix/client/v3/createRoom";
+    for (target, body) in
+        [(bind, named("is3.test")), (&invite, named("is3.test")), (create, json!({"invite_3pid": [named("is3.test")]}))]
+    {
+        let refused = web.through(&grace, "POST", target, &body.to_string());
+        assert_eq!((refused.status, refused.errcode().as_deref()), (403, Some("M_SERVER_NOT_TRUSTED")), "{target}");
+    }
+    let knows = |server: &str| web.front.names().iter().any(|name| name == server);
+    assert!(!knows("is3.test"));
+    // Users are invited, and rooms are made, as ever.
+    let made = web.through(&grace, "POST", create, "{\"name\":\"x\"}");
+    assert_eq!(made.status, 200, "{}", made.text());
+    let heidi = web.synapse.register("heidi", "a password", Role::User).unwrap();
+    let invited = web.through(&grace, "POST", &invite, &json!({"user_id": heidi.user_id}).to_string());
+    assert_eq!(invited.status, 200, "{}", invited.text());
+    // Where Synapse is led to one past the way in, one that is looked into hears nothing.
+    for (target, path) in [(bind, "/3pid/bind"), (&invite, "/hash_details")] {
+        let direct = Request::new("POST", target).bearer(&grace.access_token).json(&named("is.test"));
+        let refused = direct.send(web.synapse.addr());
+        assert!(refused.status >= 400, "{} {}", refused.status, refused.text());
+        assert!(!web.backend.requests().iter().any(|request| {
+            request.header("host").is_some_and(|host| host.starts_with("is.test"))
+                && request.target_text().contains(path)
+        }));
+    }
+    let records =
+        web.gateway().records_with(|record| record["rule"] == "identity_servers" && record["flow"] == "egress");
+    assert!(
+        records.iter().any(|record| record["endpoint"] == "identity_bind" && record["status"] == 403),
+        "{records:#?}"
+    );
+    // Without us it is told; what it answers, Synapse does not like.
+    Request::new("POST", bind).bearer(&grace.access_token).json(&named("is3.test")).send(web.synapse.addr());
+    assert!(knows("is3.test"));
+    assert!(web.asked("is3.test", "client_secret").target_text().ends_with("/3pid/bind"));
+}
+
+#[test]
+fn the_maker_of_a_captcha_does_not_learn_at_which_address_its_user_is() {
+    let web = web();
+    let register = |auth: Value| {
+        let body = json!({"username": "ivan", "password": "a password", "auth": auth});
+        Request::new("POST", "/_matrix/client/v3/register").json(&body).send(web.gateway().addr_of("clients"))
+    };
+    let first = register(json!({}));
+    assert_eq!(
+        (first.status, &first.json()["flows"][0]["stages"][0]),
+        (401, &json!("m.login.recaptcha")),
+        "{}",
+        first.text()
+    );
+    let auth = json!({"type": "m.login.recaptcha", "session": first.json()["session"], "response": "solved"});
+    let done = register(auth);
+    assert_eq!(done.json()["completed"], json!(["m.login.recaptcha"]), "{}\n{}", done.text(), web.synapse.log_tail());
+    let asked = web.asked("captcha.test", "solved");
+    assert_eq!(asked.target_text(), "/recaptcha/api/siteverify");
+    assert_eq!(String::from_utf8(asked.body).unwrap(), "secret=private&response=solved");
 }

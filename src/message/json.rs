@@ -76,9 +76,11 @@ impl<'a> Object<'a> {
         self.members.insert(place, Member { name: name.to_owned(), written, value: value.into() });
     }
 
-    /// Takes away all members but those of these names.
-    pub fn keep_only(&mut self, names: &[&str]) {
+    /// Takes away all members but those of these names, and tells whether there were any.
+    pub fn keep_only(&mut self, names: &[&str]) -> bool {
+        let before = self.members.len();
         self.members.retain(|member| names.contains(&&*member.name));
+        self.members.len() < before
     }
 }
 
@@ -161,7 +163,7 @@ mod tests {
     #[test]
     fn only_what_is_named_is_kept() {
         let mut object = Object::parse(br#"{"a":1,"b":2,"\u0061":3}"#).unwrap();
-        object.keep_only(&["a"]);
+        assert!(object.keep_only(&["a"]) && !object.keep_only(&["a"]));
         assert_eq!(Bytes::from(object), r#"{"a":1,"\u0061":3}"#);
     }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
 use http::header::{HeaderValue, RETRY_AFTER};
+use http::{Method, StatusCode};
 use serde_json::json;
 
 use super::Mode;
@@ -15,6 +15,7 @@ use super::permit::Permit;
 use super::plan::{Action, Gate, Guests, Outbound, Policy, Reading, RuleIndex};
 use crate::error::Kind;
 use crate::matrix::Host;
+use crate::matrix::classify::identity_behind;
 use crate::matrix::endpoint::Endpoint;
 use crate::message::Answer;
 use crate::problem::Location;
@@ -115,11 +116,9 @@ impl Policy {
     pub fn readings_of<'a>(&'a self, exchange: &Exchange<'_>) -> Vec<&'a Reading> {
         let endpoint = exchange.classified.raw;
         if !exchange.flow.is_inbound() {
-            let asked = exchange.destination.map(|_| self.outbound_readings.iter()).into_iter().flatten();
-            return asked
-                .filter(|(what, _)| is_asked(what, exchange.path, endpoint))
-                .map(|(_, reading)| reading)
-                .collect();
+            let asked = Asked::of(exchange);
+            let readings = exchange.destination.map(|_| self.outbound_readings.iter()).into_iter().flatten();
+            return readings.filter(|(what, _)| asked.is(what)).map(|(_, reading)| reading).collect();
         }
         // Synapse reads no body under another method.
         let is_served = || endpoint.methods().contains(&exchange.method.as_str());
@@ -179,9 +178,9 @@ impl Policy {
 
     /// The gates of what the proxy door is asked for, where it can be read.
     fn outbound_to<'a>(&'a self, exchange: &Exchange<'a>) -> impl Iterator<Item = &'a Gate> {
-        let (path, endpoint) = (exchange.path, exchange.classified.raw);
-        let asked = exchange.destination.map(|_| self.outbound.iter()).into_iter().flatten();
-        asked.filter(move |(what, _)| is_asked(what, path, endpoint)).map(|(_, gate)| gate)
+        let asked = Asked::of(exchange);
+        let gates = exchange.destination.map(|_| self.outbound.iter()).into_iter().flatten();
+        gates.filter(move |(what, _)| asked.is(what)).map(|(_, gate)| gate)
     }
 
     /// What no rule needs to look at: endpoints that are not served, and spellings that two readers would read differently.
@@ -208,11 +207,30 @@ impl Policy {
     }
 }
 
-/// Whether this is what is asked of somebody who is no homeserver.
-fn is_asked(what: &Outbound, path: &str, endpoint: Endpoint) -> bool {
-    match what {
-        Outbound::Path(exact) => path == *exact,
-        Outbound::Endpoint(one) => endpoint == *one,
+/// What is asked of somebody who is no homeserver.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    method: &'a Method,
+    path: &'a str,
+    query: Option<&'a str>,
+    endpoint: Endpoint,
+}
+
+impl<'a> Asked<'a> {
+    fn of(exchange: &Exchange<'a>) -> Self {
+        let Exchange { method, path, query, classified, .. } = *exchange;
+        Self { method, path, query, endpoint: classified.raw }
+    }
+
+    fn is(&self, what: &Outbound) -> bool {
+        match what {
+            Outbound::Path(exact) => self.path == *exact,
+            Outbound::Endpoint(one) => self.endpoint == *one,
+            Outbound::Identity(one) => {
+                let mut texts = [Some(self.path), self.query].into_iter().flatten();
+                texts.any(|text| identity_behind(self.method, text) == Some(*one))
+            }
+        }
     }
 }
 

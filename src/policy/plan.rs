@@ -41,6 +41,9 @@ pub enum Outbound {
     Path(&'static str),
     /// This endpoint.
     Endpoint(Endpoint),
+    /// This endpoint of an identity server. Synapse writes its path behind whatever it takes for the server's name, which may
+    /// be a path or a query of its own.
+    Identity(Endpoint),
 }
 
 /// A rule of a policy: its place in [`Policy::rules`].

@@ -32,7 +32,7 @@ impl Rule for Config {
     fn compile(&self, to: &mut Compiler<'_>) {
         let unsupported = Answer::text(StatusCode::NOT_FOUND, "Unbinding is not supported here\n");
         to.endpoint(Endpoint::IdentityUnbind).answer(unsupported.clone());
-        to.outbound(Outbound::Endpoint(Endpoint::IdentityUnbind)).answer(unsupported);
+        to.outbound(Outbound::Identity(Endpoint::IdentityUnbind)).answer(unsupported);
         to.endpoint(Endpoint::ThreepidUnbind).deny(Answer::unrecognized());
         for endpoint in [Endpoint::ThreepidDelete, Endpoint::Deactivate] {
             to.read(endpoint, MOST, BodyAction::UnbindNowhere);
@@ -113,7 +113,10 @@ mod tests {
             }
         };
         for path in ["v2/3pid/unbind", "api/v1/3pid/unbind"] {
-            assert_eq!(judged(&format!("https://is.test/_matrix/identity/{path}")), Some((404, None)), "{path}");
+            for prefix in ["", "/prefix", "/some/../pre%2Ffix", "/x?y=", "/_matrix/identity/v2/lookup?"] {
+                let url = format!("https://is.test{prefix}/_matrix/identity/{path}");
+                assert_eq!(judged(&url), Some((404, None)), "{url}");
+            }
             assert_eq!(judged(&format!("https://other.test/_matrix/identity/{path}")), None, "{path}");
         }
         assert_eq!(judged("https://is.test/_matrix/identity/v2/3pid/bind"), None);

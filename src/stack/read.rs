@@ -25,6 +25,11 @@ pub async fn read(
 ) -> Result<Option<Denial>, Error> {
     let is_made = |reading: &&Reading| match reading.action {
         BodyAction::UnbindNowhere => generation.leaves.answer_for_unbinding(),
+        BodyAction::OnlyIdentityServers(..)
+        | BodyAction::OnlyEventIds
+        | BodyAction::OnlyPushGateways(_)
+        | BodyAction::ReduceNotification
+        | BodyAction::WithoutRemoteAddress => true,
     };
     let readings = || readings.iter().copied().filter(is_made);
     let Some(most) = readings().map(|reading| reading.most).max() else { return Ok(None) };

@@ -194,3 +194,38 @@ fn a_rule_that_only_tells_counts_what_it_would_change_and_refuse() {
     let record = told.iter().find(|record| record["rule"] == "threepid_unbind").unwrap();
     assert_eq!((record["mode"].as_str(), record["decision"].as_str()), (Some("report"), Some("permit")));
 }
+
+#[test]
+fn no_unlisted_identity_server_and_no_unlisted_push_gateway_reaches_synapse() {
+    let policy = "[rules.identity_servers]\nservers = [\"is.test\"]\n[rules.push]\ngateways = [\"push.test\"]\n";
+    let doors = Doors::new(policy);
+    let invited = |server: &str| format!("{{ \"medium\":\"email\",\"address\":\"a@b\", \"id_server\":\"{server}\" }}");
+    let room = |server: &str| format!("{{\"name\":\"{}\",\"invite_3pid\":[{}]}}", "x".repeat(200_000), invited(server));
+    let paths = ["account/3pid/bind", "rooms/!a:b/invite"].map(|path| format!("/_matrix/client/v3/{path}"));
+    for path in &paths {
+        assert_matrix_error(&doors.post(path, &invited("evil.test")), 403, "M_SERVER_NOT_TRUSTED");
+    }
+    let create = "/_matrix/client/v3/createRoom";
+    assert_matrix_error(&doors.post(create, &room("evil.test")), 403, "M_SERVER_NOT_TRUSTED");
+    assert_matrix_error(&doors.post(create, "[]"), 400, "M_BAD_JSON");
+    let set = "/_matrix/client/v3/pushers/set";
+    let pusher = |host: &str, more: &str| {
+        format!("{{\"kind\":\"http\", \"data\":{{\"url\":\"https://{host}/_matrix/push/v1/notify\"{more}}}}}")
+    };
+    assert_matrix_error(&doors.post(set, &pusher("evil.test", "")), 403, "M_FORBIDDEN");
+    assert_matrix_error(&doors.post(set, &pusher("push.test@evil.test", "")), 403, "M_FORBIDDEN");
+    assert!(doors.upstream.requests().is_empty());
+    // What is listed passes as it was written, or with its one change.
+    for path in &paths {
+        assert_eq!(doors.arrives(path, &invited("IS.test:443")), invited("IS.test:443"));
+    }
+    assert_eq!(doors.arrives(create, &room("is.test")), room("is.test"));
+    assert_eq!(doors.arrives(&paths[1], ""), "");
+    let full = ",\"format\":\"full\",\"x\":1.0";
+    let expected = pusher("push.test", ",\"format\":\"event_id_only\",\"x\":1.0").replace(", ", ",");
+    assert_eq!(doors.arrives(set, &pusher("push.test", full)), expected);
+    let records = doors.gateway.records_with(|record| record["rule"] == "push");
+    let rules: Vec<_> = records.iter().filter_map(|record| record["rule"].as_str()).collect();
+    assert_eq!(&rules[..4], ["identity_servers"; 4]);
+    assert!(!doors.gateway.written().contains("evil.test"));
+}

@@ -123,7 +123,7 @@ fn roots(pem: &str) -> RootCertStore {
 fn what_is_looked_into_passes_the_same_chain_and_arrives_whole() {
     let world = World::new(|_| ok());
     let body = "x".repeat(200_000);
-    let target = "/_matrix/push/v1/notify?x=%7e;/..//y";
+    let target = "/_matrix/push/v1/other?x=%7e;/..//y";
     let (status, all) = world.ask(
         "push.test",
         &format!("POST {target}"),
@@ -165,6 +165,51 @@ fn statistics_and_unbinding_are_answered_here() {
     assert_eq!(rules, ["usage_stats", "threepid_unbind", "threepid_unbind"]);
     assert_eq!(world.ask("stats.test", "PUT /report-usage-stats/other", "", "{}").0, 200);
     assert_eq!(world.backend.requests().len(), 1);
+}
+
+#[test]
+fn of_what_synapse_tells_others_less_arrives() {
+    let world = World::new(|_| ok());
+    let arrived = |target: &str, content_type: &str, body: &str| {
+        let fields = format!("Content-Type: {content_type}\r\n");
+        assert_eq!(world.ask("push.test", &format!("POST {target}"), &fields, body).0, 200, "{target}");
+        let arrived = world.backend.last().unwrap();
+        assert_eq!(arrived.header("content-length"), Some(&*arrived.body.len().to_string()));
+        assert_eq!((arrived.target_text().as_str(), arrived.header("content-type")), (target, Some(content_type)));
+        String::from_utf8(arrived.body).unwrap()
+    };
+    let secret = "\u{e9}".repeat(100_000);
+    let notification = format!(
+        r#"{{"notification":{{"event_id":"$e","room_id":"!r","prio":"high","sender":"@a:b","content":{{"body":"{secret}"}},"devices":[{{"app_id":"a","pushkey":"k","tweaks":{{"sound":"x"}}}}]}}}}"#
+    );
+    assert_eq!(
+        arrived("/_matrix/push/v1/notify", "application/json", &notification),
+        r#"{"notification":{"event_id":"$e","room_id":"!r","prio":"high","devices":[{"app_id":"a","pushkey":"k"}]}}"#
+    );
+    let form = "application/x-www-form-urlencoded";
+    assert_eq!(
+        arrived("/recaptcha/api/siteverify", form, "secret=s&remoteip=192.0.2.7&response=r"),
+        "secret=s&response=r"
+    );
+    assert_eq!(arrived("/recaptcha/api/other", form, "secret=s&remoteip=192.0.2.7"), "secret=s&remoteip=192.0.2.7");
+    assert_eq!(arrived("/_matrix/identity/api/v1/validate/msisdn/requestToken", form, "{ }"), "{ }");
+    let before = world.backend.requests().len();
+    let too_large = format!("{{\"notification\":\"{}\"}}", "x".repeat(512 * 1024));
+    assert_eq!(world.ask("push.test", "POST /_matrix/push/v1/notify", "", &too_large).0, 413);
+    for (line, status) in [
+        ("POST /_matrix/identity/v2/lookup", 403),
+        ("POST /x/../y/_matrix/identity/v2/3pid/bind", 403),
+        ("POST /x?y=/_matrix/identity/v2/store-invite", 403),
+        ("GET /_matrix/identity/v2/hash_details?access_token=t", 403),
+        ("POST /_matrix/identity/api/v1/bulk_lookup", 404),
+        ("GET /_matrix/identity/api/v1/lookup?medium=email&address=a", 404),
+    ] {
+        assert_eq!(world.ask("push.test", line, "", "").0, status, "{line}");
+    }
+    assert_eq!(world.backend.requests().len(), before);
+    assert!(
+        world.gateway.records(8).iter().any(|record| record["rule"] == "identity_servers" && record["status"] == 403)
+    );
 }
 
 #[test]
