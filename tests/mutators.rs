@@ -82,7 +82,7 @@ fn an_edited_body_reads_to_synapse_as_before_but_for_one_name() {
     let (mut tried, most) = (Vec::new(), 10_000 * budget().as_secs() as usize);
     while tried.len() < 1000 || Instant::now() < until && tried.len() < most {
         let object = bodies::object(&mut random, 3).into_bytes();
-        let spoiled = mutate(&mut random, &[object.clone()], words);
+        let spoiled = mutate(&mut random, std::slice::from_ref(&object), words);
         tried.extend([object, spoiled]);
     }
     let (edited, refused) = bodies::held_against_python(&tried);

@@ -52,7 +52,7 @@ pub fn flow(path: &str) -> Flow {
 
 /// Finds the endpoint of an identity server whose path stands at the end of a text, whatever stands before it.
 pub fn identity_behind(method: &Method, text: &str) -> Option<Endpoint> {
-    let found = find(method, text[text.rfind(IDENTITY)?..].as_bytes());
+    let found = find(method, &text.as_bytes()[text.rfind(IDENTITY)?..]);
     (found.api() == Api::Identity).then_some(found)
 }
 

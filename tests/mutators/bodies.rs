@@ -63,7 +63,7 @@ fn value(random: &mut Random, depth: usize) -> String {
 }
 
 fn space(random: &mut Random) -> &'static str {
-    *random.pick::<&str>(&["", "", " ", "\n", "\t\r"])
+    random.pick::<&str>(&["", "", " ", "\n", "\t\r"])
 }
 
 /// What becomes of these bodies, as Python reads it; how many were edited, and how many of those that Python reads were refused.
