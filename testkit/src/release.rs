@@ -6,10 +6,17 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use crate::error::{Context, Error, Result};
+use crate::venv;
 
 /// Builds it if need be, and returns its path. Cargo says on standard error what it does.
 pub fn gateway() -> Result<PathBuf> {
     build(Path::new(ROOT), &["--locked", "--package", "mantlet", "--bin", "mantlet"])
+}
+
+/// Builds the proxy of Pingora that measurements compare with, and returns its path. The first time takes minutes.
+pub fn pingora() -> Result<PathBuf> {
+    let target = venv::target_directory().join("pingora").display().to_string();
+    build(&Path::new(ROOT).join("benches/peers/pingora"), &["--target-dir", &target])
 }
 
 fn build(directory: &Path, arguments: &[&str]) -> Result<PathBuf> {

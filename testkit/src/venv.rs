@@ -60,7 +60,7 @@ pub(crate) fn js_sdk(npm: &OsStr) -> Result<PathBuf> {
 }
 
 /// Cargo's target directory: `CARGO_TARGET_DIR`, else `target` in the workspace.
-fn target_directory() -> PathBuf {
+pub(crate) fn target_directory() -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
     // `join` keeps an absolute path as it is.
     workspace.join(std::env::var_os("CARGO_TARGET_DIR").filter(|dir| !dir.is_empty()).unwrap_or("target".into()))

@@ -25,6 +25,7 @@ pub enum Kind {
     Haproxy,
     Caddy,
     Envoy,
+    Pingora,
 }
 
 /// A proxy, and what it is made to do besides what all do.
@@ -88,13 +89,14 @@ impl Kind {
             Kind::Haproxy => "HAProxy",
             Kind::Caddy => "Caddy",
             Kind::Envoy => "Envoy",
+            Kind::Pingora => "Pingora",
         }
     }
 
-    /// What Debian has to bring. Mantlet is built here, and PyPI has Envoy.
+    /// What Debian has to bring. Mantlet and Pingora are built here, and PyPI has Envoy.
     pub fn tool(self) -> Option<Tool> {
         match self {
-            Kind::Mantlet | Kind::Envoy => None,
+            Kind::Mantlet | Kind::Envoy | Kind::Pingora => None,
             Kind::Nginx => Some(Tool::Nginx),
             Kind::Haproxy => Some(Tool::Haproxy),
             Kind::Caddy => Some(Tool::Caddy),
@@ -110,6 +112,7 @@ impl Kind {
     pub fn obtain(self) -> Result<Option<PathBuf>> {
         match self {
             Kind::Mantlet => release::gateway().map(Some),
+            Kind::Pingora => release::pingora().map(Some),
             Kind::Envoy => venv::envoy().map(Some),
             Kind::Nginx | Kind::Haproxy | Kind::Caddy => Ok(None),
         }
@@ -128,6 +131,7 @@ impl Kind {
             Kind::Mantlet | Kind::Caddy => "version",
             Kind::Nginx | Kind::Haproxy => "-v",
             Kind::Envoy => return Ok(format!("Envoy {}", venv::ENVOY)),
+            Kind::Pingora => return Ok("Pingora 0.9".into()),
         };
         let output = Command::new(self.program()?).arg(flag).output();
         let output = output.map_err(|error| Error::caused(format!("ask {} for its version", self.name()), error))?;
@@ -266,6 +270,11 @@ impl Contender {
     /// Writes its files, and returns its arguments.
     fn configure(&self, directory: &Path, plain: u16, tls: u16, origin: SocketAddr) -> Result<Vec<String>> {
         let (name, template, arguments): (_, _, &[&str]) = match self.kind {
+            Kind::Pingora => {
+                let fields = if self.fields == Fields::Stripped { "strip" } else { "keep" };
+                let home = directory.display().to_string();
+                return Ok(vec![plain.to_string(), tls.to_string(), origin.to_string(), home, fields.into()]);
+            }
             Kind::Mantlet => ("mantlet.toml", include_str!("../config/mantlet.toml"), &["run", "--config"]),
             Kind::Nginx => ("nginx.conf", include_str!("../config/nginx.conf"), &["-c"]),
             Kind::Haproxy => ("haproxy.cfg", include_str!("../config/haproxy.cfg"), &["-db", "-f"]),
