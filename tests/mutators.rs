@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
+#[path = "mutators/bodies.rs"]
+mod bodies;
 #[path = "mutators/framing.rs"]
 mod framing;
 #[path = "support/mod.rs"]
@@ -56,6 +58,40 @@ fn what_is_forwarded_reads_as_one_request_to_whoever_reads_it() {
             });
         }
     });
+}
+
+#[test]
+fn an_edited_body_reads_to_synapse_as_before_but_for_one_name() {
+    let words: &[&[u8]] = &[
+        b"\"id_server\":",
+        b"\"id\\u005fserver\":1,",
+        b"\\",
+        b"\"",
+        b"{",
+        b"}",
+        b",",
+        b":",
+        b"\xef\xbb\xbf",
+        b"\\ud800",
+        b"NaN",
+        b"\0",
+        b"\xff",
+    ];
+    let (mut random, until) = (Random::new(0x626f_6479), Instant::now() + budget());
+    // Python is slower than we are.
+    let (mut tried, most) = (Vec::new(), 10_000 * budget().as_secs() as usize);
+    while tried.len() < 1000 || Instant::now() < until && tried.len() < most {
+        let object = bodies::object(&mut random, 3).into_bytes();
+        let spoiled = mutate(&mut random, std::slice::from_ref(&object), words);
+        tried.extend([object, spoiled]);
+    }
+    let (edited, refused) = bodies::held_against_python(&tried);
+    println!("{} tried, {edited} edited, {refused} refused that Python reads", tried.len());
+    assert!(
+        edited > tried.len() / 3 && refused > 0 && refused < tried.len() / 10,
+        "{edited} {refused} of {}",
+        tried.len()
+    );
 }
 
 #[test]

@@ -17,6 +17,7 @@ use crate::config::compiled::Compiled;
 use crate::config::egress::Ca as Files;
 use crate::config::gateway::Gateway;
 use crate::homeserver::{self, Homeserver};
+use crate::policy::egress::UNBINDING;
 use crate::problem::{Problem, Problems};
 use crate::tls::ca::{self, Authority};
 
@@ -71,6 +72,7 @@ impl Init {
     fn run(self, gateway: &Gateway, output: &Output) -> Result<(), Problems> {
         let Files { certificate, key } = files(gateway)?;
         let policy = Compiled::read(&gateway.policy)?.policy;
+        let unbinding = policy.unbinding().map(|_| UNBINDING.to_owned());
         let mut names: BTreeSet<_> = policy.egress().intercepted().map(|(name, _)| name.to_owned()).collect();
         for host in self.hosts {
             if !crate::addresses::is_host_name(&host) {
@@ -78,6 +80,7 @@ impl Init {
             }
             names.insert(host.to_ascii_lowercase());
         }
+        names.extend(unbinding);
         if names.is_empty() {
             return Err(Problem::new("the policy wants no host to be looked into, so there is nobody to vouch for")
                 .help(
@@ -85,6 +88,8 @@ impl Init {
                 )
                 .into());
         }
+        // It is in every authority, so that a rule can be turned on later.
+        names.insert(UNBINDING.to_owned());
         let made = ca::make(&names)?;
         // The key first: a certificate without one is seen at once.
         write(key, &made.key, 0o600, self.force)?;

@@ -13,8 +13,8 @@ use crate::config::gateway::{Door, Gateway};
 use crate::config::notary_key::NotaryKey;
 use crate::homeserver::{self, Homeserver, Remembered, Surroundings, Weight};
 use crate::origin::NameServers;
-use crate::policy::Policy;
 use crate::policy::egress::Unread;
+use crate::policy::{Mode, Policy};
 use crate::problem::Problems;
 use crate::tls;
 use crate::tls::leaves::Interception;
@@ -87,6 +87,8 @@ impl Check {
         }
         let policy = &compiled.policy;
         let has_proxy = gateway.listeners.iter().any(|listener| listener.door == Door::Proxy);
+        // A policy that is looked at by itself says nothing of doors.
+        let open = self.policy.policy.is_none().then(|| left_open(policy, &gateway)).flatten();
         let notary = gateway.egress.notary_key.as_deref().map(NotaryKey::read).transpose()?;
         let notary = homeserver::notary_lines(&gateway, notary.as_ref());
         let rules: Vec<_> = policy.rules().iter().filter(|rule| rule.location.is_some()).collect();
@@ -99,12 +101,13 @@ impl Check {
                     rules.iter().map(|rule| format!("{} ({})", rule.name, rule.mode.as_str())).collect();
                 let notary = notary.as_ref().map(|lines| format!("\nin homeserver.yaml:\n{lines}")).unwrap_or_default();
                 format!(
-                    "{}: good\n  rules  {}\n  tests  {} passed\n  digest {}{}{notary}",
+                    "{}: good\n  rules  {}\n  tests  {} passed\n  digest {}{}{}{notary}",
                     policy.name(),
                     names.join(", "),
                     compiled.tests.len(),
                     policy.digest(),
-                    if has_proxy { way_out(policy, &possible) } else { String::new() }
+                    if has_proxy { way_out(policy, &possible) } else { String::new() },
+                    open.as_ref().map(|open| format!("\n  open   {open}")).unwrap_or_default()
                 )
             },
             || {
@@ -118,6 +121,7 @@ impl Check {
                     })).collect::<Vec<_>>(),
                     "intercepted": possible.egress().intercepted().map(|(name, _)| name).collect::<Vec<_>>(),
                     "unread": unread(policy, &possible).map(|(name, _)| name).collect::<Vec<_>>(),
+                    "open": open,
                     "homeserver_yaml": notary,
                     "merged": self.print.then_some(&compiled.print),
                 })
@@ -172,4 +176,17 @@ fn way_out(stated: &Policy, possible: &Policy) -> String {
 fn unread<'a>(stated: &'a Policy, possible: &'a Policy) -> impl Iterator<Item = (&'a str, Unread)> {
     let is_read = |host: &str| possible.egress().intercepted().any(|(name, _)| name == host);
     stated.egress().half_open().filter(move |(name, _)| !is_read(name))
+}
+
+/// What the policy wants to be closed, and this gateway cannot close.
+fn left_open(policy: &Policy, gateway: &Gateway) -> Option<String> {
+    let reading = policy.unbinding().filter(|reading| reading.mode == Mode::Enforce)?;
+    let has_proxy = gateway.listeners.iter().any(|listener| listener.door == Door::Proxy);
+    let why = match (has_proxy, &gateway.egress.ca) {
+        (true, Some(_)) => return None,
+        (true, None) => "[egress.ca] names no authority",
+        (false, _) => "there is no proxy door",
+    };
+    let rule = policy.rule(reading.rule).name;
+    Some(format!("{rule}: who removes an address or deactivates an account is told of to identity servers, for {why}"))
 }

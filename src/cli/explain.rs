@@ -16,7 +16,7 @@ use crate::message::Answer;
 use crate::policy::decision::Need;
 use crate::policy::plan::Edit;
 use crate::policy::selftest::{Finding, Probe, Seen, Supposed};
-use crate::policy::{Decision, Gate, Policy, TokenVerdict};
+use crate::policy::{Decision, Gate, Policy, Reading, TokenVerdict};
 use crate::problem::{Location, Problems};
 use crate::stack::canonical;
 use crate::tls::leaves::Interception;
@@ -30,6 +30,9 @@ pub(super) struct Explain {
     /// A field of the request: "Name: value"
     #[arg(short = 'H', long = "header", value_name = "FIELD")]
     headers: Vec<String>,
+    /// The body of the request
+    #[arg(long, value_name = "TEXT")]
+    body: Option<String>,
     /// The direction, where the path does not tell it
     #[arg(long, value_enum)]
     flow: Option<FlowArgument>,
@@ -103,6 +106,7 @@ impl Explain {
                 header.split_once(':').ok_or_else(|| format!("`{header}` is not of the form \"Name: value\""))?;
             probe.header(name, value)?;
         }
+        probe.body = self.body.clone().map(Into::into);
         let flow = self.flow.map(|flow| match flow {
             FlowArgument::Client => Flow::Client,
             FlowArgument::Federation => Flow::Federation,
@@ -169,6 +173,9 @@ fn text(
         page.line("another way", format!("{rule} ({}): {}{place}", reroute.mode.as_str(), reroute.to.describe()));
     }
     page.section("request edits", policy.request_edits(finding.flow).iter().map(|edit| edited(edit, policy)));
+    if !finding.readings.is_empty() {
+        page.section("body", finding.readings.iter().map(|reading| read(reading, policy)));
+    }
     page.section("response edits", policy.response_edits(finding.flow).iter().map(|edit| edited(edit, policy)));
     if let Some(token) = &finding.token {
         page.line("token", token_words(token));
@@ -182,6 +189,9 @@ fn text(
     if let Some(reported) = finding.verdict.reported {
         let rule = policy.rule(reported.rule).name;
         page.line("reported", format!("{rule} would {} it, in report mode", reported.action));
+    }
+    if let Some(body) = &finding.body {
+        page.line("sent body", String::from_utf8_lossy(body));
     }
     match refusal {
         None => page.line("decision", decision_words(finding, policy)),
@@ -279,6 +289,11 @@ fn structure(
             "rule": policy.rule(reroute.rule).name, "mode": reroute.mode.as_str(), "to": reroute.to.describe(),
             "location": reroute.location,
         })),
+        "body": finding.readings.iter().map(|reading| json!({
+            "rule": policy.rule(reading.rule).name, "mode": reading.mode.as_str(), "action": reading.action.describe(),
+            "location": reading.location,
+        })).collect::<Vec<_>>(),
+        "sent_body": finding.body.as_ref().map(|body| String::from_utf8_lossy(body)),
         "response_edits": edits(policy.response_edits(finding.flow)),
         "token": finding.token.as_ref().map(TokenVerdict::class),
         "decision": if refusal.is_some() { "deny" } else { seen.outcome },
@@ -309,6 +324,11 @@ fn described(gate: &Gate, pattern: Option<&str>, policy: &Policy) -> String {
 fn edited(edit: &Edit, policy: &Policy) -> String {
     let rule = policy.rule(edit.rule).name;
     format!("{rule} ({}): {}{}", edit.mode.as_str(), edit.edit.describe(), place(edit.location.as_ref()))
+}
+
+fn read(reading: &Reading, policy: &Policy) -> String {
+    let rule = policy.rule(reading.rule).name;
+    format!("{rule} ({}): {}{}", reading.mode.as_str(), reading.action.describe(), place(reading.location.as_ref()))
 }
 
 fn place(location: Option<&Location>) -> String {

@@ -27,7 +27,7 @@ use crate::observe::access::{Decision, Writer};
 use crate::observe::metrics::{self, TunnelMetrics, WEB};
 use crate::origin::{Destination, Web};
 use crate::policy::RuleIndex;
-use crate::policy::egress::Way;
+use crate::policy::egress::{Way, is_reserved};
 use crate::snapshot::Current;
 use crate::stack::forward::{NAME, Refusal, Terms};
 use crate::stack::{Parts, Peer};
@@ -118,7 +118,7 @@ impl Proxy {
         draining: Pin<&mut impl Future<Output = ()>>,
     ) -> Option<(Destination, TlsStream<Rewound<IO>>)> {
         let admitted = self.terms.admit(credentials.iter().map(Vec::as_slice));
-        if let Err(refusal) = admitted.and_then(|()| self.terms.leads_to(to.port)) {
+        if let Err(refusal) = admitted.and_then(|()| self.terms.leads_to(&to.host, to.port)) {
             asked.came_to(metrics::Tunnel::Refused, Decision::Deny, Some(NAME));
             asked.answer(&mut io, &refusal.answer(), None).await;
             return None;
@@ -135,6 +135,14 @@ impl Proxy {
         }
         if let Some(leaf) = generation.leaves.of(&to.host) {
             return Some((to, self.intercept(io, Arc::clone(leaf), asked).await?));
+        }
+        // Without an authority nobody is led there by us.
+        if is_reserved(&to.host) {
+            let denial = generation.policy.unbound_nowhere();
+            generation.counters(denial.rule).answer.inc();
+            asked.came_to(metrics::Tunnel::Refused, Decision::Answer, Some(generation.policy.rule(denial.rule).name));
+            asked.answer(&mut io, &denial.answer, None).await;
+            return None;
         }
         // One that is to be looked into, and cannot be, does not pass unread.
         let is_tunnel = generation.policy.egress().way(&to.host).0 == Way::Tunnel;

@@ -50,6 +50,12 @@ pub fn flow(path: &str) -> Flow {
     }
 }
 
+/// Finds the endpoint of an identity server whose path stands at the end of a text, whatever stands before it.
+pub fn identity_behind(method: &Method, text: &str) -> Option<Endpoint> {
+    let found = find(method, &text.as_bytes()[text.rfind(IDENTITY)?..]);
+    (found.api() == Api::Identity).then_some(found)
+}
+
 fn find(method: &Method, path: &[u8]) -> Endpoint {
     if method == Method::OPTIONS && unknown(path) != Endpoint::Unserved {
         return Endpoint::Preflight;
@@ -79,6 +85,7 @@ fn unknown(path: &[u8]) -> Endpoint {
     }
 }
 
+const IDENTITY: &str = "/_matrix/identity/";
 const UNBIND: [&[u8]; 2] = [b"/_matrix/identity/v2/3pid/unbind", b"/_matrix/identity/api/v1/3pid/unbind"];
 
 /// The segments of a path that begins with one slash; none of any other.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::Request;
 use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use memchr::memmem;
 use tokio::time::{Instant, Sleep};
@@ -218,6 +219,26 @@ impl RequestBody {
     pub fn new(incoming: Incoming, flow: Rc<BodyFlow>, limit: u64, idle: Duration) -> Self {
         let source = if incoming.is_end_stream() { Upload::Nothing } else { Upload::Stream(incoming) };
         Self { source, flow, limit, idle, timer: None }
+    }
+
+    /// All of it; `None` where it is longer than `most`.
+    ///
+    /// # Errors
+    /// Whatever is wrong with it.
+    pub async fn whole_within(mut self, most: usize) -> Result<Option<Bytes>, Error> {
+        let is_too_long = |lower: u64| usize::try_from(lower).is_ok_and(|lower| lower > most);
+        if is_too_long(http_body::Body::size_hint(&self).lower()) {
+            return Ok(None);
+        }
+        let mut collected = BytesMut::new();
+        while let Some(frame) = self.frame().await {
+            let Ok(data) = frame?.into_data() else { continue };
+            if collected.len() + data.len() > most {
+                return Ok(None);
+            }
+            collected.extend_from_slice(&data);
+        }
+        Ok(Some(collected.freeze()))
     }
 
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {

@@ -1,7 +1,8 @@
-//! The parts of a message that the gateway makes or takes away: bodies, hop-by-hop fields, its own answers.
+//! The parts of a message that the gateway makes, changes or takes away: bodies, JSON in them, hop-by-hop fields, its own answers.
 
 pub mod body;
 pub mod hop;
+pub mod json;
 pub mod respond;
 
 pub use body::{Body, BoxRequest, RequestBody};

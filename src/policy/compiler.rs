@@ -7,14 +7,15 @@ use http::StatusCode;
 use ipnet::IpNet;
 
 use super::Mode;
+use super::body::BodyAction;
 use super::edit::HeadEdit;
 use super::egress::Egress;
 use super::limiter::Limiter;
 use super::matcher::When;
 use super::paths::{PathGates, PathPattern};
 use super::plan::{
-    Action, Destination, Edit, Edits, Gate, Guests, Opened, Outbound, Plan, Policy, Reroute, RuleIndex, RuleInfo,
-    TargetEdit,
+    Action, Destination, Edit, Edits, Gate, Guests, Opened, Outbound, Plan, Policy, Reading, Reroute, RuleIndex,
+    RuleInfo, TargetEdit,
 };
 use crate::document::Sources;
 use crate::matrix::Flow;
@@ -32,6 +33,7 @@ pub struct Compiler<'a> {
     flows: [Edits; Flow::ALL.len()],
     egress: Egress,
     outbound: Vec<(Outbound, Gate)>,
+    outbound_readings: Vec<(Outbound, Reading)>,
     /// What the next instruction comes from.
     origin: Origin,
 }
@@ -88,6 +90,7 @@ impl<'a> Compiler<'a> {
             flows: Default::default(),
             egress: Egress::default(),
             outbound: Vec::new(),
+            outbound_readings: Vec::new(),
             origin: Origin { rule: RuleIndex::SURFACE, mode: Mode::Enforce, location: None, span: 0..0 },
         }
     }
@@ -162,6 +165,18 @@ impl<'a> Compiler<'a> {
         self.plans[endpoint.index()].opened = Some(Opened { rule, location, networks });
     }
 
+    /// Reads bodies of requests to this endpoint, of at most so many bytes.
+    pub fn read(&mut self, endpoint: Endpoint, most: usize, action: BodyAction) {
+        let reading = self.reading(most, action);
+        self.plans[endpoint.index()].readings.push(reading);
+    }
+
+    /// Reads bodies of what Synapse asks those who are no homeservers, where they can be read.
+    pub fn read_outbound(&mut self, what: Outbound, most: usize, action: BodyAction) {
+        let reading = self.reading(most, action);
+        self.outbound_readings.push((what, reading));
+    }
+
     /// Moves the token of requests to this endpoint out of the query.
     pub fn move_token(&mut self, endpoint: Endpoint) {
         let Origin { rule, mode, location, .. } = self.origin.clone();
@@ -201,6 +216,8 @@ impl<'a> Compiler<'a> {
             self.problems.push(problem.help("name endpoints instead of paths: `mantlet rules endpoints` lists them"));
             PathGates::default()
         });
+        let readings = self.plans.iter().flat_map(|plan| &plan.readings);
+        let unbinding = readings.into_iter().find(|reading| reading.action == BodyAction::UnbindNowhere).cloned();
         Policy {
             name: title.name,
             digest: title.digest,
@@ -211,7 +228,14 @@ impl<'a> Compiler<'a> {
             flows: self.flows,
             egress: self.egress,
             outbound: self.outbound,
+            outbound_readings: self.outbound_readings,
+            unbinding,
         }
+    }
+
+    fn reading(&self, most: usize, action: BodyAction) -> Reading {
+        let Origin { rule, mode, location, .. } = self.origin.clone();
+        Reading { rule, mode, location, most, action }
     }
 
     fn edit(&self, edit: HeadEdit) -> Edit {

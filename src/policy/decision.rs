@@ -3,18 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
 use http::header::{HeaderValue, RETRY_AFTER};
+use http::{Method, StatusCode};
 use serde_json::json;
 
 use super::Mode;
-use super::egress::Way;
+use super::egress::{self, Way};
 use super::exchange::{Exchange, KeysOf, Registration, TokenVerdict};
 use super::matcher::contains;
 use super::permit::Permit;
-use super::plan::{Action, Gate, Guests, Outbound, Policy, RuleIndex};
+use super::plan::{Action, Gate, Guests, Outbound, Policy, Reading, RuleIndex};
 use crate::error::Kind;
 use crate::matrix::Host;
+use crate::matrix::classify::identity_behind;
 use crate::matrix::endpoint::Endpoint;
 use crate::message::Answer;
 use crate::problem::Location;
@@ -102,11 +103,37 @@ impl Policy {
         }
     }
 
+    /// What whoever asks for the reserved name gets, whatever the question: what Synapse takes for "not supported".
+    pub fn unbound_nowhere(&self) -> Denial {
+        let answer = Answer::text(StatusCode::NOT_FOUND, "Unbinding is not supported here\n");
+        match self.unbinding() {
+            Some(reading) => Denial { rule: reading.rule, location: reading.location.clone(), answer },
+            None => Denial { rule: RuleIndex::EGRESS, location: None, answer },
+        }
+    }
+
+    /// What the body of this exchange is to be read for, once it is permitted.
+    pub fn readings_of<'a>(&'a self, exchange: &Exchange<'_>) -> Vec<&'a Reading> {
+        let endpoint = exchange.classified.raw;
+        if !exchange.flow.is_inbound() {
+            let asked = Asked::of(exchange);
+            let readings = exchange.destination.map(|_| self.outbound_readings.iter()).into_iter().flatten();
+            return readings.filter(|(what, _)| asked.is(what)).map(|(_, reading)| reading).collect();
+        }
+        // Synapse reads no body under another method.
+        let is_served = || endpoint.methods().contains(&exchange.method.as_str());
+        let readings = self.readings(endpoint);
+        if readings.is_empty() || !is_served() { Vec::new() } else { readings.iter().collect() }
+    }
+
     /// Judges an exchange.
     pub fn decide(self: &Arc<Self>, exchange: &Exchange<'_>) -> Verdict {
         let mut reported = None;
         if let Some(denial) = exchange.destination.and_then(|host| self.closed_way(host)) {
             return Verdict { decision: Decision::Deny(denial), reported };
+        }
+        if exchange.destination.is_some_and(egress::is_reserved) {
+            return Verdict { decision: Decision::Answer(self.unbound_nowhere()), reported };
         }
         for step in self.steps(exchange) {
             let gate = match step {
@@ -151,13 +178,9 @@ impl Policy {
 
     /// The gates of what the proxy door is asked for, where it can be read.
     fn outbound_to<'a>(&'a self, exchange: &Exchange<'a>) -> impl Iterator<Item = &'a Gate> {
-        let (path, endpoint) = (exchange.path, exchange.classified.raw);
-        let asked = exchange.destination.map(|_| self.outbound.iter()).into_iter().flatten();
-        let is_asked = move |what: &Outbound| match what {
-            Outbound::Path(exact) => path == *exact,
-            Outbound::Endpoint(one) => endpoint == *one,
-        };
-        asked.filter(move |(what, _)| is_asked(what)).map(|(_, gate)| gate)
+        let asked = Asked::of(exchange);
+        let gates = exchange.destination.map(|_| self.outbound.iter()).into_iter().flatten();
+        gates.filter(move |(what, _)| asked.is(what)).map(|(_, gate)| gate)
     }
 
     /// What no rule needs to look at: endpoints that are not served, and spellings that two readers would read differently.
@@ -181,6 +204,33 @@ impl Policy {
             return Some(RuleIndex::SPELLING);
         }
         None
+    }
+}
+
+/// What is asked of somebody who is no homeserver.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    method: &'a Method,
+    path: &'a str,
+    query: Option<&'a str>,
+    endpoint: Endpoint,
+}
+
+impl<'a> Asked<'a> {
+    fn of(exchange: &Exchange<'a>) -> Self {
+        let Exchange { method, path, query, classified, .. } = *exchange;
+        Self { method, path, query, endpoint: classified.raw }
+    }
+
+    fn is(&self, what: &Outbound) -> bool {
+        match what {
+            Outbound::Path(exact) => self.path == *exact,
+            Outbound::Endpoint(one) => self.endpoint == *one,
+            Outbound::Identity(one) => {
+                let mut texts = [Some(self.path), self.query].into_iter().flatten();
+                texts.any(|text| identity_behind(self.method, text) == Some(*one))
+            }
+        }
     }
 }
 

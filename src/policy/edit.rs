@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::HeaderMap;
-use http::header::{HeaderName, HeaderValue, USER_AGENT};
+use http::header::{ACCEPT_LANGUAGE, HeaderName, HeaderValue, USER_AGENT};
 
 /// One change to the fields of a message.
 #[derive(Clone, Debug)]
@@ -16,6 +16,8 @@ pub enum HeadEdit {
     ClassifyAgent,
     /// Leaves of `User-Agent` the name of the product, without its version.
     Product,
+    /// Where Synapse fetches a preview of a link: says neither who does, nor in which language.
+    NeutralPreview,
     /// Sets a field to this one value, whatever it was.
     Set(HeaderName, HeaderValue),
 }
@@ -100,6 +102,12 @@ impl HeadEdit {
                     headers.insert(USER_AGENT, product);
                 }
             }
+            HeadEdit::NeutralPreview => {
+                if is_preview(headers) {
+                    headers.insert(USER_AGENT, HeaderValue::from_static("Mozilla/5.0 (compatible)"));
+                    headers.remove(ACCEPT_LANGUAGE);
+                }
+            }
             HeadEdit::Set(name, value) => {
                 headers.insert(name, value.clone());
             }
@@ -113,6 +121,7 @@ impl HeadEdit {
             HeadEdit::KeepOnly(set) => headers.keys().any(|name| !set.contains(name)),
             HeadEdit::ClassifyAgent => headers.contains_key(USER_AGENT),
             HeadEdit::Product => product(headers).is_some(),
+            HeadEdit::NeutralPreview => is_preview(headers),
             HeadEdit::Set(name, value) => headers.get(name) != Some(value),
         }
     }
@@ -124,9 +133,15 @@ impl HeadEdit {
             HeadEdit::KeepOnly(set) => format!("keep only {}", set.patterns().collect::<Vec<_>>().join(", ")),
             HeadEdit::ClassifyAgent => "reduce user-agent to its class".into(),
             HeadEdit::Product => "reduce user-agent to the product's name".into(),
+            HeadEdit::NeutralPreview => "say neither who fetches a preview, nor in which language".into(),
             HeadEdit::Set(name, value) => format!("set {name}: {}", String::from_utf8_lossy(value.as_bytes())),
         }
     }
+}
+
+/// Whether this is what `synapse/media/url_previewer.py` sends.
+fn is_preview(headers: &HeaderMap) -> bool {
+    headers.get(USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(b"Synapse (bot;"))
 }
 
 /// The name of the first product, if a version stands behind it.

@@ -5,6 +5,14 @@ use serde::Deserialize;
 use crate::matrix::{Host, ServerName};
 use crate::problem::Location;
 
+/// The reserved name that Synapse is led to where it would unbind: nobody's, and always answered at the proxy door itself.
+pub const UNBINDING: &str = "unbind.mantlet.invalid";
+
+/// Whether this is the reserved name.
+pub fn is_reserved(host: &Host) -> bool {
+    matches!(host, Host::Name(name) if **name == *UNBINDING)
+}
+
 /// What `[egress]` of a policy says: the first destination that fits, else the default.
 #[derive(Clone, Debug, Default)]
 pub struct Egress {
@@ -154,8 +162,11 @@ impl Egress {
         egress
     }
 
-    /// The way of a host, and the line that says so.
+    /// The way of a host, and the line that says so. No line says anything of the reserved name.
     pub fn way(&self, host: &Host) -> (Way, Option<&Location>) {
+        if is_reserved(host) {
+            return (Way::Intercept, None);
+        }
         match self.destinations.iter().find(|destination| destination.host.fits(host)) {
             Some(destination) => (destination.way, destination.location.as_ref()),
             None => (self.default.way, self.default.location.as_ref()),
@@ -222,5 +233,22 @@ mod tests {
             (way("push.example.org"), way("other.example.org"), way("example.org")),
             (Way::Tunnel, Way::Deny, Way::Tunnel)
         );
+    }
+
+    #[test]
+    fn nothing_is_said_of_the_reserved_name() {
+        let denied = |host: &str| Destination {
+            host: pattern(host).unwrap(),
+            way: Way::Deny,
+            without_authority: None,
+            location: None,
+        };
+        let egress = Egress {
+            destinations: vec![denied(UNBINDING), denied("*.invalid")],
+            default: Unlisted { way: Way::Deny, location: None },
+        };
+        assert_eq!(egress.way(&host("Unbind.mantlet.invalid")).0, Way::Intercept);
+        assert_eq!(egress.way(&host("x.unbind.mantlet.invalid")).0, Way::Deny);
+        assert_eq!(egress.intercepted().count(), 0);
     }
 }

@@ -1,12 +1,13 @@
 //! When an instruction holds: by method, host, network or query.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use http::Method;
 use ipnet::IpNet;
 
 use super::exchange::Exchange;
-use crate::matrix::token;
+use crate::matrix::{Host, token};
 
 /// The conditions of one instruction; all must hold, an absent one always does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct When {
     pub except_networks: Option<Vec<IpNet>>,
     /// Some argument of the query has this name and value.
     pub argument: Option<(&'static str, &'static str)>,
+    /// Asked of somebody, and of none of these.
+    pub except_destinations: Option<Arc<[Host]>>,
     /// The first argument of this name, the one that Synapse reads, has another value or is not there.
     pub first_argument_is_not: Option<(&'static str, &'static str)>,
 }
@@ -32,6 +35,10 @@ impl When {
             && self.hosts.as_ref().is_none_or(|hosts| hosts.iter().any(|host| host.eq_ignore_ascii_case(exchange.host)))
             && self.networks.as_ref().is_none_or(|networks| contains(networks, exchange.client))
             && self.except_networks.as_ref().is_none_or(|networks| !contains(networks, exchange.client))
+            && self
+                .except_destinations
+                .as_ref()
+                .is_none_or(|hosts| exchange.destination.is_some_and(|destination| !hosts.contains(destination)))
             && self.argument.is_none_or(|argument| has_argument(exchange, argument))
             && self.first_argument_is_not.is_none_or(|argument| !has_first_argument(exchange, argument))
     }

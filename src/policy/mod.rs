@@ -1,9 +1,10 @@
 //! The policy engine: pure, no I/O.
 //!
-//! A rule compiles its TOML table into instructions from a small closed set ([`plan`], [`edit`]); for each endpoint they make one
+//! A rule compiles its TOML table into instructions from a small closed set ([`plan`], [`edit`], [`body`]); for each endpoint they make one
 //! [`Plan`](plan::Plan). A request costs one look-up and its own edits, however many rules there are. What may go upstream is proved by
 //! [`permit::Permitted`], what comes back is [`permit::Held`] until the permit releases it.
 
+pub mod body;
 pub mod compiler;
 pub mod decision;
 pub mod edit;
@@ -17,12 +18,13 @@ pub mod plan;
 pub mod selftest;
 mod target;
 
+pub use body::BodyAction;
 pub use compiler::Compiler;
 pub use decision::{Decision, Denial, Reported, Verdict};
 pub use edit::{FieldSet, HeadEdit};
 pub use exchange::{Exchange, KeysOf, Registration, TokenVerdict};
 pub use permit::{Held, Permit, Permitted, Purpose, Rerouted};
-pub use plan::{Action, Destination, Gate, Guests, Policy, RuleIndex};
+pub use plan::{Action, Destination, Gate, Guests, Policy, Reading, RuleIndex};
 
 use serde::Deserialize;
 

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::Mode;
+use super::body::{BodyAction, Refusal};
+use super::decision::Denial;
 use super::edit::HeadEdit;
 use super::egress::Egress;
 use super::limiter::Limiter;
@@ -28,6 +30,9 @@ pub struct Policy {
     pub(super) flows: [Edits; Flow::ALL.len()],
     pub(super) egress: Egress,
     pub(super) outbound: Vec<(Outbound, Gate)>,
+    pub(super) outbound_readings: Vec<(Outbound, Reading)>,
+    /// The first reading that leads Synapse to the reserved name.
+    pub(super) unbinding: Option<Reading>,
 }
 
 /// What Synapse may ask of somebody who is no homeserver.
@@ -37,6 +42,9 @@ pub enum Outbound {
     Path(&'static str),
     /// This endpoint.
     Endpoint(Endpoint),
+    /// This endpoint of an identity server. Synapse writes its path behind whatever it takes for the server's name, which may
+    /// be a path or a query of its own.
+    Identity(Endpoint),
 }
 
 /// A rule of a policy: its place in [`Policy::rules`].
@@ -82,6 +90,8 @@ pub struct Plan {
     pub(super) to_servers: Vec<Gate>,
     /// Who is asked instead of the server that Synapse asks.
     pub(super) reroute: Option<Reroute>,
+    /// What the bodies of requests to Synapse are read for.
+    pub(super) readings: Vec<Reading>,
 }
 
 /// An internal endpoint that a rule opens to some networks.
@@ -104,6 +114,21 @@ pub struct TargetEdit {
     pub mode: Mode,
     /// The line it comes from.
     pub location: Option<Location>,
+}
+
+/// An instruction for which the whole body of a request is read, once the request is permitted.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// The rule it comes from.
+    pub rule: RuleIndex,
+    /// Whether it acts or only tells.
+    pub mode: Mode,
+    /// The line it comes from.
+    pub location: Option<Location>,
+    /// The largest body that is read; a larger one is refused.
+    pub most: usize,
+    /// What is done with it.
+    pub action: BodyAction,
 }
 
 /// Another way for what Synapse asks a server, and where it comes from.
@@ -281,6 +306,16 @@ impl Policy {
         self.gates(endpoint).iter().find(asks).map(|gate| gate.mode)
     }
 
+    /// What bodies of requests to this endpoint are read for.
+    pub fn readings(&self, endpoint: Endpoint) -> &[Reading] {
+        &self.plans[endpoint.index()].readings
+    }
+
+    /// What leads Synapse to the reserved name when it would unbind, if something does.
+    pub fn unbinding(&self) -> Option<&Reading> {
+        self.unbinding.as_ref()
+    }
+
     /// The edits to requests of a flow.
     pub fn request_edits(&self, flow: Flow) -> &[Edit] {
         &self.flows[flow as usize].request
@@ -293,7 +328,18 @@ impl Policy {
 
     /// Whether something is protected at this endpoint, so that an ambiguous spelling of it is refused.
     pub(super) fn protects(&self, endpoint: Endpoint) -> bool {
-        self.gates(endpoint).iter().any(|gate| gate.mode == Mode::Enforce)
+        self.gates(endpoint)
+            .iter()
+            .map(|gate| gate.mode)
+            .chain(self.readings(endpoint).iter().map(|it| it.mode))
+            .any(|mode| mode == Mode::Enforce)
+    }
+}
+
+impl Reading {
+    /// The refusal of a request whose body does not pass.
+    pub fn denial(&self, why: Refusal) -> Denial {
+        Denial { rule: self.rule, location: self.location.clone(), answer: why.answer() }
     }
 }
 

@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue};
 use http::uri::Scheme;
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use serde::Deserialize;
 
-use super::decision::{Decision, Need, Verdict};
+use super::Mode;
+use super::decision::{Decision, Denial, Need, Verdict};
 use super::egress::Way;
 use super::exchange::{Exchange, KeysOf, Registration, TokenVerdict};
-use super::plan::Policy;
+use super::plan::{Policy, Reading};
 use crate::matrix::classify::{Classified, classify, flow};
 use crate::matrix::{Flow, Host, ServerName};
 use crate::message::{Answer, hop};
@@ -39,6 +41,8 @@ pub struct Probe {
     pub target: Uri,
     /// The fields.
     pub headers: HeaderMap,
+    /// The body, if anything is to be said of it.
+    pub body: Option<Bytes>,
     /// Who asks.
     pub from: IpAddr,
     /// What the homeserver would say of the token.
@@ -66,6 +70,10 @@ pub struct Finding {
     pub token: Option<TokenVerdict>,
     /// The decision.
     pub verdict: Verdict,
+    /// What its body is read for, if it passes. The reserved name is taken for one that the proxy door answers.
+    pub readings: Vec<Reading>,
+    /// The body that would go upstream, if the probe has one.
+    pub body: Option<Bytes>,
     /// The head that would go upstream, if the request passes; without the gateway's own fields.
     pub upstream: Option<Request<()>>,
 }
@@ -82,6 +90,9 @@ pub struct PolicyTest {
     /// The request's fields.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
+    /// The request's body.
+    #[serde(default)]
+    pub body: Option<String>,
     /// What the homeserver would say of the token.
     #[serde(default)]
     pub token: Supposed,
@@ -119,6 +130,9 @@ pub struct Expect {
     /// Fields that must reach the homeserver.
     #[serde(default)]
     pub kept: Vec<String>,
+    /// The body that must reach whom the request is for.
+    #[serde(default)]
+    pub body: Option<String>,
 }
 
 /// What becomes of a request, in a word.
@@ -160,6 +174,7 @@ impl Probe {
             method,
             target: uri,
             headers,
+            body: None,
             from,
             token: Supposed::Valid,
             registration: Registration::ByToken,
@@ -209,8 +224,17 @@ impl Probe {
         let token = (need != Need::Nothing).then(|| self.suppose(&exchange));
         exchange.token = token.as_ref();
         exchange.registration = (need == Need::Registration).then_some(self.registration);
-        let verdict = policy.decide(&exchange);
+        let mut verdict = policy.decide(&exchange);
         let (flow, classified) = (exchange.flow, exchange.classified);
+        let is_permitted = matches!(verdict.decision, Decision::Permit(_));
+        let readings: Vec<_> = policy.readings_of(&exchange).into_iter().filter(|_| is_permitted).cloned().collect();
+        let body = self.body.as_ref().filter(|_| is_permitted).and_then(|body| match read(&readings, body) {
+            Read::Goes(body) => Some(body),
+            Read::Refused(denial) => {
+                verdict.decision = Decision::Deny(denial);
+                None
+            }
+        });
         let upstream = match &verdict.decision {
             Decision::Permit(permit) => {
                 let mut request = Request::new(());
@@ -222,7 +246,7 @@ impl Probe {
             }
             Decision::Answer(_) | Decision::Deny(_) | Decision::Fail(_) => None,
         };
-        Finding { flow, classified, need, token, verdict, upstream }
+        Finding { flow, classified, need, token, verdict, readings, body, upstream }
     }
 
     fn suppose(&self, exchange: &Exchange<'_>) -> TokenVerdict {
@@ -240,6 +264,25 @@ impl Probe {
             )),
         }
     }
+}
+
+/// What becomes of a body.
+enum Read {
+    Goes(Bytes),
+    Refused(Denial),
+}
+
+/// The body as it goes on, or the refusal. What only tells does nothing here.
+fn read(readings: &[Reading], body: &Bytes) -> Read {
+    let mut body = body.clone();
+    for reading in readings.iter().filter(|reading| reading.mode == Mode::Enforce) {
+        match reading.action.apply(&body) {
+            Ok(None) => {}
+            Ok(Some(edited)) => body = edited,
+            Err(why) => return Read::Refused(reading.denial(why)),
+        }
+    }
+    Read::Goes(body)
 }
 
 impl PolicyTest {
@@ -260,6 +303,7 @@ impl PolicyTest {
             probe.headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer supposed"));
         }
         probe.token = self.token;
+        probe.body = self.body.clone().map(Bytes::from);
         probe.flow = self.flow.or(probe.flow);
         probe.from = self.from.unwrap_or(probe.from);
         Ok(probe)
@@ -286,6 +330,8 @@ impl PolicyTest {
         compare("rule", expect.rule.clone(), seen.rule.map(Into::into));
         compare("status", expect.status.map(|status| status.to_string()), seen.status.map(|status| status.to_string()));
         compare("errcode", expect.errcode.clone(), seen.errcode);
+        let body = finding.body.as_ref().map(|body| String::from_utf8_lossy(body).into_owned());
+        compare("body", expect.body.clone(), body);
         compare("endpoint", expect.endpoint.clone(), Some(finding.classified.raw.id().into()));
         for (names, is_kept) in [(&expect.removed, false), (&expect.kept, true)] {
             for name in names {

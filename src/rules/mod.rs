@@ -1,11 +1,14 @@
 //! The registry: one privacy rule a file, in the order in which their gates are tried.
 
 mod access;
+mod captcha;
 mod closed_endpoint;
+mod identity_servers;
 mod internal_endpoints;
 mod notary;
 mod profiles;
 mod public_rooms;
+mod push;
 mod query_tokens;
 mod rate_limit;
 mod registration;
@@ -14,6 +17,7 @@ mod response_headers;
 mod room_directory;
 mod server_banner;
 mod threepid_unbind;
+mod url_previews;
 mod usage_stats;
 
 use std::ops::Range;
@@ -139,6 +143,10 @@ registry! {
     profiles ["L03", "L04"],
     room_directory ["L27"],
     threepid_unbind ["L05", "L06"],
+    identity_servers ["L07", "L08"],
+    push ["L16"],
+    url_previews ["L21"],
+    captcha ["L32"],
     usage_stats ["L20"],
     request_headers ["L09"],
     query_tokens ["L28"],

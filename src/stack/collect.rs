@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
 use http::Request;
 use http_body::Body as _;
-use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Error, Kind};
@@ -43,16 +41,9 @@ impl Collector {
         }
         let too_much = || Error::new(Kind::LengthRequired);
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| too_much())?;
-        let (head, mut body) = request.into_parts();
-        let mut collected = BytesMut::new();
-        while let Some(frame) = body.frame().await {
-            let Ok(data) = frame?.into_data() else { continue };
-            if collected.len() + data.len() > self.most {
-                return Err(too_much());
-            }
-            collected.extend_from_slice(&data);
-        }
-        let request = Request::from_parts(head, RequestBody::whole(collected.freeze()));
+        let (head, body) = request.into_parts();
+        let collected = body.whole_within(self.most).await?.ok_or_else(too_much)?;
+        let request = Request::from_parts(head, RequestBody::whole(collected));
         Ok((Box::new(request), Place { _permit: Some(place) }))
     }
 }

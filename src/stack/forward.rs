@@ -17,10 +17,11 @@ use super::Arrival;
 use super::canonical::{Unclear, one_framing};
 use crate::config::secret::Secret;
 use crate::error::{Error, Kind};
-use crate::matrix::{ServerName, x_matrix};
+use crate::matrix::{Host, ServerName, x_matrix};
 use crate::message::{Answer, Body, BoxRequest, RequestBody, hop};
 use crate::observe::access::Decision;
 use crate::origin::Destination;
+use crate::policy::egress::is_reserved;
 
 /// What whoever uses a proxy door has to show, and which ports it leads to.
 #[derive(Clone, Debug)]
@@ -65,12 +66,12 @@ impl Terms {
         Err(Refusal::Credentials)
     }
 
-    /// Whether this is a port to connect to.
+    /// Whether this is a port to connect to; at the reserved name every one is, for nobody connects there.
     ///
     /// # Errors
     /// [`Refusal::Port`]
-    pub fn leads_to(&self, port: u16) -> Result<(), Refusal> {
-        if self.ports.contains(&port) { Ok(()) } else { Err(Refusal::Port) }
+    pub fn leads_to(&self, host: &Host, port: u16) -> Result<(), Refusal> {
+        if self.ports.contains(&port) || is_reserved(host) { Ok(()) } else { Err(Refusal::Port) }
     }
 }
 
@@ -173,7 +174,7 @@ fn admit(request: &mut Request<RequestBody>, terms: &Terms, in_place_of: Option<
     if !target.as_str().starts_with('/') || !target.as_str().bytes().all(|byte| (0x21..0x7f).contains(&byte)) {
         return Err(Refusal::Target);
     }
-    terms.leads_to(destination.port)?;
+    terms.leads_to(&destination.host, destination.port)?;
     *request.uri_mut() = Uri::from(target);
     *request.version_mut() = Version::HTTP_11;
     let is_bare = [Method::GET, Method::HEAD].contains(request.method());

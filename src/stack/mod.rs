@@ -13,6 +13,7 @@ mod notary;
 mod origin;
 pub mod pace;
 mod policy;
+mod read;
 pub mod record;
 mod registration;
 mod rescue;

@@ -12,6 +12,7 @@ use super::authenticate::{Authenticator, Credentials};
 use super::classify::Known;
 use super::client::{Client, FORWARDED_FOR, FORWARDED_PROTO};
 use super::collect::Collector;
+use super::read::read;
 use super::revoke::Revokes;
 use super::route::Cleared;
 use super::whose_keys::WhoseKeys;
@@ -23,7 +24,7 @@ use crate::observe::access::{self, Mode};
 use crate::origin::Destination;
 use crate::policy;
 use crate::policy::decision::Need;
-use crate::policy::{Decision, Denial, Exchange, Held, KeysOf, Permit, TokenVerdict, Verdict};
+use crate::policy::{Decision, Denial, Exchange, Held, KeysOf, Permit, Reading, TokenVerdict, Verdict};
 use crate::snapshot::{Current, Generation, Snapshot};
 
 /// Makes [`Policy`].
@@ -93,7 +94,7 @@ where
             Some(policy::Mode::Report) => Some(KeysOf::Others),
             Some(policy::Mode::Off) | None => None,
         };
-        let Verdict { decision, reported } = self.decide(&known, keys_of, &generation).await;
+        let (Verdict { decision, reported }, readings) = self.decide(&known, keys_of, &generation).await;
         let (facts, flow) = (Rc::clone(&known.arrival.facts), known.flow);
         if let Some(reported) = reported {
             let counters = generation.counters(reported.rule);
@@ -108,7 +109,13 @@ where
             });
         }
         match decision {
-            Decision::Permit(permit) => self.forward(known, &permit, &generation).await,
+            Decision::Permit(permit) => match read(&mut known.arrival.request, &readings, &generation, &facts).await? {
+                None => self.forward(known, &permit, &generation).await,
+                Some(denial) => {
+                    generation.counters(denial.rule).deny.inc();
+                    Ok(answer(&denial, access::Decision::Deny, flow, &generation, &facts))
+                }
+            },
             Decision::Answer(denial) => {
                 generation.counters(denial.rule).answer.inc();
                 Ok(answer(&denial, access::Decision::Answer, flow, &generation, &facts))
@@ -121,7 +128,13 @@ where
         }
     }
 
-    async fn decide(&self, known: &Known, keys_of: Option<KeysOf>, generation: &Generation) -> Verdict {
+    /// The verdict, and what the body is to be read for if it is permitted.
+    async fn decide<'a>(
+        &self,
+        known: &Known,
+        keys_of: Option<KeysOf>,
+        generation: &'a Generation,
+    ) -> (Verdict, Vec<&'a Reading>) {
         let Arrival { request, facts, .. } = &known.arrival;
         let client = known.arrival.client();
         let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
@@ -139,9 +152,10 @@ where
             registration: None,
             keys_of,
         };
+        let readings = generation.policy.readings_of(&exchange);
         let need = generation.policy.need(&exchange);
         if need == Need::Nothing {
-            return generation.policy.decide(&exchange);
+            return (generation.policy.decide(&exchange), readings);
         }
         let token = self.authenticator.verdict(&exchange, &generation.policy, client, facts.id()).await;
         facts.note(|record| record.token = access::Token::from(&token));
@@ -149,7 +163,7 @@ where
         if need == Need::Registration && !matches!(token, TokenVerdict::Valid { guest: false }) {
             exchange.registration = Some(self.authenticator.registration().await);
         }
-        generation.policy.decide(&exchange)
+        (generation.policy.decide(&exchange), readings)
     }
 
     async fn forward(&self, known: Known, permit: &Permit, generation: &Generation) -> Result<Response<Body>, Error> {

@@ -2,9 +2,7 @@
 
 use std::rc::Rc;
 
-use bytes::{Bytes, BytesMut};
 use http::{Method, Request};
-use http_body_util::BodyExt;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -37,7 +35,7 @@ impl WhoseKeys {
         let names = match *request.method() {
             Method::POST => {
                 let body = std::mem::replace(request.body_mut(), RequestBody::empty());
-                match whole(body).await? {
+                match body.whole_within(MOST).await? {
                     Some(bytes) => {
                         let names = names_in(&bytes);
                         *request.body_mut() = RequestBody::whole(bytes);
@@ -54,19 +52,6 @@ impl WhoseKeys {
         let is_own = !names.is_empty() && names.iter().all(|name| name == own);
         Ok(if is_own { KeysOf::Ourselves } else { KeysOf::Others })
     }
-}
-
-/// The body; `None` where it is too long for a question for one server's keys.
-async fn whole(mut body: RequestBody) -> Result<Option<Bytes>, Error> {
-    let mut collected = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame?.into_data() else { continue };
-        if collected.len() + data.len() > MOST {
-            return Ok(None);
-        }
-        collected.extend_from_slice(&data);
-    }
-    Ok(Some(collected.freeze()))
 }
 
 /// The servers that a question names: `{"server_keys": {NAME: …}}`. A key that stands there twice is another question to each
@@ -87,7 +72,7 @@ fn name_of(path: &str) -> Option<String> {
     percent_decode_str(name).decode_utf8().ok().map(Into::into)
 }
 
-/// The largest body that is read.
+/// The largest body that is read: a longer one is no question for one server's keys.
 const MOST: usize = 64 * 1024;
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::server::{provider, read_authorities, read_key_text};
+use crate::policy::egress::UNBINDING;
 use crate::problem::{Problem, Problems};
 
 /// An authority, read and checked.
@@ -55,11 +56,12 @@ pub struct Leaf {
     pub not_after: SystemTime,
 }
 
-/// Makes an authority for these names and no other.
+/// Makes an authority for these names and the reserved one, and no other.
 ///
 /// # Errors
 /// The system gives no randomness.
 pub fn make(names: &BTreeSet<String>) -> Result<Made, Problem> {
+    let names = &names.iter().cloned().chain([UNBINDING.to_owned()]).collect::<BTreeSet<_>>();
     let mut params = CertificateParams::default();
     params.distinguished_name = named("Mantlet interception authority");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));

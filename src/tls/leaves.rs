@@ -14,7 +14,8 @@ use super::ca::Authority;
 use super::server::provider;
 use crate::config::gateway::{Door, Gateway};
 use crate::matrix::Host;
-use crate::policy::Policy;
+use crate::policy::egress::UNBINDING;
+use crate::policy::{Mode, Policy};
 use crate::problem::{Problem, Problems};
 
 /// Whether a gateway can look into anything, and by whose word.
@@ -32,6 +33,8 @@ pub enum Interception {
 #[derive(Clone, Debug, Default)]
 pub struct Leaves {
     by_host: HashMap<Host, Arc<ServerConfig>>,
+    /// Whether one of them is for the reserved name.
+    unbinding: bool,
     made: Option<SystemTime>,
     not_after: Option<SystemTime>,
 }
@@ -71,7 +74,9 @@ impl Interception {
     pub fn leaves(&self, policy: &Policy) -> Result<Leaves, Problems> {
         let mut problems = Problems::default();
         let mut leaves = Leaves::default();
-        for (name, location) in policy.egress().intercepted() {
+        let reserved = self.reserved(policy).map_err(|problem| problems.push(problem)).ok().flatten();
+        leaves.unbinding = reserved.is_some();
+        for (name, location) in policy.egress().intercepted().chain(reserved.map(|name| (name, None))) {
             let leaf = match self {
                 Self::Needless => continue,
                 Self::Unable => {
@@ -91,12 +96,33 @@ impl Interception {
         }
         problems.or(leaves)
     }
+
+    /// The reserved name, where it can be answered for.
+    fn reserved(&self, policy: &Policy) -> Result<Option<&'static str>, Problem> {
+        let Self::By(authority) = self else { return Ok(None) };
+        if authority.stated().names.contains(UNBINDING) {
+            return Ok(Some(UNBINDING));
+        }
+        match policy.unbinding().filter(|reading| reading.mode == Mode::Enforce) {
+            None => Ok(None),
+            Some(reading) => {
+                Err(Problem::new(format!("the authority was made without {UNBINDING}, which this rule needs"))
+                    .at(reading.location.clone())
+                    .help("make a new one: `mantlet ca init --force`, then restart Synapse with the new bundle"))
+            }
+        }
+    }
 }
 
 impl Leaves {
     /// What is shown in the place of this host.
     pub fn of(&self, host: &Host) -> Option<&Arc<ServerConfig>> {
         self.by_host.get(host)
+    }
+
+    /// Whether Synapse can be led to the reserved name, and is answered there.
+    pub fn answer_for_unbinding(&self) -> bool {
+        self.unbinding
     }
 
     /// When the first of them ends.

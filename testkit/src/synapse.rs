@@ -309,6 +309,18 @@ impl Synapse {
         ok(request.try_send(self.address())?, &format!("{method} {target}"))
     }
 
+    /// Runs a statement on its database, with these parameters, and returns the rows: what no request can bring about, or show.
+    pub fn sql(&self, statement: &str, parameters: &Value) -> Result<Value> {
+        let database = self.directory.path().join("homeserver.db");
+        let mut command = Command::new(venv::python()?);
+        command.args(["-c", SQL]).arg(&database).args([statement, &parameters.to_string()]).stdin(Stdio::null());
+        let output = command.output().context(|| format!("run {statement}"))?;
+        if !output.status.success() {
+            return Err(Error::new(format!("{statement}: {}", String::from_utf8_lossy(&output.stderr))));
+        }
+        serde_json::from_slice(&output.stdout).context(|| format!("read the rows of {statement}"))
+    }
+
     fn set_user(&self, user_id: &str, change: &Value) -> Result<()> {
         let path = format!("/_synapse/admin/v2/users/{user_id}");
         self.call(Some(self.admin()?), "PUT", &path, Some(change)).map(drop)
@@ -429,6 +441,11 @@ fn text(answer: &Value, key: &str) -> Result<String> {
     let text = answer[key].as_str().map(str::to_owned);
     text.ok_or_else(|| Error::new(format!("the answer has no {key}: {answer}")))
 }
+
+/// Synapse has the database open: what it writes is waited for.
+const SQL: &str = "import json, sqlite3, sys
+with sqlite3.connect(sys.argv[1], timeout=30) as database:
+    print(json.dumps(database.execute(sys.argv[2], json.loads(sys.argv[3])).fetchall()))";
 
 /// How long a Synapse may take to start, on a busy machine.
 const START: Duration = Duration::from_secs(90);

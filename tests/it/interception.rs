@@ -14,7 +14,9 @@ use mantlet::tls::ca;
 use mantlet_testkit::backend::{Answer, Backend};
 use mantlet_testkit::certificate::Authority;
 use mantlet_testkit::recorder::RecordedRequest;
-use rcgen::{CertificateParams, DnType, Issuer, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, GeneralSubtree, IsCa, Issuer, KeyPair, NameConstraints, SanType,
+};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject;
@@ -82,7 +84,11 @@ impl World {
 
     /// TLS with whoever shows itself as this host, of which our authority's word is believed and nobody else's.
     fn tls(&self, host: &str, name: &str) -> Tls {
-        tls(&self.gateway, &format!("{host}:{}", self.front.addr().port()), name)
+        self.tls_at(&format!("{host}:{}", self.front.addr().port()), name)
+    }
+
+    fn tls_at(&self, to: &str, name: &str) -> Tls {
+        tls(&self.gateway, to, name)
     }
 
     /// Asks a host in such a tunnel, and gives the status and all that is answered.
@@ -129,7 +135,7 @@ fn roots(pem: &str) -> RootCertStore {
 fn what_is_looked_into_passes_the_same_chain_and_arrives_whole() {
     let world = World::new(|_| ok());
     let body = "x".repeat(200_000);
-    let target = "/_matrix/push/v1/notify?x=%7e;/..//y";
+    let target = "/_matrix/push/v1/other?x=%7e;/..//y";
     let (status, all) = world.ask(
         "push.test",
         &format!("POST {target}"),
@@ -171,6 +177,144 @@ fn statistics_and_unbinding_are_answered_here() {
     assert_eq!(rules, ["usage_stats", "threepid_unbind", "threepid_unbind"]);
     assert_eq!(world.ask("stats.test", "PUT /report-usage-stats/other", "", "{}").0, 200);
     assert_eq!(world.backend.requests().len(), 1);
+}
+
+#[test]
+fn of_what_synapse_tells_others_less_arrives() {
+    let world = World::new(|_| ok());
+    let arrived = |target: &str, content_type: &str, body: &str| {
+        let fields = format!("Content-Type: {content_type}\r\n");
+        assert_eq!(world.ask("push.test", &format!("POST {target}"), &fields, body).0, 200, "{target}");
+        let arrived = world.backend.last().unwrap();
+        assert_eq!(arrived.header("content-length"), Some(&*arrived.body.len().to_string()));
+        assert_eq!((arrived.target_text().as_str(), arrived.header("content-type")), (target, Some(content_type)));
+        String::from_utf8(arrived.body).unwrap()
+    };
+    let secret = "\u{e9}".repeat(100_000);
+    let notification = format!(
+        r#"{{"notification":{{"event_id":"$e","room_id":"!r","prio":"high","sender":"@a:b","content":{{"body":"{secret}"}},"devices":[{{"app_id":"a","pushkey":"k","tweaks":{{"sound":"x"}}}}]}}}}"#
+    );
+    assert_eq!(
+        arrived("/_matrix/push/v1/notify", "application/json", &notification),
+        r#"{"notification":{"event_id":"$e","room_id":"!r","prio":"high","devices":[{"app_id":"a","pushkey":"k"}]}}"#
+    );
+    let form = "application/x-www-form-urlencoded";
+    assert_eq!(
+        arrived("/recaptcha/api/siteverify", form, "secret=s&remoteip=192.0.2.7&response=r"),
+        "secret=s&response=r"
+    );
+    assert_eq!(arrived("/recaptcha/api/other", form, "secret=s&remoteip=192.0.2.7"), "secret=s&remoteip=192.0.2.7");
+    assert_eq!(arrived("/_matrix/identity/api/v1/validate/msisdn/requestToken", form, "{ }"), "{ }");
+    let before = world.backend.requests().len();
+    let too_large = format!("{{\"notification\":\"{}\"}}", "x".repeat(512 * 1024));
+    assert_eq!(world.ask("push.test", "POST /_matrix/push/v1/notify", "", &too_large).0, 413);
+    for (line, status) in [
+        ("POST /_matrix/identity/v2/lookup", 403),
+        ("POST /x/../y/_matrix/identity/v2/3pid/bind", 403),
+        ("POST /x?y=/_matrix/identity/v2/store-invite", 403),
+        ("GET /_matrix/identity/v2/hash_details?access_token=t", 403),
+        ("POST /_matrix/identity/api/v1/bulk_lookup", 404),
+        ("GET /_matrix/identity/api/v1/lookup?medium=email&address=a", 404),
+    ] {
+        assert_eq!(world.ask("push.test", line, "", "").0, status, "{line}");
+    }
+    assert_eq!(world.backend.requests().len(), before);
+    assert!(
+        world.gateway.records(8).iter().any(|record| record["rule"] == "identity_servers" && record["status"] == 403)
+    );
+}
+
+#[test]
+fn the_reserved_name_is_answered_here_whatever_is_asked_and_whatever_the_policy_says() {
+    let world = World::new(|_| ok());
+    let deny =
+        "[egress]\ndefault = \"deny\"\n[[egress.destination]]\nhost = \"unbind.mantlet.invalid\"\naction = \"deny\"\n";
+    for (policy, rule) in [
+        (POLICY.to_owned(), "threepid_unbind"),
+        (format!("[rules.threepid_unbind]\nmode = \"report\"\n{deny}"), "threepid_unbind"),
+        (format!("[rules.usage_stats]\n{deny}"), "egress"),
+    ] {
+        std::fs::write(world.gateway.policy_file(), policy).unwrap();
+        world.gateway.reloader().reload(Trigger::Command).unwrap();
+        // 443 is none of this door's ports.
+        for line in ["POST /_matrix/identity/v2/3pid/unbind", "POST /x/_matrix/identity/v2/lookup", "GET /"] {
+            let mut tls = world.tls_at("unbind.mantlet.invalid:443", "unbind.mantlet.invalid");
+            write!(
+                tls,
+                "{line} HTTP/1.1\r\nHost: unbind.mantlet.invalid\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{{}}"
+            )
+            .unwrap();
+            let mut all = String::new();
+            let _ = tls.read_to_string(&mut all);
+            assert!(
+                all.starts_with("HTTP/1.1 404") && all.to_lowercase().contains("content-type: text/plain"),
+                "{all}"
+            );
+        }
+        let records = world.gateway.records_with(|record| record["rule"] == rule);
+        let record = records.iter().rev().find(|record| record["rule"] == rule).unwrap();
+        assert_eq!((record["decision"].as_str(), record["status"].as_u64()), (Some("answer"), Some(404)));
+    }
+    assert!(world.backend.requests().is_empty() && world.front.names().is_empty());
+    assert!(!world.gateway.written().contains("invalid"));
+}
+
+#[test]
+fn an_authority_without_the_reserved_name_is_told_of_where_a_rule_needs_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    // As it was made before there was that name.
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.name_constraints = Some(NameConstraints {
+        permitted_subtrees: vec![GeneralSubtree::DnsName("push.test".into())],
+        excluded_subtrees: Vec::new(),
+    });
+    let key = KeyPair::generate().unwrap();
+    write("our.crt", &params.self_signed(&key).unwrap().pem());
+    write("our.key", &key.serialize_pem());
+    std::fs::set_permissions(dir.path().join("our.key"), PermissionsExt::from_mode(0o600)).unwrap();
+    write(
+        "mantlet.toml",
+        "[[listener]]\ndoor = \"proxy\"\nbind = \"127.0.0.1:8118\"\n[policy]\nfile = \"policy.toml\"\n\
+         [egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n",
+    );
+    let check = |policy: &str| {
+        write("policy.toml", policy);
+        process::run(dir.path(), &["check"])
+    };
+    let told = check("[rules.profiles]\n[rules.threepid_unbind]\n");
+    assert!(told.code == Some(1), "{told:?}");
+    assert!(
+        told.err.contains("policy.toml:2:1: the authority was made without unbind.mantlet.invalid")
+            && told.err.contains("mantlet ca init --force"),
+        "{told:?}"
+    );
+    for policy in ["[rules.profiles]\n", "[rules.threepid_unbind]\nmode = \"report\"\n"] {
+        assert_eq!(check(policy).code, Some(0));
+    }
+}
+
+#[test]
+fn check_says_when_unbinding_is_left_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let check = |gateway: &str, arguments: &[&str]| {
+        std::fs::write(dir.path().join("mantlet.toml"), gateway).unwrap();
+        let told = process::run(dir.path(), arguments);
+        assert_eq!(told.code, Some(0), "{told:?}");
+        told.out.lines().find_map(|line| line.strip_prefix("  open   ")).map(str::to_owned)
+    };
+    let (ingress, proxy) =
+        ("door = \"ingress\"\nbind = \"127.0.0.1:0\"\n", "door = \"proxy\"\nbind = \"127.0.0.1:0\"\n");
+    let alone = check(&format!("[[listener]]\n{ingress}"), &["check"]).unwrap();
+    assert!(alone.starts_with("threepid_unbind: ") && alone.ends_with("there is no proxy door"), "{alone}");
+    let both = format!("[[listener]]\n{ingress}[[listener]]\n{proxy}");
+    let without = check(&both, &["check"]).unwrap();
+    assert!(without.ends_with("[egress.ca] names no authority"), "{without}");
+    assert_eq!(check(&both, &["check", "--policy", "balanced"]), None);
+    authority(dir.path(), &["push.test"]);
+    let whole = format!("{both}[egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n");
+    assert_eq!(check(&whole, &["check"]), None);
 }
 
 #[test]
@@ -336,7 +480,10 @@ fn the_command_makes_an_authority_and_says_what_it_may() {
     assert!(before.code == Some(1) && before.err.contains("our.crt"), "{before:?}");
     let made = run(&["ca", "init", "other.test"]);
     assert!(
-        made.code == Some(0) && made.out.starts_with("made an authority for matrix.org, other.test, vector.im\n"),
+        made.code == Some(0)
+            && made
+                .out
+                .starts_with("made an authority for matrix.org, other.test, unbind.mantlet.invalid, vector.im\n"),
         "{made:?}"
     );
     let mode = std::fs::metadata(dir.path().join("our.key")).unwrap().permissions().mode() & 0o777;
@@ -346,7 +493,8 @@ fn the_command_makes_an_authority_and_says_what_it_may() {
     assert!(good.code == Some(0) && good.out.contains(acts) && !good.out.contains("\n  open   "), "{good:?}");
     let shown = run(&["ca", "show"]);
     assert!(
-        shown.out.contains("may be     matrix.org\nmay be     other.test\n") && !shown.out.contains("left open"),
+        shown.out.contains("may be     matrix.org\nmay be     other.test\nmay be     unbind.mantlet.invalid\n")
+            && !shown.out.contains("left open"),
         "{shown:?}"
     );
     let key = std::fs::read(dir.path().join("our.key")).unwrap();
