@@ -179,7 +179,13 @@ impl Guard {
         }
     }
 
-    fn allows(&self, host: &str, address: IpAddr) -> bool {
+    /// Whether this host is allowed by its name, wherever that leads.
+    pub fn names(&self, host: &str) -> bool {
+        self.0.iter().any(|allowed| matches!(allowed, Allowed::Host(name) if name.eq_ignore_ascii_case(host)))
+    }
+
+    /// Whether one of its exceptions is this host or this address.
+    pub fn allows(&self, host: &str, address: IpAddr) -> bool {
         self.0.iter().any(|allowed| match allowed {
             Allowed::Host(name) => name.eq_ignore_ascii_case(host),
             Allowed::Network(network) => network.contains(&address),

@@ -12,6 +12,7 @@ pub mod policy;
 pub mod rules;
 pub mod config;
 pub mod tls;
+pub mod homeserver;
 pub mod observe;
 pub mod snapshot;
 pub mod upstream;

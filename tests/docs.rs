@@ -199,7 +199,7 @@ fn surroundings(document: &Document) -> tempfile::TempDir {
     write("mantlet.toml", "");
     for block in document.blocks() {
         if let Some(name) = block.text.lines().next().and_then(|line| line.strip_prefix("# "))
-            && name.ends_with(".toml")
+            && (name.ends_with(".toml") || name.ends_with(".yaml"))
             && !name.contains([' ', '/'])
         {
             write(name, &block.text);

@@ -13,10 +13,10 @@ use serde_json::json;
 
 use super::Common;
 use super::output::Output;
-use crate::config::address::ListenerAddress;
 use crate::config::compiled::Compiled;
 use crate::config::egress::Ca as Files;
-use crate::config::gateway::{Door, Gateway, Listener};
+use crate::config::gateway::Gateway;
+use crate::homeserver::{self, Homeserver};
 use crate::policy::egress::UNBINDING;
 use crate::problem::{Problem, Problems};
 use crate::tls::ca::{self, Authority};
@@ -51,6 +51,9 @@ struct Synapse {
     /// Write the roots of this system and the authority here, for Synapse's SSL_CERT_FILE
     #[arg(long, value_name = "FILE")]
     bundle: Option<PathBuf>,
+    /// What Synapse is told now, which is not to be lost: its file, more of them, or a directory of them
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    homeserver: Vec<PathBuf>,
 }
 
 impl Ca {
@@ -153,15 +156,9 @@ impl Synapse {
             }
             write(bundle, &all, 0o644, true)?;
         }
-        let mut yaml = String::from("# homeserver.yaml\n");
+        let homeserver = (!self.homeserver.is_empty()).then(|| Homeserver::load(&self.homeserver)).transpose()?;
+        let yaml = format!("# homeserver.yaml\n{}", homeserver::settings(gateway, homeserver.as_ref()));
         let mut environment = String::new();
-        for listener in &gateway.listeners {
-            match listener.door {
-                Door::Ingress => {}
-                Door::Federation => federation(listener, &mut yaml),
-                Door::Proxy => proxy(listener, &mut yaml),
-            }
-        }
         if authority.is_some() {
             let bundle = self.bundle.as_deref().map_or("FILE".to_owned(), |path| path.display().to_string());
             let hint = if self.bundle.is_none() { "   # mantlet ca synapse --bundle FILE writes it" } else { "" };
@@ -171,31 +168,6 @@ impl Synapse {
         output.print(|| page.clone(), || json!({ "settings": page }));
         Ok(())
     }
-}
-
-fn federation(listener: &Listener, yaml: &mut String) {
-    let name = if listener.name.bytes().all(|byte| byte.is_ascii_alphanumeric()) { &listener.name } else { "mantlet" };
-    let place = match &listener.bind {
-        ListenerAddress::Tcp(address) => format!("host: \"{}\", port: {}", address.ip(), address.port()),
-        ListenerAddress::Unix(path) => format!("path: {}", path.display()),
-        ListenerAddress::Systemd(_) => "path: THE SOCKET OF THE UNIT".to_owned(),
-    };
-    let _ = writeln!(yaml, "instance_map: {{{name}: {{{place}}}}}\noutbound_federation_restricted_to: [{name}]");
-    let _ = writeln!(yaml, "worker_replication_secret_path: A COPY OF {}, FOR SYNAPSE TO READ", {
-        listener.secret_file.as_deref().unwrap_or(Path::new("secret_file")).display()
-    });
-}
-
-fn proxy(listener: &Listener, yaml: &mut String) {
-    let credentials = match listener.proxy.as_ref().and_then(|door| door.credentials_file.as_ref()) {
-        Some(_) => "USER:PASSWORD@",
-        None => "",
-    };
-    let place = match &listener.bind {
-        ListenerAddress::Tcp(address) => address.to_string(),
-        ListenerAddress::Unix(_) | ListenerAddress::Systemd(_) => "ADDRESS:PORT".to_owned(),
-    };
-    let _ = writeln!(yaml, "https_proxy: http://{credentials}{place}\nhttp_proxy: http://{credentials}{place}");
 }
 
 fn files(gateway: &Gateway) -> Result<&Files, Problem> {

@@ -1,15 +1,19 @@
 //! `mantlet check`
 
+use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde_json::json;
 
 use super::output::Output;
-use super::{Common, PolicyArgument};
+use super::{Common, PROBLEM, PolicyArgument};
 use crate::config::compiled::Compiled;
 use crate::config::gateway::{Door, Gateway};
 use crate::config::notary_key::NotaryKey;
+use crate::homeserver::{self, Homeserver, Remembered, Surroundings, Weight};
 use crate::origin::NameServers;
+use crate::policy::egress::Unread;
 use crate::policy::{Mode, Policy};
 use crate::problem::Problems;
 use crate::tls;
@@ -23,6 +27,9 @@ pub(super) struct Check {
     print: bool,
     #[command(flatten)]
     policy: PolicyArgument,
+    /// Say what in Synapse's configuration leads past the gateway: its file, more of them, or a directory of them
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["policy", "print"])]
+    homeserver: Vec<PathBuf>,
 }
 
 impl Check {
@@ -44,7 +51,7 @@ impl Check {
             let name_servers = || NameServers::new(&gateway.egress.nameservers()).map(drop).err();
             match listener.door {
                 Door::Ingress => {}
-                Door::Federation | Door::Proxy => {
+                Door::Federation | Door::Proxy | Door::Notary => {
                     let roots = tls::client::config(&listener.extra_roots).map(drop).err();
                     problems.0.extend(roots.into_iter().flat_map(|found| found.0).chain(name_servers()));
                 }
@@ -61,18 +68,29 @@ impl Check {
                 problems.0.extend(found.0);
             }
         });
-        if let (Ok(compiled), Some(interception)) = (&compiled, interception) {
-            problems.0.extend(interception.leaves(&compiled.policy).err().into_iter().flat_map(|found| found.0));
-        }
-        let (Ok(compiled), true) = (compiled, problems.is_empty()) else {
+        let possible = compiled.as_ref().ok().zip(interception.as_ref()).map(|(compiled, interception)| {
+            let possible = interception.possible(&compiled.policy);
+            problems.0.extend(interception.leaves(&possible).err().into_iter().flat_map(|found| found.0));
+            possible
+        });
+        let homeserver = (!self.homeserver.is_empty()).then(|| Homeserver::load(&self.homeserver));
+        let homeserver = homeserver.transpose().unwrap_or_else(|found| {
+            problems.0.extend(found.0);
+            None
+        });
+        let (Ok(compiled), Some(possible), true) = (compiled, possible, problems.is_empty()) else {
             return problems.or(()).map(|()| ExitCode::SUCCESS);
         };
+        if let Some(homeserver) = homeserver {
+            let around = Surroundings { gateway: &gateway, policy: &possible };
+            return Ok(tell(&homeserver, &around, output));
+        }
         let policy = &compiled.policy;
         let has_proxy = gateway.listeners.iter().any(|listener| listener.door == Door::Proxy);
         // A policy that is looked at by itself says nothing of doors.
         let open = self.policy.policy.is_none().then(|| left_open(policy, &gateway)).flatten();
         let notary = gateway.egress.notary_key.as_deref().map(NotaryKey::read).transpose()?;
-        let notary = notary.as_ref().map(homeserver_yaml);
+        let notary = homeserver::notary_lines(&gateway, notary.as_ref());
         let rules: Vec<_> = policy.rules().iter().filter(|rule| rule.location.is_some()).collect();
         output.print(
             || {
@@ -88,7 +106,7 @@ impl Check {
                     names.join(", "),
                     compiled.tests.len(),
                     policy.digest(),
-                    if has_proxy { read_only_where(policy) } else { String::new() },
+                    if has_proxy { way_out(policy, &possible) } else { String::new() },
                     open.as_ref().map(|open| format!("\n  open   {open}")).unwrap_or_default()
                 )
             },
@@ -101,6 +119,8 @@ impl Check {
                     "rules": rules.iter().map(|rule| json!({
                         "name": rule.name, "mode": rule.mode.as_str(), "location": rule.location,
                     })).collect::<Vec<_>>(),
+                    "intercepted": possible.egress().intercepted().map(|(name, _)| name).collect::<Vec<_>>(),
+                    "unread": unread(policy, &possible).map(|(name, _)| name).collect::<Vec<_>>(),
                     "open": open,
                     "homeserver_yaml": notary,
                     "merged": self.print.then_some(&compiled.print),
@@ -111,16 +131,51 @@ impl Check {
     }
 }
 
-/// Rules that act on what Synapse asks others can act only where that can be read.
-fn read_only_where(policy: &Policy) -> String {
-    let mut rules: Vec<_> = policy.outbound_gates().map(|gate| policy.rule(gate.rule).name).collect();
-    rules.dedup();
-    let hosts: Vec<_> = policy.egress().intercepted().map(|(name, _)| name).collect();
-    match (rules.is_empty(), hosts.is_empty()) {
-        (true, _) => String::new(),
-        (false, true) => format!("\n  out    {}: only in the clear, for no host is intercepted", rules.join(", ")),
-        (false, false) => format!("\n  out    {}: only on {}, and in the clear", rules.join(", "), hosts.join(", ")),
+/// Tells what was found in Synapse's configuration, and what to ask its database.
+fn tell(homeserver: &Homeserver, around: &Surroundings<'_>, output: &Output) -> ExitCode {
+    let report = homeserver::examine(homeserver, around);
+    let remembered = Remembered::of(homeserver);
+    let (findings, notes) = (report.count(Weight::Finding), report.count(Weight::Note));
+    output.print(
+        || {
+            let mut page: String = report.0.iter().map(|finding| format!("{finding}\n")).collect();
+            let Remembered { with, identity_servers, push_gateways } = &remembered;
+            let file = Remembered::file(homeserver).map(|file| format!(" {file}")).unwrap_or_default();
+            let _ = write!(
+                page,
+                "\nwhom the database remembers, and Synapse will ask ({with}{file}):\n  {identity_servers}\n  {push_gateways}\n\n\
+                 findings {findings}, notes {notes}"
+            );
+            page
+        },
+        || json!({ "ok": findings == 0, "findings": report.0, "database": remembered }),
+    );
+    ExitCode::from(if findings == 0 { 0 } else { PROBLEM })
+}
+
+/// Which rules act on what Synapse asks others, each with the hosts at which that can be read; and what cannot be read for want of an
+/// authority.
+fn way_out(stated: &Policy, possible: &Policy) -> String {
+    let hosts: Vec<_> = possible.egress().intercepted().map(|(name, _)| name).collect();
+    let at = match hosts.is_empty() {
+        true => "only in the clear, for no host is intercepted".to_owned(),
+        false => format!("only at {}, and in the clear", hosts.join(", ")),
+    };
+    let mut page: String = possible.outbound_rules().map(|rule| format!("\n  out    {}: {at}", rule.name)).collect();
+    for (name, how) in unread(stated, possible) {
+        let how = match how {
+            Unread::Tunnel => "passes unread",
+            Unread::Deny => "is refused",
+        };
+        let _ = write!(page, "\n  open   {name} {how}, for there is no authority: [egress.ca], then mantlet ca init");
     }
+    page
+}
+
+/// Hosts that the policy would look into, and cannot.
+fn unread<'a>(stated: &'a Policy, possible: &'a Policy) -> impl Iterator<Item = (&'a str, Unread)> {
+    let is_read = |host: &str| possible.egress().intercepted().any(|(name, _)| name == host);
+    stated.egress().half_open().filter(move |(name, _)| !is_read(name))
 }
 
 /// What the policy wants to be closed, and this gateway cannot close.
@@ -134,13 +189,4 @@ fn left_open(policy: &Policy, gateway: &Gateway) -> Option<String> {
     };
     let rule = policy.rule(reading.rule).name;
     Some(format!("{rule}: who removes an address or deactivates an account is told of to identity servers, for {why}"))
-}
-
-/// What makes Synapse believe what this key signs, and nothing else. The name is nobody's: questions for it never leave.
-fn homeserver_yaml(key: &NotaryKey) -> String {
-    format!(
-        "trusted_key_servers:\n  - server_name: \"notary.invalid\"\n    verify_keys:\n      \"{}\": \"{}\"",
-        key.id(),
-        key.verify_key()
-    )
 }

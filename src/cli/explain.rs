@@ -19,6 +19,7 @@ use crate::policy::selftest::{Finding, Probe, Seen, Supposed};
 use crate::policy::{Decision, Gate, Policy, Reading, TokenVerdict};
 use crate::problem::{Location, Problems};
 use crate::stack::canonical;
+use crate::tls::leaves::Interception;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Explain {
@@ -73,6 +74,10 @@ impl Explain {
         let gateway = match (&self.policy.policy, &common.config) {
             (Some(_), None) => None,
             (None, _) | (Some(_), Some(_)) => Some(common.gateway_alone()?),
+        };
+        let policy = match gateway.as_ref().is_some_and(Interception::is_wanting) {
+            true => policy.without_authority(),
+            false => policy,
         };
         let finding = probe.judge(&policy);
         // What is ambiguous is refused at the way in; at the way out Synapse asks.

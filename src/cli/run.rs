@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+
 use super::{Common, PROBLEM};
 use crate::observe::log::{self, Format};
 use crate::problem::Problems;
@@ -22,6 +24,8 @@ enum LogFormat {
 
 impl Run {
     pub(super) fn run(self, common: &Common) -> Result<ExitCode, Problems> {
+        // Before the first secret is read. Where the system refuses it, all else goes on.
+        let is_closed = set_dumpable_behavior(DumpableBehavior::NotDumpable);
         let gateway = common.gateway()?;
         let format = match self.log_format {
             LogFormat::Text => Format::Text,
@@ -29,6 +33,9 @@ impl Run {
         };
         log::init(gateway.log.level.as_str(), format)?;
         log::quote_no_panics();
+        if let Err(error) = is_closed {
+            tracing::warn!(%error, "this process can be read by others of its user");
+        }
         let running = server::start(Start { gateway, file: common.file(), signals: true, access: None })?;
         match running.wait() {
             Outcome::Drained => Ok(ExitCode::SUCCESS),

@@ -10,6 +10,7 @@ use serde_spanned::Spanned;
 use super::gateway::{Check, Files};
 use crate::addresses::{Allowed, Guard};
 use crate::config::address::ListenerAddress;
+use crate::config::next_hop::{NextHop, NextHopUrl};
 use crate::config::notary_key::NotaryKey;
 use crate::config::secret::Secret;
 use crate::problem::Problem;
@@ -29,6 +30,8 @@ pub struct Egress {
     /// The file with the key that our own answers to questions for keys are signed with.
     #[serde(serialize_with = "super::gateway::lossy_option")]
     pub notary_key: Option<PathBuf>,
+    /// Through whom others are reached; directly, where nobody is named.
+    pub next_hop: Option<NextHop>,
     /// Where other servers are by default. The specification says where, so no file does; a test may.
     #[serde(skip)]
     pub ports: Ports,
@@ -53,6 +56,9 @@ pub(super) struct EgressTable {
     pub ca: Option<Ca>,
     pub store: Option<PathBuf>,
     pub notary_key: Option<Spanned<PathBuf>>,
+    pub next_hop: Option<NextHopUrl>,
+    pub next_hop_credentials: Option<Spanned<PathBuf>>,
+    pub next_hop_except: Option<Spanned<Vec<Allowed>>>,
 }
 
 /// Which addresses may be connected to, besides public ones.
@@ -117,6 +123,13 @@ impl Check<'_> {
         Some(path)
     }
 
+    pub(super) fn no_secret(&mut self, path: Option<Spanned<PathBuf>>) {
+        if let Some(path) = path {
+            let what = "`secret_file` belongs to a federation door";
+            self.problem(Problem::new(what).help("door = \"federation\""), path.span());
+        }
+    }
+
     pub(super) fn egress(&mut self, table: EgressTable) -> Egress {
         let notary_key = table.notary_key.map(|path| {
             let span = path.span();
@@ -128,6 +141,7 @@ impl Check<'_> {
             }
             path
         });
+        let next_hop = self.next_hop(table.next_hop, table.next_hop_credentials, table.next_hop_except);
         Egress {
             nameservers: table.nameservers,
             addresses: table.addresses,
@@ -136,6 +150,7 @@ impl Check<'_> {
                 .map(|ca| Ca { certificate: self.base_dir.join(ca.certificate), key: self.base_dir.join(ca.key) }),
             store: table.store.map(|path| self.base_dir.join(path)),
             notary_key,
+            next_hop,
             ports: Ports::default(),
         }
     }

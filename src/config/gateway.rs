@@ -8,7 +8,9 @@ use crate::config::settings::{Forwarded, Homeserver, Limits, Log, Tokens, Worker
 use crate::document::read::recover;
 use crate::document::source::{Sources, read_file};
 use crate::document::value::Value;
+use crate::matrix::ServerName;
 use crate::problem::{Problem, Problems};
+use ipnet::IpNet;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
@@ -20,8 +22,10 @@ use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+mod notary_door;
 mod proxy_door;
 
+pub use notary_door::NotaryDoor;
 pub use proxy_door::ProxyDoor;
 use proxy_door::{Networks, ProxyKeys, TargetPorts};
 
@@ -220,6 +224,9 @@ pub struct Listener {
     /// What only a proxy door has.
     #[serde(flatten)]
     pub proxy: Option<ProxyDoor>,
+    /// What only a notary door has.
+    #[serde(flatten)]
+    pub notary: Option<NotaryDoor>,
 }
 
 impl Listener {
@@ -237,7 +244,14 @@ impl Listener {
             secret_file: None,
             extra_roots: Vec::new(),
             proxy: None,
+            notary: None,
         }
+    }
+
+    /// From where one may come; from everywhere that reaches it, where there is none.
+    pub fn networks(&self) -> &[IpNet] {
+        let proxy = self.proxy.as_ref().map(|door| &door.networks);
+        proxy.or(self.notary.as_ref().map(|door| &door.networks)).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -251,6 +265,8 @@ pub enum Door {
     Federation,
     /// Synapse asks everybody else: its `http_proxy` and `https_proxy`.
     Proxy,
+    /// Synapse asks for keys of other servers, as it asks any notary: its `trusted_key_servers`.
+    Notary,
 }
 
 /// Where a listener's certificate is; both files were there, and the key was nobody else's to read.
@@ -344,6 +360,7 @@ struct ListenerTable {
     credentials_file: Option<Spanned<PathBuf>>,
     networks: Option<Spanned<Networks>>,
     ports: Option<Spanned<TargetPorts>>,
+    server_name: Option<Spanned<ServerName>>,
 }
 
 /// One certificate or several.
@@ -476,13 +493,13 @@ impl File {
         let admin = self.admin.bind;
         let mut listeners: Vec<Listener> = Vec::new();
         for mut table in self.listener.into_iter().flatten() {
-            let proxy_keys = ProxyKeys::take(&mut table);
+            let mut proxy_keys = ProxyKeys::take(&mut table);
             let (span, bind) = (table.bind.span(), table.bind.into_inner());
             if let Some(earlier) = listeners.iter().find(|earlier| earlier.bind.overlaps(&bind)) {
                 let what = format!("{bind} is taken by another listener ({})", earlier.bind);
                 check.problem(Problem::new(what), span.clone());
             }
-            let (bind_span, proxy_span) = (span.clone(), span.clone());
+            let (bind_span, door_span) = (span.clone(), span.clone());
             let name_span = table.name.as_ref().map_or(span, Spanned::span);
             let name = table.name.map_or_else(|| bind.to_string(), |name| name.into_inner().0);
             let is_any = matches!(bind, ListenerAddress::Tcp(address) if address.port() == 0);
@@ -515,7 +532,7 @@ impl File {
                     let what = "nobody may send a PROXY header: [forwarded] trusted_hops is empty";
                     check.problem(Problem::new(what), wanted.span());
                 }
-                if matches!(table.door, Door::Federation | Door::Proxy) && *wanted.get_ref() {
+                if table.door != Door::Ingress && *wanted.get_ref() {
                     check.problem(Problem::new("Synapse sends no PROXY header"), wanted.span());
                 }
                 wanted.into_inner()
@@ -537,24 +554,31 @@ impl File {
                     (None, Vec::new())
                 }
                 Door::Proxy => {
-                    if let Some(path) = table.secret_file {
-                        let what = "`secret_file` belongs to a federation door";
-                        check.problem(Problem::new(what).help("door = \"federation\""), path.span());
-                    }
+                    check.no_secret(table.secret_file);
                     if !tls.is_empty() {
                         let what = "Synapse asks a proxy in the clear, for a tunnel that is encrypted";
                         check.problem(Problem::new(what).help("leave `tls` out"), bind_span.clone());
                     }
                     (None, check.roots(table.extra_roots))
                 }
+                Door::Notary => {
+                    check.no_secret(table.secret_file);
+                    (None, check.roots(table.extra_roots))
+                }
+            };
+            let notary = match table.door {
+                Door::Notary => {
+                    check.notary_door(table.server_name, proxy_keys.networks.take(), &bind, door_span.clone())
+                }
+                Door::Ingress | Door::Federation | Door::Proxy => {
+                    check.no_server_name(table.server_name);
+                    None
+                }
             };
             let proxy = match table.door {
-                Door::Proxy => Some(check.proxy_door(proxy_keys, &bind, proxy_span)),
-                Door::Ingress | Door::Federation => {
-                    for (key, span) in proxy_keys.written() {
-                        let what = format!("`{key}` belongs to a proxy door");
-                        check.problem(Problem::new(what).help("door = \"proxy\""), span);
-                    }
+                Door::Proxy => Some(check.proxy_door(proxy_keys, &bind, door_span)),
+                Door::Ingress | Door::Federation | Door::Notary => {
+                    check.no_proxy_keys(&proxy_keys);
                     None
                 }
             };
@@ -569,6 +593,7 @@ impl File {
                 secret_file,
                 extra_roots,
                 proxy,
+                notary,
             });
         }
         if listeners.is_empty() {

@@ -4,6 +4,7 @@ pub mod address;
 pub mod compiled;
 pub mod egress;
 pub mod gateway;
+pub mod next_hop;
 pub mod notary_key;
 pub mod policy_file;
 mod print;

@@ -8,18 +8,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
 use crate::problem::Problem;
 
-/// A secret that whoever comes has to know. Clones are one.
+/// A secret that whoever comes has to know. Clones are one, also once it is replaced.
 #[derive(Clone)]
 pub struct Secret(Arc<Kept>);
 
 struct Kept {
     /// Two of these are compared in a time that tells nothing of either.
-    hash: blake3::Hash,
+    hash: ArcSwap<blake3::Hash>,
     is_told: AtomicBool,
 }
 
@@ -27,7 +28,7 @@ impl Secret {
     /// A secret; `None` if it could not stand in a header.
     pub fn new(secret: &str) -> Option<Self> {
         let is_good = !secret.is_empty() && secret.bytes().all(|byte| byte.is_ascii_graphic());
-        let hash = blake3::hash(secret.as_bytes());
+        let hash = ArcSwap::from_pointee(blake3::hash(secret.as_bytes()));
         is_good.then(|| Self(Arc::new(Kept { hash, is_told: AtomicBool::new(false) })))
     }
 
@@ -49,22 +50,26 @@ impl Secret {
     /// # Errors
     /// As of [`Secret::read`].
     pub fn read_credentials(path: &Path) -> Result<Self, Problem> {
-        let shown = path.display();
-        let text = read_alone(path)?;
-        let is_good = text.split_once(':').is_some_and(|(user, password)| !user.is_empty() && !password.is_empty());
-        let is_text = !text.bytes().any(|byte| byte.is_ascii_control());
-        Self::new(&BASE64_STANDARD.encode(&text)).filter(|_| is_good && is_text).ok_or_else(|| {
-            Problem::new(format!("{shown} does not hold a user and a password"))
-                .help(format!("(umask 077; echo \"synapse:$(openssl rand -hex 32)\" > {shown})"))
-        })
+        let pair = read_pair(path)?;
+        Self::new(&pair).ok_or_else(|| no_pair(path))
     }
 
     /// Whether this is it.
     pub fn is(&self, offered: &[u8]) -> bool {
-        self.0.hash == blake3::hash(offered)
+        **self.0.hash.load() == blake3::hash(offered)
     }
 
-    /// Lets something be told once in the life of the process: that somebody did not know it.
+    /// Makes this one, and its clones, another; whether it was not that already.
+    pub fn replace(&self, by: &Self) -> bool {
+        let new = by.0.hash.load_full();
+        let is_new = *self.0.hash.swap(Arc::clone(&new)) != *new;
+        if is_new {
+            self.0.is_told.store(false, Ordering::Relaxed);
+        }
+        is_new
+    }
+
+    /// Lets something be told once in the life of the secret: that somebody did not know it.
     pub fn tell_once(&self, tell: impl FnOnce()) {
         if !self.0.is_told.swap(true, Ordering::Relaxed) {
             tell();
@@ -76,6 +81,45 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(…)")
     }
+}
+
+/// `user:password` as it stands behind `Basic ` in a header: to be shown, where [`Secret`] is to be compared with.
+#[derive(Clone)]
+pub struct Basic(Arc<str>);
+
+impl Basic {
+    /// Reads it from a file that nobody else may read.
+    ///
+    /// # Errors
+    /// As of [`Secret::read`].
+    pub fn read(path: &Path) -> Result<Self, Problem> {
+        read_pair(path).map(|pair| Self(pair.into()))
+    }
+
+    /// What is shown.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Basic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Basic(…)")
+    }
+}
+
+/// `user:password` in Base64.
+fn read_pair(path: &Path) -> Result<String, Problem> {
+    let text = read_alone(path)?;
+    let is_pair = text.split_once(':').is_some_and(|(user, password)| !user.is_empty() && !password.is_empty());
+    let is_text = !text.bytes().any(|byte| byte.is_ascii_control());
+    if is_pair && is_text { Ok(BASE64_STANDARD.encode(&text)) } else { Err(no_pair(path)) }
+}
+
+fn no_pair(path: &Path) -> Problem {
+    let shown = path.display();
+    Problem::new(format!("{shown} does not hold a user and a password"))
+        .help(format!("(umask 077; echo \"synapse:$(openssl rand -hex 32)\" > {shown})"))
 }
 
 /// What stands in a file that nobody else may read, without the white space around it.
@@ -127,6 +171,19 @@ mod tests {
             assert!(!secret.is(other));
         }
         assert!(!format!("{secret:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn one_that_is_replaced_is_another_for_all_who_have_it() {
+        let (old, new) = (Secret::new("old").unwrap(), Secret::new("new").unwrap());
+        let clone = old.clone();
+        assert!(!old.replace(&Secret::new("old").unwrap()) && clone.is(b"old"));
+        let mut told = 0;
+        old.tell_once(|| told += 1);
+        assert!(old.replace(&new) && clone.is(b"new") && !clone.is(b"old"));
+        clone.tell_once(|| told += 1);
+        clone.tell_once(|| told += 1);
+        assert_eq!(told, 2);
     }
 
     #[test]

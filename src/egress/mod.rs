@@ -9,7 +9,6 @@ mod rewound;
 mod tunnel;
 
 use std::io;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -64,11 +63,6 @@ impl Proxy {
         let (current, metrics) = (chain.snapshot.current(), chain.metrics.tunnels());
         let (limits, access) = (chain.limits.clone(), Arc::clone(&chain.access));
         Self { web, terms, limits, current, access, metrics, upstream: WEB.into() }
-    }
-
-    /// Whether somebody at this address may come; `None` is whoever may open the file of a unix socket.
-    pub fn lets_in(&self, address: Option<IpAddr>) -> bool {
-        self.terms.lets_in(address)
     }
 
     /// Reads what a connection begins with, and digs the tunnel that it asks for, if it asks for one. Then this lasts as long as

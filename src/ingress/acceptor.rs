@@ -33,7 +33,7 @@ pub async fn accept(listener: &Listener<impl Chain>, stream: Stream, admitted: &
                 is_hop: listener.door == Door::Ingress && listener.shared.hops.contain(address),
             };
             if listener.proxy_protocol && origin.is_hop {
-                introduce(listener, Box::new(stream), origin, admitted).await;
+                Box::pin(introduce(listener, Box::new(stream), origin, admitted)).await;
             } else {
                 serve(listener, stream, origin).await;
             }
@@ -42,7 +42,7 @@ pub async fn accept(listener: &Listener<impl Chain>, stream: Stream, admitted: &
             // Whoever may open the socket's file is trusted as a hop is: nobody else could name the client.
             let origin = Origin { address: None, is_hop: listener.door == Door::Ingress };
             if listener.proxy_protocol {
-                introduce(listener, Box::new(stream), origin, admitted).await;
+                Box::pin(introduce(listener, Box::new(stream), origin, admitted)).await;
             } else {
                 serve(listener, stream, origin).await;
             }
@@ -89,6 +89,8 @@ async fn introduce(listener: &Listener<impl Chain>, stream: Box<dyn Io>, hop: Or
     serve(listener, stream, origin).await;
 }
 
+/// What a connection turns out to need is in a box of its own size: a task is moved several times before it first runs, and has
+/// the size of the largest.
 async fn serve<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     listener: &Listener<impl Chain>,
     stream: IO,
@@ -96,12 +98,12 @@ async fn serve<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
 ) {
     let peer = |protocol, tls| peer(listener, origin, protocol, tls);
     if let Some(proxy) = &listener.proxy {
-        return receive(listener, proxy, stream, peer(Protocol::H1, false)).await;
+        return Box::pin(receive(listener, proxy, stream, peer(Protocol::H1, false))).await;
     }
     let Some(tls) = &listener.tls else {
-        return connection::serve_h1(listener, stream, peer(Protocol::H1, false)).await;
+        return Box::pin(connection::serve_h1(listener, stream, peer(Protocol::H1, false))).await;
     };
-    let handshake = TlsAcceptor::from(tls.config()).accept(stream);
+    let handshake = Box::pin(TlsAcceptor::from(tls.config()).accept(stream));
     let stream = match tokio::time::timeout(listener.shared.limits.handshake.duration(), handshake).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
@@ -112,9 +114,9 @@ async fn serve<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         Err(_late) => return listener.metrics.tls_handshake_failure(),
     };
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-        connection::serve_h2(listener, stream, peer(Protocol::H2, true)).await;
+        Box::pin(connection::serve_h2(listener, stream, peer(Protocol::H2, true))).await;
     } else {
-        connection::serve_h1(listener, stream, peer(Protocol::H1, true)).await;
+        Box::pin(connection::serve_h1(listener, stream, peer(Protocol::H1, true))).await;
     }
 }
 
@@ -173,7 +175,7 @@ fn peer(listener: &Listener<impl Chain>, origin: Origin, protocol: Protocol, tls
         // A listed hop that spoke for nobody is not unlisted.
         hint: match listener.door {
             Door::Ingress => origin.address.filter(|address| !hops.contain(*address)).and_then(UnlistedHop::new),
-            Door::Federation | Door::Proxy => None,
+            Door::Federation | Door::Proxy | Door::Notary => None,
         },
         client: match origin.address {
             Some(address) => Client::new(address, proto),

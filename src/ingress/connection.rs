@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::frames::Frames;
+use super::gathered::{Gathered, Shared};
 use super::heads::Heads;
 use super::listener::{Drain, Listener};
 use crate::observe::metrics::Refusal;
@@ -86,6 +87,7 @@ pub async fn serve_h2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         async move { Ok::<_, Infallible>(chain.answer(request, peer).await) }
     });
     let io = Paced { io, pace: Rc::clone(&pace), follow: Follow::Frames(Frames::new()) };
+    let written = Rc::new(RefCell::new(Gathered::new(io)));
     let head_bytes = u32::try_from(limits.head_bytes.get()).unwrap_or(u32::MAX);
     let connection = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
@@ -94,13 +96,21 @@ pub async fn serve_h2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .max_local_error_reset_streams(LOCAL_RESETS)
         .max_send_buf_size(BUFFER)
-        .serve_connection(TokioIo::new(io), service);
+        .serve_connection(TokioIo::new(Shared(Rc::clone(&written))), service);
     let mut connection = pin!(connection);
     let ended = attend(listener, &pace, |cx, stop| {
         if stop {
             connection.as_mut().graceful_shutdown();
         }
-        connection.as_mut().poll(cx)
+        let ended = connection.as_mut().poll(cx);
+        // What it wrote by then goes out at once; where the client takes no more, its socket wakes us.
+        if ended.is_pending()
+            && let Poll::Ready(Err(error)) = written.borrow_mut().poll_drain(cx)
+        {
+            tracing::debug!(listener = %listener.metrics.name(), %error, "an HTTP/2 connection broke");
+            return Poll::Ready(Ok(()));
+        }
+        ended
     })
     .await;
     if let Ended::Closed(Err(error)) = ended {
@@ -270,6 +280,8 @@ struct LocalExecutor;
 
 impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
+        // A task is moved several times before it first runs.
+        let future = Box::pin(future);
         tokio::task::spawn_local(async {
             future.await;
         });

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Notify, watch};
 
@@ -31,6 +32,8 @@ pub struct Listener<C> {
     pub tls: Option<Tls>,
     /// Whether trusted hops begin with a PROXY header.
     pub proxy_protocol: bool,
+    /// From where one may come; from everywhere that reaches it, where there is none.
+    pub networks: Vec<IpNet>,
     /// Whether the socket stays open without us.
     pub inherited: bool,
     /// What it shares with the worker's other listeners.
@@ -168,12 +171,18 @@ impl<C: Chain> Listener<C> {
         }
     }
 
+    /// Whether somebody at this address may come; `None` is whoever may open the file of a unix socket.
+    fn lets_in(&self, address: Option<IpAddr>) -> bool {
+        let is_listed = |address| self.networks.iter().any(|network| network.contains(&address));
+        self.networks.is_empty() || address.is_none_or(is_listed)
+    }
+
     fn admit(self: &Rc<Self>, stream: Stream) {
         let from = match stream {
             Stream::Tcp(_, address) => Some(address),
             Stream::Unix(_) => None,
         };
-        if self.proxy.as_ref().is_some_and(|proxy| !proxy.lets_in(from)) {
+        if !self.lets_in(from) {
             tracing::debug!(listener = %self.metrics.name(), "a connection was refused: it comes from none of its networks");
             return;
         }

@@ -4,6 +4,7 @@ mod acceptor;
 pub mod admission;
 mod connection;
 mod frames;
+mod gathered;
 mod heads;
 pub mod listener;
 mod proxy_header;

@@ -113,6 +113,7 @@ async fn serve(
             door: Door::Ingress,
             proxy: None,
             tls: None,
+            networks: Vec::new(),
             proxy_protocol: false,
             inherited: false,
             shared: Rc::new(shared),

@@ -11,6 +11,7 @@ use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
 use quick_cache::sync::Cache;
 use ruma_common::CanonicalJsonObject;
+use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -98,6 +99,20 @@ impl Keys {
         let found = join_all(servers.iter().map(|(server, wanted)| self.find(server, wanted, deadline))).await;
         let texts = found.iter().flatten().map(|keys| self.signed(notary, &keys.text));
         Ok(Answer::json_bytes(StatusCode::OK, list(texts)).response(None))
+    }
+
+    /// What a server of this name would say of its own keys, if our notary key were its own; `None` where we have none.
+    pub fn own(&self, name: &ServerName) -> Option<Response<Body>> {
+        let key = self.ring.notary_key.as_ref()?;
+        let object = json!({
+            "server_name": name.as_str(),
+            "valid_until_ts": now() + DAY,
+            "verify_keys": { key.id(): { "key": key.verify_key() } },
+            "old_verify_keys": {},
+        });
+        let mut object: CanonicalJsonObject = serde_json::from_value(object).ok()?;
+        key.sign(name.as_str(), &mut object).then_some(())?;
+        Some(Answer::json_bytes(StatusCode::OK, serde_json::to_vec(&object).ok()?.into()).response(None))
     }
 
     /// The newest keys of a server that can be had by then.
@@ -242,6 +257,8 @@ fn now() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// How long our own keys count, each time anew.
+const DAY: u64 = 24 * 3600 * 1000;
 /// A person waits, perhaps, and Synapse for a minute at most.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PLACES: usize = 64;

@@ -35,7 +35,7 @@ impl Store {
     /// There is no thread to be had.
     pub fn start(path: &Path) -> std::io::Result<(Self, thread::JoinHandle<()>)> {
         let (jobs, queue) = sync_channel(QUEUE);
-        let file = File { path: path.to_owned(), database: None, again: None, is_told: false };
+        let file = File::new(path);
         let thread = thread::Builder::new().name("keys".into()).spawn(move || run(file, &queue))?;
         Ok((Self { jobs }, thread))
     }
@@ -77,21 +77,22 @@ struct File {
     database: Option<Database>,
     /// When it is tried again.
     again: Option<Instant>,
+    /// How long it is left alone when it fails next.
+    pause: Duration,
     is_told: bool,
 }
 
 impl File {
+    fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), database: None, again: None, pause: SHORTEST, is_told: false }
+    }
+
     fn open(&mut self) {
         if self.database.is_some() || self.again.is_some_and(|again| Instant::now() < again) {
             return;
         }
         match guarded(|| open(&self.path)) {
-            Ok(database) => {
-                self.database = Some(database);
-                if std::mem::take(&mut self.is_told) {
-                    tracing::info!("the store of server keys is good again");
-                }
-            }
+            Ok(database) => self.database = Some(database),
             Err(why) => self.fail(&why),
         }
     }
@@ -130,21 +131,32 @@ impl File {
             transaction.commit()?;
             Ok(())
         };
-        if let Err(why) = guarded(write) {
-            self.fail(&why);
+        match guarded(write) {
+            // Only now: a full disk can still be read.
+            Ok(()) => {
+                // One that takes a row now and then, as a disk does that is nearly full, is not tried and told of each second.
+                if self.again.is_none_or(|again| again.elapsed() > LONGEST) {
+                    self.pause = SHORTEST;
+                }
+                if std::mem::take(&mut self.is_told) {
+                    tracing::info!("the store of server keys is good again");
+                }
+            }
+            Err(why) => self.fail(&why),
         }
     }
 
     /// Goes on without the file for a while. Said once, until it is good again.
     fn fail(&mut self, why: &str) {
         self.database = None;
-        self.again = Some(Instant::now() + PAUSE);
+        self.again = Some(Instant::now() + self.pause);
+        self.pause = LONGEST.min(self.pause * 2);
         if !std::mem::replace(&mut self.is_told, true) {
             let path = self.path.display();
             tracing::error!(
                 %path, why,
-                "the store of server keys cannot be used: keys are kept in memory only. It is tried again every minute; a file \
-                 that is broken can be removed while Mantlet is stopped, all that is in it is asked for again"
+                "the store of server keys cannot be used: keys are kept in memory only. It is tried again, within a minute at the \
+                 latest; a file that is broken can be removed while Mantlet is stopped, all that is in it is asked for again"
             );
         }
     }
@@ -174,7 +186,9 @@ const QUEUE: usize = 4096;
 /// Servers whose keys are kept; of more, the oldest tenth goes.
 const MOST_SERVERS: u64 = 50_000;
 const CACHE: usize = 4 * 1024 * 1024;
-const PAUSE: Duration = Duration::from_secs(60);
+/// How long a file that failed is left alone, at first and at most.
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
@@ -188,7 +202,7 @@ mod tests {
     fn what_was_written_is_there_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("keys.redb");
-        let mut file = File { path: path.clone(), database: None, again: None, is_told: false };
+        let mut file = File::new(&path);
         file.write(&[("a.example".into(), (7, b"{}".to_vec()))]);
         drop(file);
         let (store, thread) = Store::start(&path).unwrap();
@@ -197,7 +211,7 @@ mod tests {
         store.write("b.example", 8, "[]");
         drop(store);
         thread.join().unwrap();
-        let mut file = File { path: path.clone(), database: None, again: None, is_told: false };
+        let mut file = File::new(&path);
         assert_eq!(file.read("b.example"), Some((8, b"[]".to_vec())));
         use std::os::unix::fs::PermissionsExt;
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
@@ -217,10 +231,39 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_fails_is_left_alone_for_longer_each_time_and_no_longer_once_it_is_good() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("later/keys.redb");
+        let mut file = File::new(&path);
+        for pause in [1, 2, 4, 8, 16, 32, 60, 60] {
+            let before = Instant::now();
+            file.again = None;
+            file.write(&[("a.example".into(), (7, b"{}".to_vec()))]);
+            let again = file.again.unwrap().duration_since(before).as_secs();
+            assert!(file.is_told && again == pause, "{again} {pause}");
+        }
+        std::fs::create_dir(dir.path().join("later")).unwrap();
+        // Not before its time.
+        assert_eq!(file.read("a.example"), None);
+        file.again = None;
+        assert_eq!((file.read("a.example"), file.is_told), (None, true));
+        file.write(&[("a.example".into(), (7, b"{}".to_vec()))]);
+        assert_eq!((file.read("a.example"), file.is_told, file.pause), (Some((7, b"{}".to_vec())), false, SHORTEST));
+        // One that fails again soon is left alone for longer.
+        file.fail("for once");
+        file.again = Some(Instant::now());
+        file.write(&[("a.example".into(), (8, b"{}".to_vec()))]);
+        assert_eq!(
+            (file.read("a.example"), file.is_told, file.pause),
+            (Some((8, b"{}".to_vec())), false, 2 * SHORTEST)
+        );
+    }
+
+    #[test]
     fn a_store_that_is_full_of_servers_forgets_the_oldest() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("keys.redb");
-        let mut file = File { path, database: None, again: None, is_told: false };
+        let mut file = File::new(&path);
         let rows: Vec<_> = (0..=MOST_SERVERS).map(|age| (format!("s{age}.example"), (age, vec![b'x']))).collect();
         file.write(&rows);
         assert_eq!(file.read("s0.example"), None);

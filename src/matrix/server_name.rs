@@ -3,10 +3,13 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use serde::{Deserialize, Serialize, Serializer};
+
 use crate::addresses::is_host_name;
 
 /// A server's name: a host and perhaps a port, as it was spelled. Signatures cover the spelling, so it is kept.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(try_from = "String")]
 pub struct ServerName {
     text: Box<str>,
     host: Host,
@@ -61,6 +64,21 @@ impl ServerName {
     /// Its port, if it names one.
     pub fn port(&self) -> Option<u16> {
         self.port
+    }
+}
+
+impl TryFrom<String> for ServerName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::parse(&text)
+            .ok_or_else(|| format!("{text:?} is no server's name\nwrite \"notary.example\", perhaps with a port"))
+    }
+}
+
+impl Serialize for ServerName {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.as_str())
     }
 }
 

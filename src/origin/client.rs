@@ -13,6 +13,7 @@ use super::connector::Connector;
 use super::delegation::Delegations;
 use super::discovery;
 use super::media;
+use super::next_hop::NextHop;
 use super::pool::{Failure, Pool, Way};
 use super::resolver::{NameServers, Resolver};
 use crate::addresses::Guard;
@@ -29,6 +30,7 @@ pub struct Origins {
     tls: Arc<ClientConfig>,
     name_servers: NameServers,
     guard: Guard,
+    next_hop: Option<NextHop>,
     ports: Ports,
     delegations: Arc<Delegations>,
     metrics: OriginMetrics,
@@ -53,16 +55,18 @@ pub enum Follow {
 }
 
 impl Origins {
-    /// Knows other servers by this TLS configuration, finds them by these name servers, and reaches what this guard lets pass.
+    /// Knows other servers by this TLS configuration, finds them by these name servers, and reaches what this guard lets pass,
+    /// perhaps through a proxy.
     pub fn new(
         tls: Arc<ClientConfig>,
         name_servers: NameServers,
         guard: Guard,
+        next_hop: Option<NextHop>,
         ports: Ports,
         metrics: &Metrics,
     ) -> Self {
         let delegations = Arc::new(Delegations::new());
-        Self { tls, name_servers, guard, ports, delegations, metrics: metrics.origins() }
+        Self { tls, name_servers, guard, next_hop, ports, delegations, metrics: metrics.origins() }
     }
 
     /// A client for this thread.
@@ -72,7 +76,7 @@ impl Origins {
     pub fn client(&self) -> Result<Client, Error> {
         let resolver = Resolver::new(&self.name_servers, self.guard.clone())?;
         Ok(Client {
-            connector: Connector::new(resolver, Arc::clone(&self.tls), self.ports.https),
+            connector: Connector::new(resolver, self.next_hop.clone(), Arc::clone(&self.tls), self.ports.https),
             ports: self.ports,
             delegations: Arc::clone(&self.delegations),
             pool: Pool::new(self.metrics.upstream.clone()),

@@ -1,7 +1,7 @@
 //! Opens connections to other servers: to an address that was checked, with TLS, to whom the certificate names.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::next_hop::NextHop;
 use super::resolver::Resolver;
 use super::url::Url;
 use crate::addresses::is_federation_port;
@@ -31,6 +32,7 @@ pub(super) type Stream = TlsStream<TcpStream>;
 /// Opens them for one worker.
 pub(super) struct Connector {
     pub resolver: Resolver,
+    next_hop: Option<NextHop>,
     tls: TlsConnector,
     /// The same, for what is asked once: HTTP/1.1 and nothing else.
     once: TlsConnector,
@@ -46,10 +48,10 @@ pub(super) struct Place {
 }
 
 impl Connector {
-    pub fn new(resolver: Resolver, tls: Arc<ClientConfig>, https: u16) -> Self {
+    pub fn new(resolver: Resolver, next_hop: Option<NextHop>, tls: Arc<ClientConfig>, https: u16) -> Self {
         let mut once = ClientConfig::clone(&tls);
         once.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Self { resolver, tls: TlsConnector::from(tls), once: TlsConnector::from(Arc::new(once)), https }
+        Self { resolver, next_hop, tls: TlsConnector::from(tls), once: TlsConnector::from(Arc::new(once)), https }
     }
 
     /// Opens a connection to the first of these places that can be reached, and believes it to be `name` only with a
@@ -72,7 +74,7 @@ impl Connector {
         if place.port != self.https && !is_federation_port(place.port) {
             return Err(Error::new(Kind::OriginForbidden));
         }
-        let stream = reach(&self.resolver, &place.host, place.port).await?;
+        let stream = reach(&self.resolver, self.next_hop.as_ref(), &place.host, place.port).await?;
         secure(tls, stream, name).await
     }
 
@@ -127,31 +129,45 @@ pub(super) async fn secure(tls: &TlsConnector, stream: TcpStream, name: &Host) -
 ///
 /// # Errors
 /// [`Kind::OriginUnknown`], [`Kind::OriginForbidden`], [`Kind::OriginConnect`]
-pub(super) async fn reach(resolver: &Resolver, host: &Host, port: u16) -> Result<TcpStream, Error> {
+pub(super) async fn reach(
+    resolver: &Resolver,
+    next_hop: Option<&NextHop>,
+    host: &Host,
+    port: u16,
+) -> Result<TcpStream, Error> {
     let addresses = resolver.addresses(host).await?;
-    let stream = tokio::time::timeout(CONNECT, first_to_answer(&addresses, port)).await;
-    let stream = stream.map_err(|_late| Error::new(Kind::OriginConnect))?;
-    stream.map_err(|error| Error::caused_by(Kind::OriginConnect, error))
+    let open = async |address: IpAddr| match next_hop.filter(|hop| hop.leads_to(host, address)) {
+        Some(hop) => hop.connect(resolver, SocketAddr::new(address, port)).await,
+        None => directly(address, port).await.map_err(|error| Error::caused_by(Kind::OriginConnect, error)),
+    };
+    let stream = tokio::time::timeout(CONNECT, first_to_answer(&addresses, open)).await;
+    stream.unwrap_or_else(|_late| Err(Error::new(Kind::OriginConnect)))
+}
+
+async fn directly(address: IpAddr, port: u16) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect((address, port)).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// Connects to the first address that answers: the next one is tried when one fails, and also while it hesitates.
-async fn first_to_answer(addresses: &[IpAddr], port: u16) -> io::Result<TcpStream> {
+async fn first_to_answer(
+    addresses: &[IpAddr],
+    open: impl AsyncFn(IpAddr) -> Result<TcpStream, Error>,
+) -> Result<TcpStream, Error> {
     let mut waiting = addresses.iter().take(MOST_ADDRESSES);
     let mut attempts = FuturesUnordered::new();
-    let mut last = io::Error::from(io::ErrorKind::NotConnected);
+    let mut last = Error::new(Kind::OriginConnect);
     loop {
         match waiting.next() {
-            Some(address) => attempts.push(TcpStream::connect((*address, port))),
+            Some(address) => attempts.push(open(*address)),
             None if attempts.is_empty() => return Err(last),
             None => {}
         }
         let is_last = waiting.len() == 0;
         tokio::select! {
             Some(attempt) = attempts.next() => match attempt {
-                Ok(stream) => {
-                    stream.set_nodelay(true)?;
-                    return Ok(stream);
-                }
+                Ok(stream) => return Ok(stream),
                 Err(error) => last = error,
             },
             () = tokio::time::sleep(HESITATES), if !is_last => {}
@@ -178,9 +194,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.1.2:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let addresses = ["127.0.1.1", "127.0.1.2"].map(|text| text.parse().unwrap());
-        let stream = first_to_answer(&addresses, port).await.unwrap();
+        let open = async |address| directly(address, port).await.map_err(|_| Error::new(Kind::OriginConnect));
+        let stream = first_to_answer(&addresses, open).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), listener.local_addr().unwrap());
-        assert!(first_to_answer(&addresses[..1], port).await.is_err());
-        assert!(first_to_answer(&[], port).await.is_err());
+        assert!(first_to_answer(&addresses[..1], open).await.is_err());
+        assert!(first_to_answer(&[], open).await.is_err());
     }
 }

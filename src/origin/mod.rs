@@ -5,11 +5,13 @@ mod connector;
 mod delegation;
 mod discovery;
 mod media;
+mod next_hop;
 mod pool;
 pub mod resolver;
 mod url;
 pub mod web;
 
 pub use client::{Client, Follow, Origins};
+pub use next_hop::NextHop;
 pub use resolver::NameServers;
 pub use web::{Destination, Web, Webs};

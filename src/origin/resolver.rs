@@ -91,18 +91,23 @@ impl Resolver {
     /// # Errors
     /// [`Kind::OriginUnknown`], [`Kind::OriginForbidden`]
     pub async fn addresses(&self, host: &Host) -> Result<Vec<IpAddr>, Error> {
-        let (name, found) = match host {
-            Host::Address(address) => (address.to_string(), vec![*address]),
-            Host::Name(name) => {
-                let found = self.inner.lookup_ip(absolute(name)?).await.map_err(unknown)?;
-                (name.to_string(), found.iter().collect())
-            }
-        };
+        let (name, found) = (host.to_string(), self.all_addresses(host).await?);
         let is_known = !found.is_empty();
         let passed: Vec<_> = found.into_iter().filter(|address| self.guard.check(&name, *address).is_ok()).collect();
         match passed.is_empty() {
             false => Ok(passed),
             true => Err(Error::new(if is_known { Kind::OriginForbidden } else { Kind::OriginUnknown })),
+        }
+    }
+
+    /// All addresses of a host, whatever they are: for one that the operator named.
+    ///
+    /// # Errors
+    /// [`Kind::OriginUnknown`]
+    pub async fn all_addresses(&self, host: &Host) -> Result<Vec<IpAddr>, Error> {
+        match host {
+            Host::Address(address) => Ok(vec![*address]),
+            Host::Name(name) => Ok(self.inner.lookup_ip(absolute(name)?).await.map_err(unknown)?.iter().collect()),
         }
     }
 

@@ -12,6 +12,7 @@ use tokio_rustls::TlsConnector;
 
 use super::client::{REACH, again, passable};
 use super::connector::{reach, secure};
+use super::next_hop::NextHop;
 use super::pool::{Pool, Way};
 use super::resolver::{NameServers, Resolver};
 use crate::addresses::Guard;
@@ -59,6 +60,11 @@ impl Destination {
         Self { speaks: Speaks::Tls, ..self }
     }
 
+    /// Both, as they were spelled.
+    pub fn name(&self) -> &ServerName {
+        &self.name
+    }
+
     /// Whether both are one host and one port, however they are spelled.
     pub fn is_at(&self, other: &Self) -> bool {
         self.host == other.host && self.port == other.port
@@ -70,6 +76,7 @@ impl Destination {
 pub struct Webs {
     name_servers: NameServers,
     guard: Guard,
+    next_hop: Option<NextHop>,
     tls: TlsConnector,
     metrics: UpstreamMetrics,
 }
@@ -77,6 +84,7 @@ pub struct Webs {
 /// One worker's way to the web. Not shared between threads: an exchange runs on one.
 pub struct Web {
     resolver: Resolver,
+    next_hop: Option<NextHop>,
     tls: TlsConnector,
     clear: Rc<Pool>,
     encrypted: Rc<Pool>,
@@ -84,9 +92,16 @@ pub struct Web {
 }
 
 impl Webs {
-    /// Finds hosts by these name servers, reaches what this guard lets pass, and knows hosts by this TLS configuration.
-    pub fn new(tls: Arc<ClientConfig>, name_servers: NameServers, guard: Guard, metrics: &Metrics) -> Self {
-        Self { name_servers, guard, tls: TlsConnector::from(tls), metrics: metrics.upstream(WEB) }
+    /// Finds hosts by these name servers, reaches what this guard lets pass, perhaps through a proxy, and knows hosts by this TLS
+    /// configuration.
+    pub fn new(
+        tls: Arc<ClientConfig>,
+        name_servers: NameServers,
+        guard: Guard,
+        next_hop: Option<NextHop>,
+        metrics: &Metrics,
+    ) -> Self {
+        Self { name_servers, guard, next_hop, tls: TlsConnector::from(tls), metrics: metrics.upstream(WEB) }
     }
 
     /// A way for this thread.
@@ -96,7 +111,14 @@ impl Webs {
     pub fn web(&self) -> Result<Web, Error> {
         let resolver = Resolver::new(&self.name_servers, self.guard.clone())?;
         let pool = || Pool::new(self.metrics.clone());
-        Ok(Web { resolver, tls: self.tls.clone(), clear: pool(), encrypted: pool(), metrics: self.metrics.clone() })
+        Ok(Web {
+            resolver,
+            next_hop: self.next_hop.clone(),
+            tls: self.tls.clone(),
+            clear: pool(),
+            encrypted: pool(),
+            metrics: self.metrics.clone(),
+        })
     }
 }
 
@@ -150,7 +172,8 @@ impl Web {
     }
 
     async fn reach(&self, to: &Destination) -> Result<TcpStream, Error> {
-        let reached = tokio::time::timeout(REACH, reach(&self.resolver, &to.host, to.port)).await;
+        let reached =
+            tokio::time::timeout(REACH, reach(&self.resolver, self.next_hop.as_ref(), &to.host, to.port)).await;
         reached.unwrap_or_else(|_late| Err(Error::new(Kind::OriginConnect)))
     }
 

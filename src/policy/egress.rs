@@ -38,8 +38,29 @@ pub struct Destination {
     pub host: HostPattern,
     /// Its way.
     pub way: Way,
+    /// Its way where it is to be looked into and there is no authority for that; by default such a policy is refused.
+    pub without_authority: Option<Unread>,
     /// The line that says so.
     pub location: Option<Location>,
+}
+
+/// A way out that needs no authority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unread {
+    /// As [`Way::Tunnel`].
+    Tunnel,
+    /// As [`Way::Deny`].
+    Deny,
+}
+
+impl From<Unread> for Way {
+    fn from(unread: Unread) -> Self {
+        match unread {
+            Unread::Tunnel => Self::Tunnel,
+            Unread::Deny => Self::Deny,
+        }
+    }
 }
 
 /// A way out.
@@ -120,6 +141,27 @@ impl Egress {
         })
     }
 
+    /// Those of them that have another way where there is no authority.
+    pub fn half_open(&self) -> impl Iterator<Item = (&str, Unread)> {
+        self.destinations.iter().filter_map(|destination| match &destination.host {
+            HostPattern::Exact(host @ Host::Name(name)) if self.way(host).0 == Way::Intercept => {
+                Some((&**name, destination.without_authority?))
+            }
+            HostPattern::Exact(_) | HostPattern::Below(_) => None,
+        })
+    }
+
+    /// The ways where there is no authority.
+    pub(super) fn without_authority(&self) -> Self {
+        let mut egress = self.clone();
+        for destination in &mut egress.destinations {
+            if let Some(unread) = destination.without_authority.take() {
+                destination.way = unread.into();
+            }
+        }
+        egress
+    }
+
     /// The way of a host, and the line that says so. No line says anything of the reserved name.
     pub fn way(&self, host: &Host) -> (Way, Option<&Location>) {
         if is_reserved(host) {
@@ -176,7 +218,12 @@ mod tests {
 
     #[test]
     fn the_first_that_fits_counts() {
-        let to = |host: &str, way| Destination { host: pattern(host).unwrap(), way, location: None };
+        let to = |host: &str, way| Destination {
+            host: pattern(host).unwrap(),
+            way,
+            without_authority: None,
+            location: None,
+        };
         let egress = Egress {
             destinations: vec![to("push.example.org", Way::Tunnel), to("*.example.org", Way::Deny)],
             default: Unlisted { way: Way::Tunnel, location: None },
@@ -190,7 +237,12 @@ mod tests {
 
     #[test]
     fn nothing_is_said_of_the_reserved_name() {
-        let denied = |host: &str| Destination { host: pattern(host).unwrap(), way: Way::Deny, location: None };
+        let denied = |host: &str| Destination {
+            host: pattern(host).unwrap(),
+            way: Way::Deny,
+            without_authority: None,
+            location: None,
+        };
         let egress = Egress {
             destinations: vec![denied(UNBINDING), denied("*.invalid")],
             default: Unlisted { way: Way::Deny, location: None },

@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 
 use foldhash::fast::FixedState;
-use memchr::memchr;
 use percent_encoding::percent_decode_str;
 use regex::{Error, Regex, RegexSet, RegexSetBuilder};
 use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Look};
@@ -61,7 +60,7 @@ impl PathPattern {
 }
 
 /// The gates that hold for paths instead of endpoints.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct PathGates {
     patterns: Vec<String>,
     gates: Vec<Gate>,
@@ -127,10 +126,10 @@ impl PathGates {
 }
 
 /// Shapes by their segments: a node stands for all that begin alike.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Tree(Vec<Node>);
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Node {
     texts: HashMap<Box<str>, usize, FixedState>,
     some: Option<usize>,
@@ -164,7 +163,7 @@ impl Tree {
     fn find(&self, node: usize, rest: Option<&str>, hits: &mut Vec<usize>) {
         let Some(node) = self.0.get(node) else { return };
         let Some(rest) = rest else { return hits.extend(&node.ends) };
-        let (segment, rest) = match memchr(b'/', rest.as_bytes()) {
+        let (segment, rest) = match rest.bytes().position(|byte| byte == b'/') {
             Some(slash) => (&rest[..slash], Some(&rest[slash + 1..])),
             None => (rest, None),
         };

@@ -1,5 +1,6 @@
 //! What a policy compiles to: for each endpoint, the gates that a request must pass and the edits that are made on its way.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -18,7 +19,7 @@ use crate::message::Answer;
 use crate::problem::Location;
 
 /// A compiled policy: immutable, shared by all workers.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Policy {
     pub(super) name: String,
     pub(super) digest: String,
@@ -232,9 +233,21 @@ impl Policy {
         self.announce
     }
 
-    /// The gates of what the proxy door is asked for.
-    pub fn outbound_gates(&self) -> impl Iterator<Item = &Gate> {
-        self.outbound.iter().map(|(_, gate)| gate)
+    /// The rules that act at the proxy door by what is asked for, and so only where that can be read.
+    pub fn outbound_rules(&self) -> impl Iterator<Item = &RuleInfo> {
+        let outbound = self.outbound.iter().map(|(_, gate)| gate.rule);
+        let of_plan =
+            |plan: &Plan| plan.to_servers.first().map(|gate| gate.rule).or(plan.reroute.as_ref().map(|to| to.rule));
+        let rules: BTreeSet<_> = outbound.chain(self.plans.iter().filter_map(of_plan)).map(RuleIndex::index).collect();
+        rules.into_iter().map(|index| &self.rules[index])
+    }
+
+    /// The same for a gateway that has no authority by which hosts could be looked into.
+    pub fn without_authority(self: Arc<Self>) -> Arc<Self> {
+        if self.egress.half_open().next().is_none() {
+            return self;
+        }
+        Arc::new(Self { egress: self.egress.without_authority(), ..Self::clone(&self) })
     }
 
     /// Which way out is whose.

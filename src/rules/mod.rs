@@ -30,7 +30,7 @@ use serde_spanned::Spanned;
 use crate::document::{Sources, Table, Value, read};
 use crate::matrix::{Endpoint, Flow, Host};
 use crate::policy::compiler::Title;
-use crate::policy::egress::{Destination, Egress, HostPattern, Unlisted, Way};
+use crate::policy::egress::{Destination, Egress, HostPattern, Unlisted, Unread, Way};
 use crate::policy::selftest::PolicyTest;
 use crate::policy::{Compiler, Mode, Policy};
 use crate::problem::{Problem, Problems, did_you_mean};
@@ -85,19 +85,25 @@ pub struct EgressTable {
 struct DestinationTable {
     host: HostPattern,
     action: Way,
+    without_authority: Option<Spanned<Unread>>,
 }
 
 impl EgressTable {
     fn resolve(self, sources: &Sources, to: &mut Compiler<'_>) -> Egress {
         let destinations = self.destination.into_iter().map(|table| {
             let (location, span) = (sources.locate(table.span()), table.span());
-            let DestinationTable { host, action } = table.into_inner();
+            let DestinationTable { host, action, without_authority } = table.into_inner();
             let is_name = matches!(host, HostPattern::Exact(Host::Name(_)));
             if action == Way::Intercept && !is_name {
                 let what = "a certificate can be made for one name only, and this is an address or a pattern";
                 to.problem(span, what, "name each host that is to be looked into");
             }
-            Destination { host, way: action, location }
+            if let Some(unread) = without_authority.as_ref().filter(|_| action != Way::Intercept) {
+                let what = "`without_authority` is for hosts that are looked into, and this one is not";
+                to.problem(unread.span(), what, "action = \"intercept\", or leave it out");
+            }
+            let without_authority = without_authority.map(Spanned::into_inner);
+            Destination { host, way: action, without_authority, location }
         });
         let default_span = self.default.as_ref().map_or(0..0, Spanned::span);
         let default = self.default.map_or_else(Unlisted::default, |way| {

@@ -3,7 +3,7 @@
 //! Leak: for each server that Synapse meets it asks a notary, matrix.org by default, for that server's keys, and again when
 //!   they expire; so one party learns whom all servers talk to. And any stranger who asks Synapse for keys of a third server
 //!   makes it connect there, and sees which servers it knows.
-//! Rule: what Synapse asks notaries through the federation door is answered here: `direct` asks each server for its own keys,
+//! Rule: what Synapse asks notaries through a door of the way out is answered here: `direct` asks each server for its own keys,
 //!   checks them and keeps them; `empty` answers that nothing is known, so that Synapse asks each server itself; a `rewrite`
 //!   asks another notary, which is not told who asks. Whoever asks Synapse as a notary gets its own keys only (`own`).
 //! Cost: keys of servers that are gone for good cannot be had, so old messages of theirs are not verified anew. Each server
@@ -23,7 +23,6 @@ use super::Rule;
 use crate::matrix::ServerName;
 use crate::matrix::endpoint::Endpoint;
 use crate::message::Answer;
-use crate::policy::plan::Outbound;
 use crate::policy::{Compiler, Destination};
 
 /// What `[rules.notary]` may say.
@@ -41,22 +40,7 @@ pub struct Config {
 enum Notary {
     Direct,
     Empty,
-    Rewrite(Name),
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(try_from = "String")]
-struct Name(ServerName);
-
-impl TryFrom<String> for Name {
-    type Error = String;
-
-    fn try_from(name: String) -> Result<Self, String> {
-        let server = ServerName::parse(&name);
-        server
-            .map(Self)
-            .ok_or_else(|| format!("{name:?} is no server's name\nwrite \"notary.example\", perhaps with a port"))
-    }
+    Rewrite(ServerName),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -85,12 +69,10 @@ impl Rule for Config {
             to.from(written.span());
         }
         for endpoint in QUERIES {
-            // Through the proxy door they come where a notary is looked into; it is not to hear of them there either.
-            to.outbound(Outbound::Endpoint(endpoint)).answer(nothing());
             match self.matrix_org.as_ref().map_or(&Notary::Direct, Spanned::get_ref) {
                 Notary::Direct => to.reroute(endpoint, Destination::KeyRing),
                 Notary::Empty => to.to_servers(endpoint).answer(nothing()),
-                Notary::Rewrite(Name(server)) => to.reroute(endpoint, Destination::Server(server.clone())),
+                Notary::Rewrite(server) => to.reroute(endpoint, Destination::Server(server.clone())),
             }
         }
         let whole = to.span();

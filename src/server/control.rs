@@ -1,4 +1,5 @@
-//! The thread that serves nobody: signals, the admin listener, and the watch over the policy's files and the certificates.
+//! The thread that serves nobody: signals, the admin listener, and the watch over the policy's files, the certificates and the
+//! secrets.
 
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, SystemTime};
@@ -77,6 +78,7 @@ async fn watch_files(reloader: Arc<Reloader>) {
         }
         if certificates.changed() {
             let _ = reloader.reload_certificates(Trigger::Change);
+            let _ = reloader.reload_secrets(Trigger::Change);
         }
         reloader.renew_leaves(SystemTime::now());
         let now = reloader.policy_files();

@@ -8,6 +8,7 @@ mod notify;
 mod opened;
 pub mod reload;
 pub mod reuseport;
+mod secrets;
 mod socket_file;
 mod watch;
 mod worker;
@@ -19,6 +20,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tokio::sync::watch as latest;
 
 use crate::config::address::{AdminAddress, ListenerAddress};
@@ -29,10 +31,11 @@ use crate::config::settings::AccessLog;
 use crate::ingress::admission::Admission;
 use crate::ingress::listener::Drain;
 use crate::keyring::{Ring, Store};
+use crate::matrix::ServerName;
 use crate::matrix::endpoint::Endpoint;
 use crate::observe::access::{Format, Writer};
 use crate::observe::metrics::{ListenerMetrics, Metrics};
-use crate::origin::{NameServers, Origins, Webs};
+use crate::origin::{NameServers, NextHop, Origins, Webs};
 use crate::problem::{Problem, Problems};
 use crate::stack::TrustedHops;
 use crate::stack::forward::Terms;
@@ -41,7 +44,6 @@ use crate::tls;
 use crate::tls::server::Server as Tls;
 use crate::upstream::Directory;
 use admin::AdminListener;
-use certificates::Certificates;
 use control::Control;
 use inherited::Inherited;
 use opened::Opened;
@@ -112,7 +114,7 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         .map_err(|error| Problem::new(format!("the system gives no randomness: {error}")))?;
     let tokens = Arc::new(tokens);
     let (drain, draining) = latest::channel(Drain::Starting);
-    let doors = bind(&gateway, reloader.certificates(), &metrics)?;
+    let doors = bind(&gateway, &reloader, &metrics)?;
     let admin = gateway.admin.as_ref().map(AdminListener::bind).transpose()?;
 
     let (ending, ended) = mpsc::channel();
@@ -312,6 +314,7 @@ struct Door {
     socket: Opened,
     tls: Option<Tls>,
     proxy_protocol: bool,
+    networks: Vec<IpNet>,
     metrics: ListenerMetrics,
     leads: Leads,
 }
@@ -322,31 +325,37 @@ enum Leads {
     In,
     /// From Synapse to other servers.
     ToServers { secret: Secret, origins: Box<Origins> },
-    /// From Synapse to everybody else.
-    ToTheWeb { terms: Terms, webs: Box<Webs> },
+    /// From Synapse to everybody else. What it asks a notary there goes where the policy wants it to go.
+    ToTheWeb { terms: Terms, webs: Box<Webs>, origins: Box<Origins> },
+    /// From Synapse to our own notary, which asks other servers.
+    ToOurNotary { name: ServerName, origins: Box<Origins> },
 }
 
 impl Leads {
-    fn read(listener: &Listener, gateway: &Gateway, metrics: &Metrics) -> Result<Self, Problems> {
-        if let Some(door) = &listener.proxy {
-            let credentials = door.credentials_file.as_deref().map(Secret::read_credentials).transpose()?;
-            let terms = Terms { credentials, networks: door.networks.clone(), ports: door.ports.clone() };
-            let name_servers = NameServers::new(&gateway.egress.nameservers())?;
-            let tls = tls::client::config(&listener.extra_roots)?;
-            let webs = Webs::new(tls, name_servers, gateway.egress.guard(), metrics);
-            return Ok(Self::ToTheWeb { terms, webs: Box::new(webs) });
+    fn read(
+        listener: &Listener,
+        secret: Option<Secret>,
+        gateway: &Gateway,
+        metrics: &Metrics,
+    ) -> Result<Self, Problems> {
+        if listener.door == config::Door::Ingress {
+            return Ok(Self::In);
         }
-        match (listener.door, &listener.secret_file) {
-            (config::Door::Ingress, _) => Ok(Self::In),
-            (config::Door::Proxy, _) => Err(Problem::new("a proxy door needs to know where it leads").into()),
-            (config::Door::Federation, None) => Err(Problem::new("a federation door needs a secret").into()),
-            (config::Door::Federation, Some(path)) => {
-                let egress = &gateway.egress;
-                let tls = tls::client::config(&listener.extra_roots)?;
-                let name_servers = NameServers::new(&egress.nameservers())?;
-                let origins = Origins::new(tls, name_servers, egress.guard(), egress.ports, metrics);
-                Ok(Self::ToServers { secret: Secret::read(path)?, origins: Box::new(origins) })
+        let egress = &gateway.egress;
+        let tls = tls::client::config(&listener.extra_roots)?;
+        let (servers, hop) = (NameServers::new(&egress.nameservers())?, next_hop(gateway)?);
+        let origins =
+            Origins::new(Arc::clone(&tls), servers.clone(), egress.guard(), hop.clone(), egress.ports, metrics);
+        let origins = Box::new(origins);
+        match (&listener.proxy, &listener.notary, secret) {
+            (Some(door), _, credentials) => {
+                let terms = Terms { credentials, ports: door.ports.clone() };
+                let webs = Webs::new(tls, servers, egress.guard(), hop, metrics);
+                Ok(Self::ToTheWeb { terms, webs: Box::new(webs), origins })
             }
+            (None, Some(door), _) => Ok(Self::ToOurNotary { name: door.server_name.clone(), origins }),
+            (None, None, Some(secret)) => Ok(Self::ToServers { secret, origins }),
+            (None, None, None) => Err(Problem::new("a door of the way out needs to know where it leads").into()),
         }
     }
 
@@ -355,11 +364,12 @@ impl Leads {
             Self::In => config::Door::Ingress,
             Self::ToServers { .. } => config::Door::Federation,
             Self::ToTheWeb { .. } => config::Door::Proxy,
+            Self::ToOurNotary { .. } => config::Door::Notary,
         }
     }
 }
 
-fn bind(gateway: &Gateway, certificates: &Certificates, metrics: &Metrics) -> Result<Vec<Door>, Problems> {
+fn bind(gateway: &Gateway, reloader: &Reloader, metrics: &Metrics) -> Result<Vec<Door>, Problems> {
     let mut problems = Problems::default();
     let mut doors = Vec::new();
     let wants_inherited = |listener: &Listener| matches!(listener.bind, ListenerAddress::Systemd(_));
@@ -368,7 +378,7 @@ fn bind(gateway: &Gateway, certificates: &Certificates, metrics: &Metrics) -> Re
         false => Inherited::none(),
     };
     for listener in &gateway.listeners {
-        let opened = Leads::read(listener, gateway, metrics).and_then(|leads| {
+        let opened = Leads::read(listener, reloader.secret(listener), gateway, metrics).and_then(|leads| {
             let socket = Opened::open(listener, worker_count(gateway), &mut inherited)?;
             stays_near(listener, &socket)?;
             Ok((socket, leads))
@@ -378,8 +388,9 @@ fn bind(gateway: &Gateway, certificates: &Certificates, metrics: &Metrics) -> Re
                 let metrics = metrics.listener(&listener.name);
                 doors.push(Door {
                     socket,
-                    tls: certificates.of(listener),
+                    tls: reloader.certificates().of(listener),
                     proxy_protocol: listener.proxy_protocol,
+                    networks: listener.networks().to_vec(),
                     metrics,
                     leads,
                 });
@@ -404,16 +415,26 @@ fn stays_near(listener: &Listener, socket: &Opened) -> Result<(), Problem> {
             Err(Problem::new(format!("everybody who reaches {address} could use the proxy door {}", listener.name))
                 .help("ListenStream=127.0.0.1:8118, or credentials_file, or networks"))
         }
-        (config::Door::Federation | config::Door::Proxy | config::Door::Ingress, _) => Ok(()),
+        (config::Door::Notary, address)
+            if listener.notary.as_ref().is_some_and(|door| !door.is_guarded_at(&address)) =>
+        {
+            Err(Problem::new(format!("everybody who reaches {address} could ask at the notary door {}", listener.name))
+                .help("ListenStream=127.0.0.1:8449, or networks"))
+        }
+        (config::Door::Federation | config::Door::Proxy | config::Door::Notary | config::Door::Ingress, _) => Ok(()),
     }
+}
+
+fn next_hop(gateway: &Gateway) -> Result<Option<NextHop>, Problem> {
+    gateway.egress.next_hop.as_ref().map(NextHop::read).transpose()
 }
 
 /// The key ring, and the thread that writes what it learns, where that is kept.
 fn open_ring(gateway: &Gateway, metrics: &Metrics) -> Result<(Arc<Ring>, Option<thread::JoinHandle<()>>), Problems> {
     let egress = &gateway.egress;
     let notary_key = egress.notary_key.as_deref().map(NotaryKey::read).transpose()?;
-    // Only what comes through a federation door is answered by it.
-    let is_used = gateway.listeners.iter().any(|listener| listener.door == config::Door::Federation);
+    // Only what Synapse asks is answered by it.
+    let is_used = gateway.listeners.iter().any(|listener| listener.door != config::Door::Ingress);
     let store = match egress.store.as_deref().filter(|_| is_used) {
         Some(path) => {
             let started = Store::start(path);

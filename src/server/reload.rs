@@ -1,28 +1,34 @@
 //! Puts a new policy in force: read, compile, run its own tests, swap. Any problem keeps the old one and is told.
 //!
-//! Certificates are read again with it, and neither waits for the other to be good.
+//! The authority for hosts that are looked into is read again with it, as one. So are certificates and secrets, and none of these
+//! waits for the others to be good.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use crate::config::compiled::Compiled;
-use crate::config::gateway::{Gateway, PolicySource};
+use crate::config::gateway::{Gateway, Listener, PolicySource};
+use crate::config::secret::Secret;
 use crate::observe::metrics::{Metrics, Reload};
+use crate::policy::Policy;
 use crate::problem::{Problem, Problems};
 use crate::server::certificates::Certificates;
+use crate::server::secrets::Secrets;
 use crate::snapshot::{Generation, Snapshot};
 use crate::tls::leaves::Interception;
 
-/// Loads the policy and the certificates, at start and whenever it is asked to.
+/// Loads the policy, the certificates and the secrets, at start and whenever it is asked to.
 pub struct Reloader {
     source: PolicySource,
-    /// The gateway file, and what it said at start.
-    gateway: Option<(PathBuf, Gateway)>,
+    /// What the gateway file said at start.
+    gateway: Gateway,
+    /// Where that is.
+    file: Option<PathBuf>,
     snapshot: Snapshot,
     metrics: Arc<Metrics>,
     certificates: Certificates,
-    interception: Interception,
+    secrets: Secrets,
     loaded: Mutex<Loaded>,
 }
 
@@ -32,6 +38,7 @@ struct Loaded {
     digest: String,
     text: String,
     files: Vec<PathBuf>,
+    interception: Interception,
 }
 
 /// What came of a reload.
@@ -71,7 +78,7 @@ impl Reloader {
     /// Loads the first generation.
     ///
     /// # Errors
-    /// All that is wrong with the policy and the certificates.
+    /// All that is wrong with the policy, the certificates and the secrets.
     pub fn start(
         gateway: &Gateway,
         file: Option<PathBuf>,
@@ -81,15 +88,19 @@ impl Reloader {
             Compiled::load(&gateway.policy),
             Certificates::read(&gateway.listeners, &metrics),
             Interception::read(gateway),
+            Secrets::read(&gateway.listeners),
         );
-        let (compiled, certificates, interception) = match read {
-            (Ok(compiled), Ok(certificates), Ok(interception)) => (compiled, certificates, interception),
-            (compiled, certificates, interception) => {
-                let found = compiled.err().into_iter().chain(certificates.err()).chain(interception.err());
+        let (compiled, certificates, interception, secrets) = match read {
+            (Ok(compiled), Ok(certificates), Ok(interception), Ok(secrets)) => {
+                (compiled, certificates, interception, secrets)
+            }
+            (compiled, certificates, interception, secrets) => {
+                let found = compiled.err().into_iter().chain(certificates.err());
+                let found = found.chain(interception.err()).chain(secrets.err());
                 return Err(Problems(found.flat_map(|problems| problems.0).collect()));
             }
         };
-        let policy = Arc::clone(&compiled.policy);
+        let policy = possible(&interception, &compiled.policy);
         let leaves = interception.leaves(&policy)?;
         let snapshot = Snapshot::new(Generation::new(1, policy, leaves, &metrics));
         metrics.policy_reload(Reload::Success);
@@ -97,40 +108,49 @@ impl Reloader {
         tracing::info!(policy = compiled.policy.name(), digest = compiled.policy.digest(), "the policy is in force");
         let reloader = Self {
             source: gateway.policy.clone(),
-            gateway: file.map(|file| (file, gateway.clone())),
+            gateway: gateway.clone(),
+            file,
             snapshot: snapshot.clone(),
             metrics,
             certificates,
-            interception,
-            loaded: Mutex::new(Loaded::of(1, &compiled)),
+            secrets,
+            loaded: Mutex::new(Loaded::of(1, &compiled, interception, gateway)),
         };
         Ok((reloader, snapshot))
     }
 
-    /// Reads the policy and the certificates again; what is good is in force then, whatever the other is.
+    /// Reads the policy, the certificates and the secrets again; what is good is in force then, whatever the others are.
     ///
     /// # Errors
-    /// All that is wrong with either of them, and what became of the other.
+    /// All that is wrong with any of them, and what became of the others.
     pub fn reload(&self, trigger: Trigger) -> Result<Reloaded, Refused> {
-        let (policy, certificates) = (self.reload_policy(trigger), self.reload_certificates(trigger));
-        let refused = |message: String, problems| Refused { generation: self.current().number, message, problems };
-        match (policy, certificates) {
-            (Ok(mut reloaded), Ok(new)) => {
-                reloaded.message += &renewed(new);
-                Ok(reloaded)
+        let policy = self.reload_policy(trigger);
+        let certificates = self.reload_certificates(trigger);
+        let secrets = self.reload_secrets(trigger);
+        let is_refused = [policy.is_err(), certificates.is_err(), secrets.is_err()];
+        let what = ["the new policy", "a new certificate", "a new secret"].into_iter().zip(is_refused);
+        let refused: Vec<_> = what.filter_map(|(what, is_refused)| is_refused.then_some(what)).collect();
+        let new = renewed(*certificates.as_ref().unwrap_or(&0)) + &rekeyed(*secrets.as_ref().unwrap_or(&0));
+        let mut problems = Problems::default();
+        problems.0.extend([certificates.err(), secrets.err()].into_iter().flatten().flat_map(|found| found.0));
+        let message = match (refused.as_slice(), &policy) {
+            ([], Ok(_)) => String::new(),
+            ([one], Err(_)) => format!("{one} is refused, the old one stays"),
+            ([one], Ok(reloaded)) => format!("{}; {one} is refused, the old one stays", reloaded.message),
+            (several, Err(_)) => format!("{} are refused, the old ones stay", several.join(" and ")),
+            (several, Ok(reloaded)) => {
+                format!("{}; {} are refused, the old ones stay", reloaded.message, several.join(" and "))
             }
-            (Ok(reloaded), Err(problems)) => {
-                let message = format!("{}; a new certificate is refused, the old one stays", reloaded.message);
-                Err(refused(message, problems))
+        };
+        match policy {
+            Ok(mut reloaded) if problems.is_empty() => {
+                reloaded.message += &new;
+                return Ok(reloaded);
             }
-            (Err(problems), Ok(new)) => {
-                Err(refused(format!("the new policy is refused, the old one stays{}", renewed(new)), problems))
-            }
-            (Err(mut problems), Err(of_certificates)) => {
-                problems.0.extend(of_certificates.0);
-                Err(refused("the new policy and a new certificate are refused, the old ones stay".to_owned(), problems))
-            }
+            Ok(_) => {}
+            Err(found) => problems.0.splice(0..0, found.0).for_each(drop),
         }
+        Err(Refused { generation: self.current().number, message: message + &new, problems })
     }
 
     /// Reads the certificates again; each listener shows what is good of its own. Gives how many show something new.
@@ -143,6 +163,20 @@ impl Reloader {
         let result = self.certificates.reload();
         for problem in result.as_ref().err().iter().flat_map(|found| &found.0) {
             tracing::error!(?trigger, %problem, "a new certificate is refused, the old one stays");
+        }
+        result
+    }
+
+    /// Reads the secrets again; each door wants what is good of its own. Gives how many want another.
+    ///
+    /// # Errors
+    /// All that is wrong with them; a door with a bad one wants what it wanted before.
+    pub fn reload_secrets(&self, trigger: Trigger) -> Result<usize, Problems> {
+        // One at a time, as below.
+        let _loaded = self.lock();
+        let result = self.secrets.reload();
+        for problem in result.as_ref().err().iter().flat_map(|found| &found.0) {
+            tracing::error!(?trigger, %problem, "a new secret is refused, the old one stays");
         }
         result
     }
@@ -181,12 +215,12 @@ impl Reloader {
     /// Makes the certificates anew that are shown in the place of hosts that are looked into, if they have lived half their life.
     pub fn renew_leaves(&self, now: SystemTime) {
         // One at a time, as above.
-        let _loaded = self.lock();
+        let loaded = self.lock();
         let current = self.snapshot.load();
         if !current.leaves.are_due(now) {
             return;
         }
-        match self.interception.leaves(&current.policy) {
+        match loaded.interception.leaves(&current.policy) {
             Ok(leaves) => {
                 let renewed = Generation::new(current.number, Arc::clone(&current.policy), leaves, &self.metrics);
                 self.snapshot.store(renewed);
@@ -204,14 +238,19 @@ impl Reloader {
         self.snapshot.load()
     }
 
-    /// The files that the policy in force was read from.
+    /// The files that the policy in force was read from, and those of the authority.
     pub fn policy_files(&self) -> Vec<PathBuf> {
         self.lock().files.clone()
     }
 
-    /// The files that the certificates were read from.
+    /// The files that the certificates and the secrets were read from.
     pub fn certificate_files(&self) -> Vec<PathBuf> {
-        self.certificates.files()
+        self.certificates.files().into_iter().chain(self.secrets.files()).collect()
+    }
+
+    /// What a door wants to be shown.
+    pub(super) fn secret(&self, listener: &Listener) -> Option<Secret> {
+        self.secrets.of(listener)
     }
 
     /// What the listeners show.
@@ -228,23 +267,30 @@ impl Reloader {
             let help = "write a new file and rename it over the old one; to really shorten it, change a line above the cut too";
             return Err(Problem::new(what).help(help).into());
         }
-        if compiled.policy.digest() == loaded.digest {
-            loaded.files.clone_from(&compiled.files);
-            let message = "the policy is unchanged".to_owned();
-            return Ok(Reloaded { generation: loaded.number, message, needs_restart });
+        let interception = Interception::read(&self.gateway)?;
+        let is_other = compiled.policy.digest() != loaded.digest;
+        let number = loaded.number + u64::from(is_other);
+        let mut message = match is_other {
+            true => format!("{} is in force", compiled.policy.name()),
+            false => "the policy is unchanged".to_owned(),
+        };
+        let is_new = interception != loaded.interception;
+        if is_new {
+            message += "; the authority is new, and Synapse has to believe it";
         }
-        let leaves = self.interception.leaves(&compiled.policy)?;
-        let number = loaded.number + 1;
-        self.snapshot.store(Generation::new(number, Arc::clone(&compiled.policy), leaves, &self.metrics));
-        self.metrics.policy_generation.set(i64::try_from(number).unwrap_or(i64::MAX));
-        *loaded = Loaded::of(number, &compiled);
-        let message = format!("{} is in force", compiled.policy.name());
+        if is_other || is_new {
+            let policy = possible(&interception, &compiled.policy);
+            let leaves = interception.leaves(&policy)?;
+            self.snapshot.store(Generation::new(number, policy, leaves, &self.metrics));
+            self.metrics.policy_generation.set(i64::try_from(number).unwrap_or(i64::MAX));
+        }
+        *loaded = Loaded::of(number, &compiled, interception, &self.gateway);
         Ok(Reloaded { generation: number, message, needs_restart })
     }
 
     fn needs_restart(&self) -> Result<Vec<String>, Problems> {
-        let Some((file, running)) = &self.gateway else { return Ok(Vec::new()) };
-        Ok(running.difference(&Gateway::load_alone(file)?))
+        let Some(file) = &self.file else { return Ok(Vec::new()) };
+        Ok(self.gateway.difference(&Gateway::load_alone(file)?))
     }
 
     fn lock(&self) -> MutexGuard<'_, Loaded> {
@@ -254,10 +300,25 @@ impl Reloader {
 }
 
 impl Loaded {
-    fn of(number: u64, compiled: &Compiled) -> Self {
+    fn of(number: u64, compiled: &Compiled, interception: Interception, gateway: &Gateway) -> Self {
         let (digest, text) = (compiled.policy.digest().to_owned(), compiled.text.clone());
-        Self { number, digest, text, files: compiled.files.clone() }
+        let mut files = compiled.files.clone();
+        files.extend(gateway.egress.ca.iter().flat_map(|ca| [ca.certificate.clone(), ca.key.clone()]));
+        Self { number, digest, text, files, interception }
     }
+}
+
+/// The policy as it can be in force here, and a word in the log if that is less than it says.
+fn possible(interception: &Interception, policy: &Arc<Policy>) -> Arc<Policy> {
+    let possible = interception.possible(policy);
+    if !Arc::ptr_eq(&possible, policy) {
+        let hosts = policy.egress().half_open().count();
+        tracing::warn!(
+            hosts,
+            "there is no authority, so hosts that the policy would look into are not: `mantlet check` names them"
+        );
+    }
+    possible
 }
 
 fn renewed(listeners: usize) -> String {
@@ -265,6 +326,14 @@ fn renewed(listeners: usize) -> String {
         0 => String::new(),
         1 => "; 1 listener shows new certificates".to_owned(),
         more => format!("; {more} listeners show new certificates"),
+    }
+}
+
+fn rekeyed(doors: usize) -> String {
+    match doors {
+        0 => String::new(),
+        1 => "; 1 door wants a new secret".to_owned(),
+        more => format!("; {more} doors want new secrets"),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::observe::access::Writer;
 use crate::observe::metrics::Metrics;
 use crate::snapshot::Snapshot;
 use crate::stack::tokens::Tokens;
-use crate::stack::{self, Chain, TrustedHops, federation_stack, proxy_stack, stack};
+use crate::stack::{self, Chain, TrustedHops, federation_stack, notary_stack, proxy_stack, stack};
 use crate::upstream::{Directory, Upstreams};
 
 /// What a worker is made of.
@@ -76,10 +76,17 @@ async fn serve(parts: Parts) {
                 let chain = federation_stack(chain.clone(), secret.clone(), Rc::new(client), Arc::clone(&parts.ring));
                 open(door, Rc::new(chain), None, &shared)
             }
-            Leads::ToTheWeb { terms, webs } => {
+            Leads::ToTheWeb { terms, webs, origins } => {
                 let web = Rc::new(webs.web().expect("a worker needs its resolver"));
+                let client = Rc::new(origins.client().expect("a worker needs its resolver"));
                 let proxy = Proxy::new(Rc::clone(&web), terms.clone(), &chain);
-                open(door, Rc::new(proxy_stack(chain.clone(), terms.clone(), web)), Some(proxy), &shared)
+                let chain = proxy_stack(chain.clone(), terms.clone(), web, client, Arc::clone(&parts.ring));
+                open(door, Rc::new(chain), Some(proxy), &shared)
+            }
+            Leads::ToOurNotary { name, origins } => {
+                let client = Rc::new(origins.client().expect("a worker needs its resolver"));
+                let chain = notary_stack(chain.clone(), name.clone(), client, Arc::clone(&parts.ring));
+                open(door, Rc::new(chain), None, &shared)
             }
         })
         .collect();
@@ -104,6 +111,7 @@ fn open<C: Chain>(door: &Door, chain: Rc<C>, proxy: Option<Proxy>, shared: &Rc<S
         proxy,
         tls: door.tls.clone(),
         proxy_protocol: door.proxy_protocol,
+        networks: door.networks.clone(),
         inherited: door.socket.is_inherited(),
         shared: Rc::clone(shared),
         metrics: door.metrics.clone(),

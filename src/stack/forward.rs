@@ -4,7 +4,6 @@
 //! gets here.
 
 use std::future::{Ready, ready};
-use std::net::IpAddr;
 use std::task::{Context, Poll};
 
 use futures_util::future::Either;
@@ -12,26 +11,23 @@ use http::header::{self, HeaderValue};
 use http::uri::Scheme;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
-use ipnet::IpNet;
 use tower::{Layer, Service};
 
 use super::Arrival;
 use super::canonical::{Unclear, one_framing};
 use crate::config::secret::Secret;
 use crate::error::{Error, Kind};
-use crate::matrix::Host;
+use crate::matrix::{Host, ServerName, x_matrix};
 use crate::message::{Answer, Body, BoxRequest, RequestBody, hop};
 use crate::observe::access::Decision;
 use crate::origin::Destination;
 use crate::policy::egress::is_reserved;
 
-/// Who may use a proxy door, and which ports it leads to.
+/// What whoever uses a proxy door has to show, and which ports it leads to.
 #[derive(Clone, Debug)]
 pub struct Terms {
     /// What whoever comes has to show, behind `Basic `.
     pub credentials: Option<Secret>,
-    /// From where one may come; from everywhere that reaches the door, where there is none.
-    pub networks: Vec<IpNet>,
     /// The ports that are connected to.
     pub ports: Vec<u16>,
 }
@@ -50,12 +46,6 @@ pub enum Refusal {
 }
 
 impl Terms {
-    /// Whether somebody at this address may come; `None` is whoever may open the file of a unix socket.
-    pub fn lets_in(&self, address: Option<IpAddr>) -> bool {
-        let is_listed = |address| self.networks.iter().any(|network| network.contains(&address));
-        self.networks.is_empty() || address.is_none_or(is_listed)
-    }
-
     /// Whether these fields show the credentials, once.
     ///
     /// # Errors
@@ -195,6 +185,9 @@ fn admit(request: &mut Request<RequestBody>, terms: &Terms, in_place_of: Option<
     one_framing(headers).map_err(|_| Refusal::Framing)?;
     headers.insert(header::HOST, host);
     hop::remove_hop_by_hop(headers);
+    // A homeserver may be at another host than its name says.
+    let server = x_matrix::destination(headers).and_then(ServerName::parse).unwrap_or(destination.name().clone());
+    request.extensions_mut().insert(server);
     request.extensions_mut().insert(destination);
     Ok(())
 }
@@ -230,6 +223,14 @@ pub(super) fn destination<B>(request: &Request<B>) -> Result<Destination, Error>
     request.extensions().get::<Destination>().cloned().ok_or_else(|| Error::new(Kind::Panic))
 }
 
+/// The homeserver that a request which came this way is for: whoever it is signed for; else the host, if it is one.
+///
+/// # Errors
+/// It came another way: a defect of ours.
+pub(super) fn server<B>(request: &Request<B>) -> Result<ServerName, Error> {
+    request.extensions().get::<ServerName>().cloned().ok_or_else(|| Error::new(Kind::Panic))
+}
+
 /// How records name what refuses here.
 pub const NAME: &str = "proxy_door";
 
@@ -238,11 +239,7 @@ mod tests {
     use super::*;
 
     fn terms(credentials: Option<&str>) -> Terms {
-        Terms {
-            credentials: credentials.map(|text| Secret::new(text).unwrap()),
-            networks: Vec::new(),
-            ports: vec![80, 8080],
-        }
+        Terms { credentials: credentials.map(|text| Secret::new(text).unwrap()), ports: vec![80, 8080] }
     }
 
     fn admitted(target: &str, fields: &[(&str, &str)], terms: &Terms) -> Result<Request<RequestBody>, Refusal> {

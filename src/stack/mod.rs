@@ -6,8 +6,10 @@ pub mod client;
 mod classify;
 mod collect;
 pub mod forward;
+mod elsewhere;
 mod hook;
 mod limit;
+mod notary;
 mod origin;
 pub mod pace;
 mod policy;
@@ -34,6 +36,7 @@ use crate::config::route::Routes;
 use crate::config::secret::Secret;
 use crate::config::settings::Limits;
 use crate::keyring::{Keys, Ring};
+use crate::matrix::ServerName;
 use crate::observe::access::{Protocol, Writer};
 use crate::observe::metrics::{ListenerMetrics, Metrics};
 use crate::origin as origins;
@@ -46,6 +49,7 @@ use collect::Collector;
 use forward::{Forward, ForwardLayer, Terms};
 use hook::{Hook, HookLayer};
 use limit::{Limit, LimitLayer};
+use notary::Notary;
 use origin::Origin;
 use policy::{Policy, PolicyLayer};
 use record::{Record, RecordLayer, RecordedBody};
@@ -67,6 +71,9 @@ pub type FederationStack = Record<Rescue<Limit<Hook<Classify<Policy<Origin>>>>>>
 
 /// The same at the proxy door, for what Synapse asks the world in the clear.
 pub type ProxyStack = Record<Rescue<Limit<Forward<Classify<Policy<Web>>>>>>;
+
+/// The same at the notary door.
+pub type NotaryStack = Record<Rescue<Limit<Canonical<Classify<Policy<Notary>>>>>>;
 
 /// Builds the chain of one worker.
 #[rustfmt::skip]
@@ -107,11 +114,12 @@ pub fn federation_stack(parts: Parts, secret: Secret, client: Rc<origins::Client
 
 /// Builds the chain of one worker behind a proxy door: two layers are others.
 #[rustfmt::skip]
-pub fn proxy_stack(parts: Parts, terms: Terms, web: Rc<origins::Web>) -> ProxyStack {
+pub fn proxy_stack(parts: Parts, terms: Terms, web: Rc<origins::Web>, client: Rc<origins::Client>, ring: Arc<Ring>) -> ProxyStack {
     let patience = parts.limits.upstream_head.duration();
     let authenticator = Authenticator::new(parts.tokens, Rc::clone(parts.upstreams.synapse()), Arc::clone(&parts.metrics), patience);
     let collector = Collector::new(parts.limits.collect.get());
     let whose_keys = WhoseKeys::new(Rc::clone(parts.upstreams.synapse()), parts.server_name);
+    let keys = Keys::new(ring, Rc::clone(&client), patience.min(SYNAPSE_WAITS) * 3 / 4);
     ServiceBuilder::new()
         .layer(RecordLayer::new(parts.metrics, parts.access))
         .layer(RescueLayer)
@@ -119,7 +127,26 @@ pub fn proxy_stack(parts: Parts, terms: Terms, web: Rc<origins::Web>) -> ProxySt
         .layer(ForwardLayer::new(terms))                                   // 4 whoever may, one place, one spelling; or a refusal
         .layer(ClassifyLayer::outbound())
         .layer(PolicyLayer::new(parts.snapshot, authenticator, collector, whose_keys))
-        .service(Web::new(web))                                            // 7 whoever is asked
+        .service(Web::new(web, client, keys))                              // 7 whoever is asked, or who answers for him
+}
+
+/// Builds the chain of one worker behind a notary door of this name: the last layer is another.
+#[rustfmt::skip]
+pub fn notary_stack(parts: Parts, name: ServerName, client: Rc<origins::Client>, ring: Arc<Ring>) -> NotaryStack {
+    let patience = parts.limits.upstream_head.duration();
+    let authenticator = Authenticator::new(parts.tokens, Rc::clone(parts.upstreams.synapse()), Arc::clone(&parts.metrics), patience);
+    let collector = Collector::new(parts.limits.collect.get());
+    let whose_keys = WhoseKeys::new(Rc::clone(parts.upstreams.synapse()), parts.server_name);
+    let deadline = patience.min(SYNAPSE_WAITS);
+    let keys = Keys::new(ring, Rc::clone(&client), deadline * 3 / 4);
+    ServiceBuilder::new()
+        .layer(RecordLayer::new(parts.metrics, parts.access))
+        .layer(RescueLayer)
+        .layer(LimitLayer::with_deadline(parts.limits, deadline))
+        .layer(CanonicalLayer)
+        .layer(ClassifyLayer::outbound())
+        .layer(PolicyLayer::new(parts.snapshot, authenticator, collector, whose_keys))
+        .service(Notary::new(name, client, keys))                          // 7 our key ring, or who answers in its place
 }
 
 /// Synapse gives up after a minute, and then takes the server for dead; before that, it takes our word for it.

@@ -8,29 +8,29 @@ use futures_util::future::LocalBoxFuture;
 use http::{Method, Response};
 use tower::Service;
 
+use super::elsewhere::Elsewhere;
 use super::hook;
 use super::route::Cleared;
 use crate::error::Error;
 use crate::keyring::Keys;
 use crate::matrix::Endpoint;
 use crate::message::Body;
-use crate::observe::metrics::{KEY_RING, ORIGINS};
+use crate::observe::metrics::ORIGINS;
 use crate::origin::{Client, Follow};
-use crate::policy::{Destination, Held, Rerouted};
+use crate::policy::Held;
 
 /// Sends each request to the server that it is for, or where the policy wants it to go.
 #[derive(Clone)]
 pub struct Origin {
     client: Rc<Client>,
-    keys: Keys,
+    elsewhere: Elsewhere,
     name: Arc<str>,
-    ring: Arc<str>,
 }
 
 impl Origin {
     /// Over the connections of this client, with this key ring.
     pub fn new(client: Rc<Client>, keys: Keys) -> Self {
-        Self { client, keys, name: ORIGINS.into(), ring: KEY_RING.into() }
+        Self { elsewhere: Elsewhere::new(Rc::clone(&client), keys), client, name: ORIGINS.into() }
     }
 }
 
@@ -44,26 +44,18 @@ impl Service<Cleared> for Origin {
     }
 
     fn call(&mut self, Cleared { request, classified, facts, .. }: Cleared) -> Self::Future {
-        let rerouted = request.get().extensions().get::<Rerouted>().cloned();
-        let is_for_ring = rerouted.as_ref().is_some_and(|rerouted| rerouted.to == Destination::KeyRing);
-        facts.note(|record| {
-            record.upstream = Some(Arc::clone(if is_for_ring { &self.ring } else { &self.name }));
-            record.rule = rerouted.as_ref().map(|rerouted| rerouted.rule).or(record.rule);
-        });
+        facts.note(|record| record.upstream = Some(Arc::clone(&self.name)));
+        let instead = self.elsewhere.of(&request, &facts);
         let follow = match request.get().method() {
             &Method::GET if is_media(classified.raw) => Follow::Media,
             _ => Follow::Nothing,
         };
-        let (client, keys) = (Rc::clone(&self.client), self.keys.clone());
+        let (client, elsewhere) = (Rc::clone(&self.client), self.elsewhere.clone());
         Box::pin(async move {
             let server = hook::server(request.get())?;
-            match rerouted.map(|rerouted| rerouted.to) {
+            match instead {
                 None => client.send(&server, request, follow).await,
-                Some(Destination::Server(other)) => client.send(&other, request, follow).await,
-                Some(Destination::KeyRing) => {
-                    let (request, hold) = request.open();
-                    Ok(hold.hold(keys.answer(&server, request).await?))
-                }
+                Some(to) => elsewhere.ask(&to, &server, request).await,
             }
         })
     }

@@ -1,4 +1,5 @@
-//! 7 at the proxy door, for what is asked in the clear: whoever is asked. Nothing comes here that the policy has not permitted.
+//! 7 at the proxy door, for what can be read: whoever is asked, or who answers for him. Nothing comes here that the policy has
+//! not permitted.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,9 +9,11 @@ use futures_util::future::LocalBoxFuture;
 use http::Response;
 use tower::Service;
 
+use super::elsewhere::Elsewhere;
 use super::forward;
 use super::route::Cleared;
 use crate::error::Error;
+use crate::keyring::Keys;
 use crate::message::Body;
 use crate::observe::metrics::WEB;
 use crate::origin;
@@ -20,13 +23,14 @@ use crate::policy::Held;
 #[derive(Clone)]
 pub struct Web {
     web: Rc<origin::Web>,
+    elsewhere: Elsewhere,
     name: Arc<str>,
 }
 
 impl Web {
-    /// Over the connections of this one.
-    pub fn new(web: Rc<origin::Web>) -> Self {
-        Self { web, name: WEB.into() }
+    /// Over the connections of this one; what the policy wants to go elsewhere, over those of this client, or to this key ring.
+    pub fn new(web: Rc<origin::Web>, client: Rc<origin::Client>, keys: Keys) -> Self {
+        Self { web, elsewhere: Elsewhere::new(client, keys), name: WEB.into() }
     }
 }
 
@@ -41,10 +45,13 @@ impl Service<Cleared> for Web {
 
     fn call(&mut self, Cleared { request, facts, .. }: Cleared) -> Self::Future {
         facts.note(|record| record.upstream = Some(Arc::clone(&self.name)));
-        let web = Rc::clone(&self.web);
+        let instead = self.elsewhere.of(&request, &facts);
+        let (web, elsewhere) = (Rc::clone(&self.web), self.elsewhere.clone());
         Box::pin(async move {
-            let destination = forward::destination(request.get())?;
-            web.send(&destination, request).await
+            match instead {
+                None => web.send(&forward::destination(request.get())?, request).await,
+                Some(to) => elsewhere.ask(&to, &forward::server(request.get())?, request).await,
+            }
         })
     }
 }

@@ -19,6 +19,7 @@ use crate::policy::{Mode, Policy};
 use crate::problem::{Problem, Problems};
 
 /// Whether a gateway can look into anything, and by whose word.
+#[derive(PartialEq)]
 pub enum Interception {
     /// Nothing comes that could be looked into: there is no proxy door.
     Needless,
@@ -39,17 +40,30 @@ pub struct Leaves {
 }
 
 impl Interception {
+    /// Whether something comes that could be looked into, and there is no authority.
+    pub fn is_wanting(gateway: &Gateway) -> bool {
+        has_proxy_door(gateway) && gateway.egress.ca.is_none()
+    }
+
     /// Reads what the gateway file names.
     ///
     /// # Errors
     /// All that is wrong with the authority's files.
     pub fn read(gateway: &Gateway) -> Result<Self, Problems> {
-        if !gateway.listeners.iter().any(|listener| listener.door == Door::Proxy) {
+        if !has_proxy_door(gateway) {
             return Ok(Self::Needless);
         }
         match &gateway.egress.ca {
             None => Ok(Self::Unable),
             Some(ca) => Ok(Self::By(Box::new(Authority::read(&ca.certificate, &ca.key)?))),
+        }
+    }
+
+    /// The policy as it can be in force here: where there is no authority, some hosts have another way.
+    pub fn possible(&self, policy: &Arc<Policy>) -> Arc<Policy> {
+        match self {
+            Self::Needless | Self::By(_) => Arc::clone(policy),
+            Self::Unable => Arc::clone(policy).without_authority(),
         }
     }
 
@@ -122,6 +136,10 @@ impl Leaves {
         let life = ends.duration_since(made).unwrap_or(Duration::ZERO);
         now >= made + life / 2
     }
+}
+
+fn has_proxy_door(gateway: &Gateway) -> bool {
+    gateway.listeners.iter().any(|listener| listener.door == Door::Proxy)
 }
 
 fn config(name: &str, certified: Arc<CertifiedKey>) -> Result<Arc<ServerConfig>, Problem> {

@@ -51,6 +51,11 @@ impl Credentials {
         problems.or(Some(Self { identities, authorities }))
     }
 
+    /// Whether one of its certificates is for this host, by the rule that clients follow.
+    pub fn is_for(&self, host: &ServerName<'_>) -> bool {
+        self.identities.iter().any(|identity| identity.is_for(host))
+    }
+
     /// When the first of the certificates that are shown ends.
     pub fn not_after(&self) -> Option<SystemTime> {
         self.identities.iter().filter_map(Identity::not_after).min()

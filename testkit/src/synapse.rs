@@ -2,7 +2,7 @@
 
 mod config;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -37,6 +37,8 @@ pub struct Options {
     pub federation_ca: Option<PathBuf>,
     /// The roots of everybody else whom it asks, in place of the system's. Default: the system's.
     pub roots: Option<PathBuf>,
+    /// A directory in which its Python finds modules that the configuration names. Default: none.
+    pub modules: Option<PathBuf>,
     /// Where clients are told to go. Default: itself. Most clients follow it, so tests through a gateway name that.
     pub public_baseurl: Option<String>,
     /// Whether it can reach nobody but by unix sockets; then nobody reaches it otherwise. Default: false.
@@ -54,6 +56,7 @@ impl Default for Options {
             metrics: false,
             federation_ca: None,
             roots: None,
+            modules: None,
             public_baseurl: None,
             isolated: false,
             extra_yaml: String::new(),
@@ -136,6 +139,25 @@ impl Synapse {
         (self.options.unix_socket || self.options.isolated).then(|| self.directory.path().join("synapse.sock"))
     }
 
+    /// What it was told, in the order in which it reads it.
+    pub fn files(&self) -> [PathBuf; 2] {
+        ["homeserver.yaml", "extra.yaml"].map(|name| self.directory.path().join(name))
+    }
+
+    /// Runs a statement on its database, and gives the first column of what comes of it.
+    pub fn ask_database(&self, statement: &str) -> Result<Vec<String>> {
+        let file = self.directory.path().join("homeserver.db");
+        let program = "import sqlite3, sys\nwith sqlite3.connect(sys.argv[1], timeout=30) as db:\n  \
+                       for row in db.execute(sys.argv[2]):\n    print(row[0])";
+        let mut command = Command::new(venv::synapse_python()?);
+        let output = command.args(["-c", program]).arg(file).arg(statement).output();
+        let output = output.context(|| "run Python".into())?;
+        if !output.status.success() {
+            return Err(Error::new(format!("{statement}: {}", String::from_utf8_lossy(&output.stderr))));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
+    }
+
     /// The name it signs with.
     pub fn server_name(&self) -> &str {
         &self.options.server_name
@@ -177,15 +199,13 @@ impl Synapse {
         let file = |name: &str| self.directory.path().join(name).into_os_string();
         let (main, extra) = (file("homeserver.yaml"), file("extra.yaml"));
         let (isolated, attempts) = (script("isolated.py"), file("attempts"));
-        let roots = self.options.roots.as_ref().map(|roots| {
-            let mut variable = std::ffi::OsString::from("SSL_CERT_FILE=");
-            variable.push(roots);
-            variable
-        });
-        let mut command: Vec<&OsStr> = Vec::new();
-        if let Some(variable) = &roots {
-            command.extend([OsStr::new("env"), variable]);
-        }
+        let variable = |name: &str, path: Option<&PathBuf>| {
+            path.map(|path| [OsStr::new(name), OsStr::new("="), path.as_os_str()].into_iter().collect::<OsString>())
+        };
+        let roots = variable("SSL_CERT_FILE", self.options.roots.as_ref());
+        let modules = variable("PYTHONPATH", self.options.modules.as_ref());
+        let mut command: Vec<&OsStr> = vec![OsStr::new("env")];
+        command.extend(roots.as_deref().into_iter().chain(modules.as_deref()));
         if self.options.isolated {
             // Where the system lets us, there is no network at all; where it does not, Python alone stands in the way.
             if has_namespaces() {

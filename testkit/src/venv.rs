@@ -29,7 +29,8 @@ pub fn python() -> Result<PathBuf> {
 
 /// Returns the Python that has Synapse, after installing it if need be (about 35 s).
 pub fn synapse_python() -> Result<PathBuf> {
-    install(&target_directory(), &format!("synapse-{SYNAPSE}"), &[&format!("matrix-synapse=={SYNAPSE}")])
+    let requirement = format!("matrix-synapse[oidc,url-preview]=={SYNAPSE}");
+    install(&target_directory(), &format!("synapse-{SYNAPSE}"), &[&requirement])
 }
 
 /// Returns the Python that has matrix-nio, after installing it if need be (about 15 s).

@@ -313,6 +313,14 @@ fn the_drain_has_an_end() {
 }
 
 #[test]
+fn what_the_process_holds_is_closed_to_others_of_its_user() {
+    let process = Site::new("http://127.0.0.1:9", OPEN, "").start_as_nobody();
+    // What cannot be dumped belongs to root below /proc, whoever runs it (proc(5)).
+    let (user, owner) = process.owner();
+    assert!(user != 0 && owner == 0, "user {user}, owner {owner}");
+}
+
+#[test]
 fn a_missing_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let ran = run(dir.path(), &["-c", "gone.toml", "check"]);

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 
 use hickory_resolver::proto::rr::RecordType;
 use mantlet::config::egress::Ports;
+use mantlet::server::reload::Trigger;
 use mantlet_testkit::backend::{Answer, Backend};
 use mantlet_testkit::certificate::Authority;
 use mantlet_testkit::http::{Request, Response, json_response, response};
 use mantlet_testkit::recorder::RecordedRequest;
 use serde_json::json;
 
-use crate::common::{assert_matrix_error, noise, ok};
+use crate::common::{assert_matrix_error, eventually, noise, ok};
 use crate::support::Gateway;
 use crate::support::outside::{Dns, H2Server, TlsFront};
 
@@ -821,4 +822,35 @@ fn what_was_looked_at_is_what_is_connected_to() {
     }
     assert_eq!(world.ask(&server, PROFILE).status, 502);
     assert!(world.others["127.0.0.1"].names().is_empty());
+}
+
+#[test]
+fn a_secret_that_is_changed_is_wanted_without_a_restart_and_a_bad_one_is_not_taken() {
+    let world = World::new(|_| ok());
+    world.dns.address("hs.test", "127.0.1.1");
+    let server = format!("hs.test:{}", world.home.addr().port());
+    let with = |secret: &str| {
+        let signed = format!("X-Matrix origin=\"here.test\",key=\"ed25519:a\",sig=\"c2ln\",destination=\"{server}\"");
+        let request = Request::new("GET", format!("matrix-federation://{server}{PROFILE}"));
+        let request = request.header("Authorization", signed).header("Proxy-Authorization", format!("Bearer {secret}"));
+        request.send(world.gateway.addr()).status
+    };
+    let (file, told) = (world.gateway.dir().join("secret"), || world.gateway.reloader().reload(Trigger::Command));
+    assert_eq!((with("hook-secret"), with("another")), (200, 502));
+    std::fs::write(&file, "another\n").unwrap();
+    assert_eq!(told().unwrap().message, "the policy is unchanged; 1 door wants a new secret");
+    assert_eq!((with("hook-secret"), with("another")), (502, 200));
+    assert_eq!(told().unwrap().message, "the policy is unchanged");
+    std::fs::write(&file, "a third\n").unwrap();
+    let refused = told().unwrap_err();
+    assert_eq!(refused.message, "the policy is unchanged; a new secret is refused, the old one stays");
+    assert!(refused.problems.to_string().contains("cannot stand in a header"), "{}", refused.problems);
+    assert!(!refused.problems.to_string().contains("third"));
+    std::fs::write(world.gateway.policy_file(), "[rules.nonsense]").unwrap();
+    let refused = told().unwrap_err();
+    assert_eq!(refused.message, "the new policy and a new secret are refused, the old ones stay");
+    assert_eq!((refused.problems.0.len(), with("another")), (2, 200));
+    // Nobody has to ask for it.
+    std::fs::write(&file, "fourth\n").unwrap();
+    eventually("the file is looked at", || with("fourth") == 200);
 }

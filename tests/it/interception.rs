@@ -22,13 +22,14 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use serde_json::json;
 
 use crate::common::{SOON, ok};
 use crate::process;
 use crate::support::Gateway;
 use crate::support::outside::{Dns, TlsFront};
 
-type Tls = StreamOwned<ClientConnection, TcpStream>;
+pub type Tls = StreamOwned<ClientConnection, TcpStream>;
 
 /// A door that looks into `push.test`, `stats.test` and `bad.test`, and the world behind it.
 struct World {
@@ -48,7 +49,7 @@ fn names(names: &[&str]) -> BTreeSet<String> {
 }
 
 /// An authority of our own in this directory.
-fn authority(dir: &Path, hosts: &[&str]) {
+pub fn authority(dir: &Path, hosts: &[&str]) {
     let made = ca::make(&names(hosts)).unwrap();
     std::fs::write(dir.join("our.crt"), made.certificate).unwrap();
     std::fs::write(dir.join("our.key"), made.key).unwrap();
@@ -67,7 +68,7 @@ impl World {
         }
         let dir = tempfile::tempdir().unwrap();
         outside.write(dir.path()).unwrap();
-        authority(dir.path(), &["push.test", "stats.test", "bad.test"]);
+        authority(dir.path(), &["push.test", "stats.test", "bad.test", "matrix.org", "vector.im"]);
         std::fs::write(dir.path().join("policy.toml"), POLICY).unwrap();
         let text = format!(
             "[[listener]]\nname = \"web\"\ndoor = \"proxy\"\nbind = \"127.0.0.1:0\"\nports = [{}]\nextra_roots = [\"ca.crt\"]\n\
@@ -87,30 +88,41 @@ impl World {
     }
 
     fn tls_at(&self, to: &str, name: &str) -> Tls {
-        let mut stream = TcpStream::connect(self.gateway.addr()).unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        write!(stream, "CONNECT {to} HTTP/1.0\r\n\r\n").unwrap();
-        let mut head = [0; "HTTP/1.1 200 Connection established\r\n\r\n".len()];
-        stream.read_exact(&mut head).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let roots = roots(&std::fs::read_to_string(self.gateway.dir().join("our.crt")).unwrap());
-        let config = builder.with_root_certificates(roots).with_no_client_auth();
-        let name = ServerName::try_from(name.to_owned()).unwrap();
-        StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), stream)
+        tls(&self.gateway, to, name)
     }
 
     /// Asks a host in such a tunnel, and gives the status and all that is answered.
     fn ask(&self, host: &str, request_line: &str, fields: &str, body: &str) -> (u16, String) {
-        let mut tls = self.tls(host, host);
-        let port = self.front.addr().port();
-        let length = body.len();
-        write!(tls, "{request_line} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\nContent-Length: {length}\r\n{fields}\r\n{body}").unwrap();
-        let mut all = Vec::new();
-        let _ = tls.read_to_end(&mut all);
-        let all = String::from_utf8_lossy(&all).into_owned();
-        (all.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default(), all)
+        let tls = self.tls(host, host);
+        let (port, length) = (self.front.addr().port(), body.len());
+        let head = format!("{request_line} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: {length}\r\n{fields}");
+        exchange(tls, &head, body)
     }
+}
+
+/// TLS through the proxy door of a gateway with whoever is at `to`, and shows itself as this name, of which the word of the
+/// gateway's own authority is believed and nobody else's.
+pub fn tls(gateway: &Gateway, to: &str, name: &str) -> Tls {
+    let mut stream = TcpStream::connect(gateway.addr()).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    write!(stream, "CONNECT {to} HTTP/1.0\r\n\r\n").unwrap();
+    let mut head = [0; "HTTP/1.1 200 Connection established\r\n\r\n".len()];
+    stream.read_exact(&mut head).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let roots = roots(&std::fs::read_to_string(gateway.dir().join("our.crt")).unwrap());
+    let config = builder.with_root_certificates(roots).with_no_client_auth();
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), stream)
+}
+
+/// Asks once, and gives the status and all that is answered.
+pub fn exchange(mut tls: Tls, head: &str, body: &str) -> (u16, String) {
+    write!(tls, "{head}Connection: close\r\n\r\n{body}").unwrap();
+    let mut all = Vec::new();
+    let _ = tls.read_to_end(&mut all);
+    let all = String::from_utf8_lossy(&all).into_owned();
+    (all.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default(), all)
 }
 
 fn roots(pem: &str) -> RootCertStore {
@@ -364,6 +376,33 @@ fn certificates_are_made_anew_before_they_end_and_a_policy_that_wants_too_much_s
     assert_eq!(refused.generation, 1);
 }
 
+#[test]
+fn an_authority_that_is_made_anew_is_believed_without_a_restart_and_a_bad_one_changes_nothing() {
+    let world = World::new(|_| ok());
+    let told = || world.gateway.reloader().reload(Trigger::Command);
+    assert_eq!(told().unwrap().message, "the policy is unchanged");
+    let hosts = ["push.test", "stats.test", "bad.test", "tunnel.test", "matrix.org", "vector.im"];
+    let before = std::fs::read(world.gateway.dir().join("our.crt")).unwrap();
+    authority(world.gateway.dir(), &hosts);
+    let reloaded = told().unwrap();
+    assert_eq!(reloaded.message, "the policy is unchanged; the authority is new, and Synapse has to believe it");
+    assert_eq!(reloaded.generation, 1);
+    // Only the new one's word is believed.
+    assert_eq!(world.ask("push.test", "GET /x", "", "").0, 200);
+    let more = format!("{POLICY}[[egress.destination]]\nhost = \"tunnel.test\"\naction = \"intercept\"\n");
+    std::fs::write(world.gateway.policy_file(), more).unwrap();
+    assert_eq!(told().unwrap().generation, 2);
+    assert_eq!(world.ask("tunnel.test", "GET /x", "", "").0, 200);
+    // A certificate that is not the key's.
+    let good = std::fs::read(world.gateway.dir().join("our.crt")).unwrap();
+    std::fs::write(world.gateway.dir().join("our.crt"), before).unwrap();
+    let refused = told().unwrap_err();
+    assert_eq!(refused.message, "the new policy is refused, the old one stays");
+    assert!(refused.problems.to_string().contains("our.crt"), "{}", refused.problems);
+    std::fs::write(world.gateway.dir().join("our.crt"), good).unwrap();
+    assert_eq!(world.ask("push.test", "GET /x", "", "").0, 200);
+}
+
 /// A certificate for these names, signed by the authority in this directory whatever it may sign.
 fn signed(dir: &Path, names: &[&str], common_name: Option<&str>) -> String {
     let key = KeyPair::from_pem(&std::fs::read_to_string(dir.join("our.key")).unwrap()).unwrap();
@@ -430,10 +469,7 @@ fn the_key_of_the_authority_is_good_for_its_names_and_for_nothing_else() {
 fn the_command_makes_an_authority_and_says_what_it_may() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
-    write(
-        "policy.toml",
-        "extends = \"balanced\"\n[[egress.destination]]\nhost = \"matrix.org\"\naction = \"intercept\"\n",
-    );
+    write("policy.toml", "extends = \"balanced\"\n");
     write(
         "mantlet.toml",
         "[[listener]]\ndoor = \"proxy\"\nbind = \"127.0.0.1:8118\"\n[policy]\nfile = \"policy.toml\"\n\
@@ -442,18 +478,22 @@ fn the_command_makes_an_authority_and_says_what_it_may() {
     let run = |arguments: &[&str]| process::run(dir.path(), arguments);
     let before = run(&["check"]);
     assert!(before.code == Some(1) && before.err.contains("our.crt"), "{before:?}");
-    let made = run(&["ca", "init", "vector.im"]);
+    let made = run(&["ca", "init", "other.test"]);
     assert!(
         made.code == Some(0)
-            && made.out.starts_with("made an authority for matrix.org, unbind.mantlet.invalid, vector.im\n"),
+            && made
+                .out
+                .starts_with("made an authority for matrix.org, other.test, unbind.mantlet.invalid, vector.im\n"),
         "{made:?}"
     );
     let mode = std::fs::metadata(dir.path().join("our.key")).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode, 0o600);
-    assert_eq!(run(&["check"]).code, Some(0));
+    let good = run(&["check"]);
+    let acts = "  out    usage_stats: only at matrix.org, vector.im, and in the clear\n";
+    assert!(good.code == Some(0) && good.out.contains(acts) && !good.out.contains("\n  open   "), "{good:?}");
     let shown = run(&["ca", "show"]);
     assert!(
-        shown.out.contains("may be     matrix.org\nmay be     unbind.mantlet.invalid\nmay be     vector.im\n")
+        shown.out.contains("may be     matrix.org\nmay be     other.test\nmay be     unbind.mantlet.invalid\n")
             && !shown.out.contains("left open"),
         "{shown:?}"
     );
@@ -475,4 +515,94 @@ fn the_command_makes_an_authority_and_says_what_it_may() {
     assert!(open.code == Some(1) && open.err.contains("is open to other users (mode 0640)"), "{open:?}");
     assert_eq!(run(&["ca", "init", "--force"]).code, Some(0));
     assert!(std::fs::read(dir.path().join("our.key")).unwrap() != key);
+}
+
+#[test]
+fn without_an_authority_the_shipped_policies_say_what_they_cannot_look_into() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write(
+        "mantlet.toml",
+        "[[listener]]\ndoor = \"proxy\"\nbind = \"127.0.0.1:8118\"\n[policy]\nfile = \"policy.toml\"\n",
+    );
+    let run = |arguments: &[&str]| process::run(dir.path(), arguments);
+    for (base, how, code) in [("balanced", "passes unread", 0), ("strict", "is refused", 3)] {
+        write("policy.toml", &format!("extends = \"{base}\"\n"));
+        let checked = run(&["check"]);
+        assert_eq!(checked.code, Some(0), "{checked:?}");
+        for host in ["matrix.org", "vector.im"] {
+            let line = format!("\n  open   {host} {how}, for there is no authority: [egress.ca], then mantlet ca init");
+            assert!(checked.out.contains(&line), "{checked:?}");
+            assert_eq!(run(&["explain", "CONNECT", &format!("{host}:443")]).code, Some(code));
+        }
+        let told: serde_json::Value = serde_json::from_str(&run(&["--format", "json", "check"]).out).unwrap();
+        assert_eq!((&told["unread"], &told["intercepted"]), (&json!(["matrix.org", "vector.im"]), &json!([])));
+        assert!(
+            checked.out.contains("  out    usage_stats: only in the clear, for no host is intercepted\n"),
+            "{checked:?}"
+        );
+    }
+    // Whoever names a host gets no less than that.
+    write(
+        "policy.toml",
+        "extends = \"balanced\"\n[[egress.destination]]\nhost = \"matrix.org\"\naction = \"intercept\"\n",
+    );
+    let checked = run(&["check"]);
+    let what = "policy.toml:2:1: there is no authority by which matrix.org could be looked into";
+    assert!(
+        checked.code == Some(1) && checked.err.contains(what) && checked.err.contains("mantlet ca init"),
+        "{checked:?}"
+    );
+    write(
+        "policy.toml",
+        "[rules.usage_stats]\n[[egress.destination]]\nhost = \"a.test\"\naction = \"deny\"\nwithout_authority = \"deny\"\n",
+    );
+    let checked = run(&["check"]);
+    assert!(
+        checked.err.contains("policy.toml:5:21: `without_authority` is for hosts that are looked into"),
+        "{checked:?}"
+    );
+}
+
+#[test]
+fn without_an_authority_a_host_is_tunnelled_or_refused_as_the_policy_says() {
+    let tunnelled = "without_authority = \"tunnel\"";
+    for (unread, status) in [(tunnelled, "200"), ("without_authority = \"deny\"", "403")] {
+        let (dns, outside) = (Dns::start(), Authority::new().unwrap());
+        let backend = Backend::start(|_| ok()).unwrap();
+        let front = TlsFront::start(&outside, &["push.test"], "127.0.1.1:0".parse().unwrap(), backend.addr());
+        dns.address("push.test", "127.0.1.1");
+        let dir = tempfile::tempdir().unwrap();
+        let policy = format!(
+            "[rules.usage_stats]\n[[egress.destination]]\nhost = \"push.test\"\naction = \"intercept\"\n{unread}\n"
+        );
+        std::fs::write(dir.path().join("policy.toml"), policy).unwrap();
+        let text = format!(
+            "[[listener]]\ndoor = \"proxy\"\nbind = \"127.0.0.1:0\"\nports = [{}]\n[policy]\nfile = \"policy.toml\"\n\
+             [egress]\nnameservers = [\"{}\"]\n[egress.addresses]\nallow = [\"127.0.1.0/24\"]\n",
+            front.addr().port(),
+            dns.addr()
+        );
+        let gateway = Gateway::load(dir, &text, |_| {});
+        let mut stream = TcpStream::connect(gateway.addr()).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        write!(stream, "CONNECT push.test:{} HTTP/1.0\r\n\r\n", front.addr().port()).unwrap();
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).unwrap();
+        assert_eq!(&head[9..], status.as_bytes());
+        if unread == tunnelled {
+            // The far side's own certificate is what is seen: nobody stands between.
+            let mut rest = [0; "Connection established\r\n\r\n".len() + 1];
+            stream.read_exact(&mut rest).unwrap();
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+            let config = builder.with_root_certificates(roots(&outside.pem())).with_no_client_auth();
+            let name = ServerName::try_from("push.test").unwrap();
+            let mut tls = StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), stream);
+            tls.write_all(b"PUT /report-usage-stats/push HTTP/1.1\r\nHost: push.test\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").unwrap();
+            let mut answer = Vec::new();
+            let _ = tls.read_to_end(&mut answer);
+            assert!(answer.starts_with(b"HTTP/1.1 200") && backend.last().is_some());
+        }
+    }
 }

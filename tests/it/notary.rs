@@ -24,13 +24,13 @@ use crate::support::Gateway;
 use crate::support::outside::{Dns, TlsFront};
 
 /// Servers in plenty: `NAME.many.test:PORT`, and matrix.org.
-struct World {
-    authority: Authority,
-    dns: Dns,
-    backend: Backend,
-    front: TlsFront,
+pub struct World {
+    pub authority: Authority,
+    pub dns: Dns,
+    pub backend: Backend,
+    pub front: TlsFront,
     /// The whole answer of each, by `Host`; who has none says nothing until it is told to.
-    answers: Arc<Mutex<HashMap<String, Vec<u8>>>>,
+    pub answers: Arc<Mutex<HashMap<String, Vec<u8>>>>,
     silent: Arc<Mutex<Vec<Waiting>>>,
 }
 
@@ -38,7 +38,7 @@ struct World {
 type Waiting = (String, Sender<Vec<u8>>);
 
 impl World {
-    fn new() -> World {
+    pub fn new() -> World {
         let (dns, authority) = (Dns::start(), Authority::new().unwrap());
         let answers = Arc::new(Mutex::new(HashMap::<String, Vec<u8>>::new()));
         let silent = Arc::new(Mutex::new(Vec::new()));
@@ -61,7 +61,7 @@ impl World {
     }
 
     /// A server of this name is there; its whole name.
-    fn server(&self, name: &str) -> String {
+    pub fn server(&self, name: &str) -> String {
         self.server_at(name, "127.0.1.1")
     }
 
@@ -70,24 +70,30 @@ impl World {
         format!("{name}.many.test:{}", self.front.addr().port())
     }
 
-    fn answers(&self, server: &str, answer: Vec<u8>) {
+    pub fn answers(&self, server: &str, answer: Vec<u8>) {
         self.answers.lock().unwrap().insert(server.to_owned(), answer);
     }
 
     /// A server that says which keys it has, until this time from now.
-    fn honest(&self, name: &str, seconds: i64) -> String {
+    pub fn honest(&self, name: &str, seconds: i64) -> String {
         let server = self.server(name);
         self.answers(&server, json_response(200, &Origin::new().keys(&server, seconds)));
         server
     }
 
-    fn gateway(&self, policy: &str, egress: &str) -> Gateway {
+    pub fn gateway(&self, policy: &str, egress: &str) -> Gateway {
+        self.gateway_behind("door = \"federation\"\nsecret_file = \"secret\"", policy, egress, |_| {})
+    }
+
+    /// With this door, and further files beside it.
+    pub fn gateway_behind(&self, door: &str, policy: &str, egress: &str, files: impl FnOnce(&Path)) -> Gateway {
         let dir = tempfile::tempdir().unwrap();
         self.authority.write(dir.path()).unwrap();
         private(&dir.path().join("secret"), "hook-secret\n");
         std::fs::write(dir.path().join("policy.toml"), policy).unwrap();
+        files(dir.path());
         let text = format!(
-            "[[listener]]\nname = \"out\"\ndoor = \"federation\"\nbind = \"127.0.0.1:0\"\nsecret_file = \"secret\"\n\
+            "[[listener]]\nname = \"out\"\nbind = \"127.0.0.1:0\"\n{door}\n\
              extra_roots = [\"ca.crt\"]\n[policy]\nfile = \"policy.toml\"\n[limits]\nupstream_head = \"12s\"\n\
              [egress]\nnameservers = [\"{}\"]\n{egress}\n[egress.addresses]\nallow = [\"127.0.1.0/24\"]\n",
             self.dns.addr()
@@ -96,7 +102,7 @@ impl World {
     }
 
     /// Who was asked for what, by name.
-    fn asked(&self) -> Vec<(String, String)> {
+    pub fn asked(&self) -> Vec<(String, String)> {
         let asked = self.backend.requests();
         let of = |name: Option<&str>| name.unwrap_or_default().to_owned();
         asked.iter().map(|request| (of(request.header("host")), request.target_text())).collect()
@@ -104,14 +110,15 @@ impl World {
 
     /// Nobody asked matrix.org, nor where it is.
     #[track_caller]
-    fn assert_matrix_org_heard_nothing(&self) {
+    pub fn assert_matrix_org_heard_nothing(&self) {
         assert!(self.asked().iter().all(|(host, _)| !host.contains("matrix.org")), "{:?}", self.asked());
         assert!(self.dns.asked().iter().all(|(name, _)| !name.contains("matrix.org")), "{:?}", self.dns.asked());
         assert!(!self.front.names().contains(&"matrix.org".to_owned()));
     }
 }
 
-fn private(path: &Path, text: &str) {
+/// A file that nobody else may read.
+pub fn private(path: &Path, text: &str) {
     std::fs::write(path, text).unwrap();
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).unwrap();
 }
@@ -144,35 +151,41 @@ impl Origin {
     }
 }
 
-fn now() -> i64 {
+/// Milliseconds since 1970.
+pub fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64
+}
+
+/// The question for a key of each of these servers that counts until then.
+pub fn wanted(servers: &[String], minimum: i64) -> Value {
+    let wanted: BTreeMap<_, _> =
+        servers.iter().map(|server| (server, json!({"ed25519:a": {"minimum_valid_until_ts": minimum}}))).collect();
+    json!({ "server_keys": wanted })
 }
 
 /// What Synapse writes to a notary, through its door.
 fn query(gateway: &Gateway, servers: &[String], minimum: i64) -> Response {
-    let wanted: BTreeMap<_, _> =
-        servers.iter().map(|server| (server, json!({"ed25519:a": {"minimum_valid_until_ts": minimum}}))).collect();
     let signed = "X-Matrix origin=\"here.test\",key=\"ed25519:a\",sig=\"c2ln\",destination=\"matrix.org\"";
     Request::new("POST", "matrix-federation://matrix.org/_matrix/key/v2/query")
         .header("Connection", "close")
         .header("User-Agent", "Synapse/1.163.2")
         .header("Authorization", signed)
         .header("Proxy-Authorization", "Bearer hook-secret")
-        .json(&json!({ "server_keys": wanted }))
+        .json(&wanted(servers, minimum))
         .timeout(Duration::from_secs(30))
         .send(gateway.addr())
 }
 
 /// The servers whose keys are in an answer, which has the form that Synapse takes.
 #[track_caller]
-fn names(answer: &Response) -> Vec<String> {
+pub fn names(answer: &Response) -> Vec<String> {
     assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/json")), "{}", answer.text());
     let answer = answer.json();
     let all = answer["server_keys"].as_array().unwrap();
     all.iter().map(|keys| keys["server_name"].as_str().unwrap().to_owned()).collect()
 }
 
-const DIRECT: &str = "[rules.notary]\nmatrix_org = \"direct\"";
+pub const DIRECT: &str = "[rules.notary]\nmatrix_org = \"direct\"";
 
 #[test]
 fn each_server_is_asked_for_its_own_keys_and_nobody_for_anothers() {

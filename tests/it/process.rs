@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -97,6 +98,26 @@ impl Site {
         process
     }
 
+    /// Starts the gateway as a user who may do nothing, if the test is root; else as the test's own.
+    pub fn start_as_nobody(&self) -> Process {
+        let is_root = std::fs::metadata("/proc/self").expect("there is /proc").uid() == 0;
+        let process = match is_root {
+            false => self.spawn(),
+            true => {
+                let binary = self.path().join("mantlet");
+                // Nobody may come to where it was built.
+                std::fs::copy(env!("CARGO_BIN_EXE_mantlet"), &binary).expect("it is copied");
+                std::fs::set_permissions(self.path(), PermissionsExt::from_mode(0o777)).expect("it is ours");
+                let mut command = Command::new("setpriv");
+                command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(binary);
+                command.current_dir(self.path()).env_remove("MANTLET_CONFIG").stdin(Stdio::null());
+                self.spawn_by(command)
+            }
+        };
+        process.wait_log("it listens", |line| line["message"] == "listening");
+        process
+    }
+
     /// Starts the gateway and does not wait.
     pub fn spawn(&self) -> Process {
         self.spawn_by(mantlet(self.path()))
@@ -174,11 +195,24 @@ impl Process {
         self.admin("/version").json()["generation"].as_u64().expect("a number")
     }
 
+    /// Whose it is, and whose what stands of it below `/proc`.
+    pub fn owner(&self) -> (u32, u32) {
+        let directory = std::fs::metadata(format!("/proc/{}", self.child.id())).expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let user = status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().next()?.parse().ok());
+        (user.expect("it has a user"), directory.uid())
+    }
+
     /// The memory it holds, in bytes.
     pub fn memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells");
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+    }
+
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends a signal, by its name.

@@ -83,9 +83,10 @@ pub enum Notary {
     Pinned,
 }
 
-/// Those of the specification's appendix on signing JSON.
-const NOTARY_SEED: &str = "YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1";
-const NOTARY_VERIFY_KEY: &str = "XGX0JRS2Af3be3knz2fBiRbApjm2Dh61gXDJA8kcJNI";
+/// The notary key of Mantlets under test: that of the specification's appendix on signing JSON.
+pub const NOTARY_SEED: &str = "YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1";
+/// What others verify with.
+pub const NOTARY_VERIFY_KEY: &str = "XGX0JRS2Af3be3knz2fBiRbApjm2Dh61gXDJA8kcJNI";
 
 /// A homeserver, what stands before it, and what is seen between the two.
 pub struct Side {

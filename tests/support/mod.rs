@@ -7,6 +7,7 @@ pub mod federation;
 pub mod frames;
 pub mod mutate;
 pub mod outside;
+pub mod spellings;
 pub mod strict;
 
 use std::io::Write;
@@ -71,12 +72,12 @@ impl Gateway {
         self.running().addr().expect("it listens on TCP")
     }
 
-    /// Where the listener of this name listens.
-    pub fn addr_of(&self, listener: &str) -> SocketAddr {
-        let address = self.running().listeners().iter().find(|(name, _)| name == listener).map(|(_, address)| address);
-        match address {
+    /// Where the listener of this name is.
+    pub fn addr_of(&self, name: &str) -> SocketAddr {
+        let listener = self.running().listeners().iter().find(|(known, _)| known == name);
+        match listener.map(|(_, address)| address) {
             Some(ListenerAddress::Tcp(address)) => *address,
-            other => panic!("{listener} is not on TCP: {other:?}"),
+            other => panic!("{name} is not on TCP: {other:?}"),
         }
     }
 

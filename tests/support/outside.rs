@@ -1,6 +1,6 @@
 //! Other servers as a test plays them: names, certificates, and what answers behind both. All of it on this machine.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -19,9 +19,17 @@ use tokio_rustls::LazyConfigAcceptor;
 /// A name server that knows what it is told, and remembers what it was asked.
 pub struct Dns {
     addr: SocketAddr,
-    zone: Arc<Mutex<HashMap<String, Vec<RData>>>>,
+    zone: Arc<Mutex<Zone>>,
     asked: Arc<Mutex<Vec<(String, RecordType)>>>,
     stop: Arc<UdpSocket>,
+}
+
+/// What a name server knows.
+#[derive(Default)]
+struct Zone {
+    records: HashMap<String, Vec<RData>>,
+    /// Names that are something else each time; what is said last is said again.
+    turning: HashMap<String, VecDeque<RData>>,
 }
 
 impl Dns {
@@ -30,7 +38,7 @@ impl Dns {
         let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
         socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let addr = socket.local_addr().unwrap();
-        let zone = Arc::new(Mutex::new(HashMap::new()));
+        let zone = Arc::new(Mutex::new(Zone::default()));
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (zone_here, asked_here, weak) = (Arc::clone(&zone), Arc::clone(&asked), Arc::downgrade(&socket));
         thread::spawn(move || {
@@ -39,7 +47,7 @@ impl Dns {
             while let Some(socket) = weak.upgrade() {
                 let Ok((read, from)) = socket.recv_from(&mut buffer) else { continue };
                 let Ok(query) = Message::from_vec(&buffer[..read]) else { continue };
-                let answer = answer(&query, &zone_here.lock().unwrap(), &mut asked_here.lock().unwrap());
+                let answer = answer(&query, &mut zone_here.lock().unwrap(), &mut asked_here.lock().unwrap());
                 let _ = socket.send_to(&answer.to_vec().unwrap(), from);
             }
         });
@@ -61,6 +69,12 @@ impl Dns {
         self.add(name, data);
     }
 
+    /// A name is the first of these IPv4 addresses when it is asked for first, then the next.
+    pub fn turns(&self, name: &str, addresses: &[&str]) {
+        let all = addresses.iter().map(|address| RData::A(A(address.parse().unwrap()))).collect();
+        self.zone.lock().unwrap().turning.insert(name.to_ascii_lowercase(), all);
+    }
+
     /// A name is another name.
     pub fn alias(&self, name: &str, other: &str) {
         self.add(name, RData::CNAME(CNAME(fqdn(other))));
@@ -72,12 +86,12 @@ impl Dns {
     }
 
     fn add(&self, name: &str, data: RData) {
-        self.zone.lock().unwrap().entry(name.to_ascii_lowercase()).or_default().push(data);
+        self.zone.lock().unwrap().records.entry(name.to_ascii_lowercase()).or_default().push(data);
     }
 
     /// Forgets all that a name is.
     pub fn remove(&self, name: &str) {
-        self.zone.lock().unwrap().remove(name);
+        self.zone.lock().unwrap().records.remove(name);
     }
 
     /// The names that were asked for, each with what of it.
@@ -92,7 +106,7 @@ fn fqdn(name: &str) -> Name {
     name
 }
 
-fn answer(query: &Message, zone: &HashMap<String, Vec<RData>>, asked: &mut Vec<(String, RecordType)>) -> Message {
+fn answer(query: &Message, zone: &mut Zone, asked: &mut Vec<(String, RecordType)>) -> Message {
     let mut answer = Message::new(query.metadata.id, MessageType::Response, query.metadata.op_code);
     answer.metadata.recursion_desired = true;
     answer.metadata.recursion_available = true;
@@ -101,7 +115,17 @@ fn answer(query: &Message, zone: &HashMap<String, Vec<RData>>, asked: &mut Vec<(
     let mut name = question.name().to_ascii().trim_end_matches('.').to_ascii_lowercase();
     asked.push((name.clone(), question.query_type()));
     let mut is_known = false;
-    while let Some(all) = zone.get(&name) {
+    if let Some(turning) = zone.turning.get_mut(&name) {
+        is_known = true;
+        if question.query_type() == RecordType::A
+            && let Some(data) = if turning.len() > 1 { turning.pop_front() } else { turning.front().cloned() }
+        {
+            answer.add_answer(Record::from_rdata(fqdn(&name), 0, data));
+        }
+    }
+    // However long a chain of names is, or if it has no end.
+    for _ in 0..16 {
+        let Some(all) = zone.records.get(&name) else { break };
         is_known = true;
         for data in all.iter().filter(|data| data.record_type() == question.query_type()) {
             answer.add_answer(Record::from_rdata(fqdn(&name), 0, data.clone()));
@@ -171,7 +195,8 @@ impl TlsFront {
     }
 }
 
-fn config(leaf: &Leaf) -> rustls::ServerConfig {
+/// TLS with this certificate.
+pub fn config(leaf: &Leaf) -> rustls::ServerConfig {
     let chain = CertificateDer::pem_slice_iter(leaf.certificate.as_bytes()).collect::<Result<_, _>>().unwrap();
     let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

@@ -12,6 +12,7 @@ mod arrives;
 mod cors;
 mod redirects;
 mod differential;
+mod remembered;
 mod restart;
 mod routes;
 mod rows;

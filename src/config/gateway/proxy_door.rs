@@ -41,7 +41,7 @@ impl ProxyDoor {
 /// The keys of a listener that belong to a proxy door.
 pub(super) struct ProxyKeys {
     credentials_file: Option<Spanned<PathBuf>>,
-    networks: Option<Spanned<Networks>>,
+    pub(super) networks: Option<Spanned<Networks>>,
     ports: Option<Spanned<TargetPorts>>,
 }
 
@@ -55,7 +55,7 @@ impl ProxyKeys {
     }
 
     /// Those that are written, and where.
-    pub(super) fn written(&self) -> impl Iterator<Item = (&'static str, Range<usize>)> {
+    fn written(&self) -> impl Iterator<Item = (&'static str, Range<usize>)> {
         let spans = [
             ("credentials_file", self.credentials_file.as_ref().map(Spanned::span)),
             ("networks", self.networks.as_ref().map(Spanned::span)),
@@ -89,12 +89,21 @@ impl Check<'_> {
         }
         door
     }
+
+    /// At any other door.
+    pub(super) fn no_proxy_keys(&mut self, keys: &ProxyKeys) {
+        for (key, span) in keys.written() {
+            let whose = if key == "networks" { "a proxy or a notary door" } else { "a proxy door" };
+            let what = format!("`{key}` belongs to {whose}");
+            self.problem(Problem::new(what).help("door = \"proxy\""), span);
+        }
+    }
 }
 
 /// Networks that one may come from.
 #[derive(Deserialize)]
 #[serde(transparent)]
-pub(super) struct Networks(#[serde(deserialize_with = "networks")] Vec<IpNet>);
+pub(super) struct Networks(#[serde(deserialize_with = "networks")] pub(super) Vec<IpNet>);
 
 /// Ports to connect to.
 #[derive(Deserialize)]

@@ -34,6 +34,11 @@ bind = "10.0.0.1:8118"
 credentials_file = "credentials"
 networks = ["10.0.0.7", "10.20.0.0/16"]
 ports = [443, 29318]
+[[listener]]
+door = "notary"
+bind = "10.0.0.1:8449"
+server_name = "notary.example.org:8449"
+networks = ["10.0.0.7"]
 [upstream.synapse]
 servers = ["unix:/run/synapse.sock"]
 [upstream.media]
@@ -80,6 +85,9 @@ server_name = "example.org:8448"
 nameservers = ["127.0.0.53", "[::1]:5353"]
 store = "keys.redb"
 notary_key = "notary.key"
+next_hop = "http://proxy.corp:3128"
+next_hop_credentials = "credentials"
+next_hop_except = ["bridge.internal"]
 [egress.ca]
 certificate = "ca.crt"
 key = "ca.key"
@@ -144,11 +152,18 @@ fn every_key_is_read() {
     assert_eq!(door.credentials_file, Some(dir.path().join("credentials")));
     assert_eq!(serde_json::to_string(&door.networks).unwrap(), r#"["10.0.0.7/32","10.20.0.0/16"]"#);
     assert_eq!(door.ports, [443, 29318]);
+    let door = gateway.listeners[4].notary.as_ref().unwrap();
+    assert_eq!(door.server_name.as_str(), "notary.example.org:8449");
+    assert_eq!(serde_json::to_string(gateway.listeners[4].networks()).unwrap(), r#"["10.0.0.7/32"]"#);
     assert_eq!(gateway.egress.ca.as_ref().unwrap().key, dir.path().join("ca.key"));
+    let hop = gateway.egress.next_hop.as_ref().unwrap();
+    assert_eq!((hop.url.port, &hop.credentials_file), (3128, &Some(dir.path().join("credentials"))));
+    assert_eq!(serde_json::to_string(&hop.except).unwrap(), r#"["bridge.internal"]"#);
     // Every key of every table has another value than its default, so none was overlooked.
     let changed = gateway.difference(&Gateway::default());
     let is_new = |header: &str| {
-        ["[[listener]] 2", "[[listener]] 3", "[[listener]] 4", "[upstream.media]", "[[route]] 1"].contains(&header)
+        header.starts_with("[[listener]]") && header != "[[listener]] 1"
+            || ["[upstream.media]", "[[route]] 1"].contains(&header)
     };
     for (header, table) in gateway.tables() {
         assert!(!is_new(&header) || changed.contains(&header), "{header}");
@@ -297,8 +312,50 @@ fn a_proxy_is_no_open_one() {
     let inward = "[[listener]]\ndoor = \"ingress\"\nbind = \"127.0.0.1:1\"\nports = [443]\nnetworks = [\"::1\"]";
     let inward = Gateway::parse("mantlet.toml", inward, dir.path()).unwrap_err().to_string();
     assert!(
-        inward.contains("`ports` belongs to a proxy door") && inward.contains("`networks` belongs to a proxy door")
+        inward.contains("`ports` belongs to a proxy door")
+            && inward.contains("`networks` belongs to a proxy or a notary door")
     );
+}
+
+#[test]
+fn a_notary_is_no_open_one() {
+    let dir = dir();
+    let told = |listener: &str| {
+        let text = format!("[[listener]]\ndoor = \"notary\"\n{listener}\n");
+        Gateway::parse("mantlet.toml", text, dir.path()).map(drop).map_err(|problems| problems.to_string())
+    };
+    let name = "server_name = \"notary.gw:8449\"";
+    for good in [
+        "bind = \"127.0.0.1:8449\"",
+        "bind = \"unix:/run/m.sock\"",
+        "bind = \"0.0.0.0:8449\"\nnetworks = [\"10.0.0.7\"]\nextra_roots = [\"cert.pem\"]",
+        "bind = \"127.0.0.1:8449\"\ntls = { certificate = \"cert.pem\", key = \"key.pem\" }",
+    ] {
+        assert_eq!(told(&format!("{good}\n{name}")), Ok(()), "{good}");
+    }
+    for (listener, what) in [
+        ("bind = \"127.0.0.1:8449\"", "mantlet.toml:3:8: a notary door needs the name by which Synapse knows it"),
+        ("bind = \"127.0.0.1:8449\"\nserver_name = \"a_b\"", "\"a_b\" is no server's name"),
+        (
+            &format!("bind = \"0.0.0.0:8449\"\n{name}"),
+            "mantlet.toml:3:8: everybody who reaches 0.0.0.0:8449 could have this notary ask",
+        ),
+        (
+            &format!("bind = \"127.0.0.1:8449\"\n{name}\nsecret_file = \"secret\""),
+            "mantlet.toml:5:15: `secret_file` belongs to a federation door",
+        ),
+        (&format!("bind = \"127.0.0.1:8449\"\n{name}\nports = [443]"), "`ports` belongs to a proxy door"),
+        (
+            &format!("bind = \"127.0.0.1:8449\"\n{name}\nproxy_protocol = true\n[forwarded]\ntrusted_hops = [\"::1\"]"),
+            "Synapse sends no PROXY header",
+        ),
+    ] {
+        let told = told(listener).unwrap_err();
+        assert!(told.contains(what), "{listener}\n{told}");
+    }
+    let inward = format!("[[listener]]\ndoor = \"ingress\"\nbind = \"127.0.0.1:1\"\n{name}");
+    let inward = Gateway::parse("mantlet.toml", inward, dir.path()).unwrap_err().to_string();
+    assert!(inward.contains("`server_name` of a listener belongs to a notary door"), "{inward}");
 }
 
 #[test]
@@ -334,7 +391,8 @@ fn a_missing_certificate_is_told_with_its_path() {
     assert_eq!(problems.0[4].what, format!("the file of roots {path}/cert.pem does not exist"));
     assert_eq!(problems.0[5].what, format!("the secret file {path}/credentials does not exist"));
     assert_eq!(problems.0[6].what, format!("the notary key {path}/notary.key does not exist"));
-    assert_eq!(problems.0.len(), 7);
+    assert_eq!(problems.0[7].what, format!("the secret file {path}/credentials does not exist"));
+    assert_eq!(problems.0.len(), 8);
     let file = dir.path().join("mantlet.toml");
     fs::write(&file, WHOLE).unwrap();
     assert!(Gateway::load(&file).is_err() && Gateway::load_alone(&file).is_ok());

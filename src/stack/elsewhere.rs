@@ -1,0 +1,73 @@
+//! Where the policy sends a question instead of the server that it is for: to our own key ring, or to another server.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::Response;
+
+use super::Facts;
+use crate::error::Error;
+use crate::keyring::Keys;
+use crate::matrix::ServerName;
+use crate::message::{Body, BoxRequest};
+use crate::observe::metrics::{KEY_RING, ORIGINS};
+use crate::origin::{Client, Follow};
+use crate::policy::{Destination, Held, Permitted, Rerouted};
+
+/// Whoever is asked instead.
+#[derive(Clone)]
+pub(super) struct Elsewhere {
+    client: Rc<Client>,
+    keys: Keys,
+    ring: Arc<str>,
+    servers: Arc<str>,
+}
+
+impl Elsewhere {
+    /// Over the connections of this client, with this key ring.
+    pub fn new(client: Rc<Client>, keys: Keys) -> Self {
+        Self { client, keys, ring: KEY_RING.into(), servers: ORIGINS.into() }
+    }
+
+    /// Where the policy wants a request to go, if it does; noted in the record.
+    pub fn of(&self, request: &Permitted<BoxRequest>, facts: &Facts) -> Option<Destination> {
+        let Rerouted { to, rule } = request.get().extensions().get::<Rerouted>()?.clone();
+        facts.note(|record| {
+            record.upstream = Some(self.name(&to));
+            record.rule = Some(rule);
+        });
+        Some(to)
+    }
+
+    /// How records name it.
+    pub fn name(&self, to: &Destination) -> Arc<str> {
+        Arc::clone(match to {
+            Destination::KeyRing => &self.ring,
+            Destination::Server(_) => &self.servers,
+        })
+    }
+
+    /// Sends a request there that was for the server of this name.
+    ///
+    /// # Errors
+    /// As of [`Keys::answer`] and [`Client::send`].
+    pub async fn ask(
+        &self,
+        to: &Destination,
+        asked: &ServerName,
+        request: Permitted<BoxRequest>,
+    ) -> Result<Held<Response<Body>>, Error> {
+        match to {
+            Destination::Server(other) => self.client.send(other, request, Follow::Nothing).await,
+            Destination::KeyRing => {
+                let (request, hold) = request.open();
+                Ok(hold.hold(self.keys.answer(asked, request).await?))
+            }
+        }
+    }
+
+    /// What we say of our own key, as a server says of its own; `None` where we have none.
+    pub fn own_keys(&self, name: &ServerName) -> Option<Response<Body>> {
+        self.keys.own(name)
+    }
+}

@@ -1,0 +1,109 @@
+//! Two without a network: each has its Mantlet's federation door, and whatever others do with each other, they do.
+//!
+//! The door is a unix socket, and so is the way in, so that each Synapse can have a network of its own in which there is nothing.
+//! One is found by its `.well-known`, the other by a service record. One has the default notary, the other believes Mantlet's
+//! signature only.
+
+use std::sync::OnceLock;
+
+use mantlet_testkit::certificate::Authority;
+use mantlet_testkit::synapse::has_namespaces;
+use serde_json::{Value, json};
+
+use crate::support::federation::{self, Directions, Notary, Outside, Side};
+
+struct World {
+    outside: Outside,
+    sides: [Side; 2],
+}
+
+fn world() -> &'static World {
+    static WORLD: OnceLock<World> = OnceLock::new();
+    WORLD.get_or_init(|| {
+        if !has_namespaces() {
+            eprintln!("no namespaces here: what keeps Synapse from the network is Python alone");
+        }
+        let authority = Authority::new().unwrap();
+        let outside = Outside::start(&authority, "hs1.test", "hs2.test");
+        let sides = [("hs1.test", Notary::Default), ("hs2.test", Notary::Pinned)]
+            .map(|(name, notary)| Side::start_behind_a_door(&authority, name, &outside, notary));
+        World { outside, sides }
+    })
+}
+
+/// Each side with the other.
+fn directions() -> Directions<'static> {
+    let [one, other] = &world().sides;
+    [(one, other, "there"), (other, one, "back")]
+}
+
+#[test]
+fn synapse_reaches_nobody_but_the_door() {
+    federation::a_profile_is_read_from_the_other_server(
+        directions().map(|(here, there, way)| (here, there, if way == "there" { "alone" } else { "alone-back" })),
+    );
+    for side in &world().sides {
+        let attempts = side.attempts();
+        let door = format!("socket.connect {}", side.door());
+        assert!(!attempts.is_empty() && attempts.iter().all(|attempt| *attempt == door), "{attempts:#?}");
+    }
+}
+
+#[test]
+fn keys_come_from_their_servers_and_the_notary_hears_of_nobody() {
+    federation::device_keys_are_found_on_the_other_server(
+        directions().map(|(here, there, way)| (here, there, if way == "there" { "notary" } else { "notary-back" })),
+    );
+    for side in &world().sides {
+        let is = |record: &Value, endpoint: &str| record["flow"] == "egress" && record["endpoint"] == endpoint;
+        let records = side.records_with(|record| is(record, "key_get_remote_server_keys_batch"));
+        let answered: Vec<_> = records.iter().filter(|record| is(record, "key_get_remote_server_keys_batch")).collect();
+        for record in &answered {
+            let said = ["upstream", "rule", "status"].map(|field| &record[field]);
+            assert_eq!(said, [&json!("(key ring)"), &json!("notary"), &json!(200)], "{record}");
+        }
+        // What it did not believe, Synapse would ask for itself.
+        assert!(!records.iter().any(|record| is(record, "key_get_server_keys")), "{records:#?}");
+    }
+    let outside = world().outside.asked();
+    assert!(outside.iter().all(|request| request.header("host") != Some("matrix.org")));
+    let looked_up = world().outside.looked_up();
+    assert!(
+        !looked_up.is_empty() && !looked_up.iter().any(|name| name.contains("matrix.org") || name.contains("invalid"))
+    );
+}
+
+#[test]
+fn a_profile_is_read_from_the_other_server() {
+    federation::a_profile_is_read_from_the_other_server(directions());
+}
+
+#[test]
+fn a_room_is_found_and_joined_by_its_alias_and_both_sides_talk() {
+    federation::a_room_is_found_and_joined_by_its_alias_and_both_sides_talk(directions());
+}
+
+#[test]
+fn an_invitation_is_taken_and_another_is_declined() {
+    federation::an_invitation_is_taken_and_another_is_declined(directions());
+}
+
+#[test]
+fn media_come_over_with_a_token_and_every_byte() {
+    federation::media_come_over_with_a_token_and_every_byte(directions());
+}
+
+#[test]
+fn device_keys_are_found_on_the_other_server() {
+    federation::device_keys_are_found_on_the_other_server(directions());
+}
+
+#[test]
+fn the_list_of_rooms_is_read_where_it_is_open() {
+    federation::the_list_of_rooms_is_read_where_it_is_open(directions());
+}
+
+#[test]
+fn nothing_that_servers_need_is_refused() {
+    federation::nothing_that_servers_need_is_refused(directions());
+}

@@ -1,0 +1,407 @@
+//! `mantlet check --homeserver`: what in Synapse's configuration leads past the doors, and that no secret of it is told.
+
+use std::os::unix::fs::PermissionsExt;
+
+use mantlet_testkit::certificate::Authority;
+use serde_json::Value;
+
+use crate::process::{Ran, Site};
+
+/// What is never told. Each is somewhere in the files below.
+const HIDDEN: &str = "hidden-from-everybody";
+
+const GATEWAY: &str = r#"
+[[listener]]
+door = "ingress"
+bind = "127.0.0.1:8480"
+
+[[listener]]
+door = "federation"
+name = "out"
+bind = "127.0.0.1:46900"
+secret_file = "federation.secret"
+
+[[listener]]
+door = "proxy"
+name = "web"
+bind = "127.0.0.1:8118"
+credentials_file = "proxy.credentials"
+ports = [443, 80, 29318]
+
+[upstream.synapse]
+servers = ["http://127.0.0.1:8008"]
+
+[policy]
+file = "policy.toml"
+
+[homeserver]
+server_name = "example.org"
+
+[egress.addresses]
+allow = ["10.20.0.0/16", "bridge.internal"]
+"#;
+
+/// One in which there is nothing to find.
+const GOOD: &str = r#"server_name: "example.org"
+public_baseurl: "https://matrix.example.org/"
+listeners:
+  - port: 8008
+    type: http
+    bind_addresses: ["127.0.0.1", "::1"]
+    x_forwarded: yes
+    resources: [{names: [client, federation]}]
+instance_map:
+  out: {host: localhost, port: 46900}
+outbound_federation_restricted_to: [out]
+worker_replication_secret: hidden-from-everybody-1
+registration_shared_secret: hidden-from-everybody-2
+macaroon_secret_key: &secret hidden-from-everybody-3
+form_secret: *secret
+https_proxy: http://synapse:hidden-from-everybody-4@127.0.0.1:8118
+http_proxy: http://synapse:hidden-from-everybody-4@localhost:8118
+no_proxy_hosts: [localhost, 127.0.0.1, bridge.other.internal]
+app_service_config_files: [bridge.yaml, other.yaml]
+report_stats: false
+federation_domain_whitelist: [example.org, example.com]
+trusted_key_servers: [{server_name: matrix.org}]
+database: {name: sqlite3, args: {database: /data/homeserver.db}}
+"#;
+
+const BRIDGE: &str = r#"id: bridge
+url: http://10.20.0.7:29318
+as_token: hidden-from-everybody-5
+hs_token: hidden-from-everybody-6
+"#;
+
+fn site() -> Site {
+    let site = Site::new("http://127.0.0.1:8008", "extends = \"balanced\"", "");
+    site.write("mantlet.toml", GATEWAY);
+    site.write("bridge.yaml", BRIDGE);
+    site.write("other.yaml", &BRIDGE.replace("10.20.0.7", "bridge.other.internal"));
+    for (name, text) in
+        [("federation.secret", "hidden-from-everybody-1\n"), ("proxy.credentials", "synapse:hidden-from-everybody-4\n")]
+    {
+        site.write(name, text);
+        std::fs::set_permissions(site.path().join(name), PermissionsExt::from_mode(0o600)).unwrap();
+    }
+    site.write("homeserver.yaml", GOOD);
+    site
+}
+
+fn check(site: &Site) -> Ran {
+    let ran = site.run(&["check", "--homeserver", "homeserver.yaml"]);
+    assert!(!ran.out.contains(HIDDEN) && !ran.err.contains(HIDDEN), "{ran:?}");
+    ran
+}
+
+/// What is found once this stands there instead; fails if it did not stand there.
+fn with(site: &Site, file: &str, text: &str, old: &str, new: &str) -> Ran {
+    assert!(text.contains(old), "{old}");
+    site.write(file, &text.replacen(old, new, 1));
+    let ran = check(site);
+    site.write(file, text);
+    ran
+}
+
+fn findings(ran: &Ran) -> Vec<&str> {
+    let lines = ran.out.lines().take_while(|line| !line.is_empty());
+    lines.filter(|line| !line.starts_with(' ') && !line.starts_with("note: ")).collect()
+}
+
+#[test]
+fn where_nothing_leads_past_the_doors_nothing_is_found() {
+    let ran = check(&site());
+    assert!(ran.code == Some(0) && findings(&ran).is_empty() && ran.err.is_empty(), "{ran:?}");
+    assert!(ran.out.ends_with("\nfindings 0, notes 0\n"), "{ran:?}");
+    assert!(
+        ran.out.contains("(sqlite3 /data/homeserver.db):\n  SELECT DISTINCT id_server FROM user_threepid_id_server")
+    );
+}
+
+#[test]
+fn what_leads_past_a_door_is_found_where_it_stands() {
+    let site = site();
+    let mapped = "instance_map:\n  out: {host: localhost, port: 46900}\n";
+    let restricted = "outbound_federation_restricted_to: [out]";
+    for (old, new, place, words) in [
+        // The federation door.
+        (restricted, "", "", "sets no `outbound_federation_restricted_to`"),
+        (restricted, "outbound_federation_restricted_to:", "", "sets no `outbound_federation_restricted_to`"),
+        (restricted, "outbound_federation_restricted_to: out", "11:1", "has to be a list"),
+        (restricted, "outbound_federation_restricted_to: []", "11:1", "asks no other server at all"),
+        (restricted, "outbound_federation_restricted_to: [master]", "11:37", "past Mantlet, without a word"),
+        (restricted, "outbound_federation_restricted_to: [out, other]", "11:42", "\"other\" is not in `instance_map`"),
+        (restricted, "outbound_federation_restricted_to: [1]", "11:37", "names what is a number"),
+        (mapped, "", "9:37", "\"out\" is not in `instance_map`"),
+        ("port: 46900", "port: 46901", "10:8", "\"out\" is at localhost:46901, where no federation door is"),
+        ("{host: localhost, port: 46900}", "{path: /run/door.sock}", "10:8", "at /run/door.sock, where no"),
+        ("port: 46900}", "port: 46900, tls: true}", "10:8", "Synapse wants TLS"),
+        ("host: localhost, ", "", "10:8", "does not say where \"out\" is"),
+        ("worker_replication_secret: hidden-from-everybody-1\n", "", "11:1", "Synapse does not start"),
+        ("everybody-1", "everybody-9", "12:1", "not the secret of the federation door out"),
+        (
+            restricted,
+            "outbound_federation_restricted_to: [out]\nfederation_sender_instances: [out]",
+            "12:1",
+            "silently",
+        ),
+        (
+            restricted,
+            "outbound_federation_restricted_to: [out]\nstream_writers: {typing: out}",
+            "12:18",
+            "writes `typing`",
+        ),
+        (
+            restricted,
+            "outbound_federation_restricted_to: [out]\nworker_replication_secret_path: x",
+            "12:1",
+            "both stand",
+        ),
+        // Keys.
+        (
+            "server_name: matrix.org}",
+            "server_name: matrix.org, verify_keys: {\"ed25519:a\": x}}",
+            "22:23",
+            "are pinned",
+        ),
+        ("[example.org, example.com]", "[example.com]", "21:1", "example.org itself is not in"),
+        // The proxy door.
+        ("https_proxy: http://synapse:hidden-from-everybody-4@127.0.0.1:8118\n", "", "", "cannot be seen from here"),
+        (
+            "http_proxy: http://synapse:hidden-from-everybody-4@localhost:8118",
+            "http_proxy:",
+            "17:1",
+            "there is no proxy",
+        ),
+        ("@127.0.0.1:8118", "@127.0.0.1:8119", "16:1", "leads to 127.0.0.1:8119, where no proxy door is"),
+        ("@127.0.0.1:8118", "@127.0.0.1", "16:1", "leads to 127.0.0.1:1080"),
+        ("https_proxy: http:", "https_proxy: https:", "16:1", "speaks none"),
+        ("synapse:hidden-from-everybody-4@127", "127", "16:1", "wants credentials"),
+        ("everybody-4@127", "everybody-9@127", "16:1", "not the credentials"),
+        ("[localhost, 127", "[\"*\", 127", "18:18", "nothing passes the proxy door"),
+        ("[localhost, 127", "[push.example.org, 127", "18:18", "push.example.org, and all names that end so"),
+        ("report_stats: false", "report_stats: true", "20:1", "are sent to matrix.org"),
+        ("report_stats: false", "report_stats: false\nurl_preview_enabled: true", "", "does not start"),
+        ("report_stats: false", "account_threepid_delegates: {email: x}", "20:30", "does not start"),
+        ("bridge.other.internal]", "x.localhost]", "", "has no public address"),
+        // The way in.
+        ("x_forwarded: yes", "x_forwarded: no", "7:5", "takes all clients for one"),
+        ("    x_forwarded: yes\n", "", "4:5", "takes all clients for one"),
+        ("    bind_addresses: [\"127.0.0.1\", \"::1\"]\n", "", "4:5", "port 8008 (client, federation) listens on ::"),
+        ("\"::1\"", "\"0.0.0.0\"", "6:5", "listens on 0.0.0.0"),
+        ("type: http", "type: http\n    tls: true", "6:5", "it speaks TLS"),
+        ("port: 8008", "port: 8009", "", "has no listener there"),
+        ("https://matrix.example.org/", "http://matrix.example.org:8008", "2:1", "Synapse's own"),
+        ("server_name: \"example.org\"", "server_name: \"other.org\"", "1:1", "this is other.org"),
+        ("server_name: \"example.org\"", "server_name: \"example.org\"\nbind_port: 8448", "2:1", "everybody reaches"),
+    ] {
+        let ran = with(&site, "homeserver.yaml", GOOD, old, new);
+        let place = if place.is_empty() { String::new() } else { format!("homeserver.yaml:{place}: ") };
+        let is_told = |line: &&str| line.starts_with(&place) && line.contains(words);
+        let of_bridge = |line: &&str| line.contains(words) && line.starts_with("other.yaml:2:6: ");
+        assert!(
+            ran.code == Some(1) && findings(&ran).iter().any(|line| is_told(line) || of_bridge(line)),
+            "{new}: {ran:?}"
+        );
+    }
+}
+
+#[test]
+fn an_application_service_that_the_proxy_door_does_not_reach_is_found() {
+    let site = site();
+    let read = |old: &str, new: &str| with(&site, "bridge.yaml", BRIDGE, old, new);
+    for (new, words) in [
+        ("http://localhost:29318", "at localhost:29318 has no public address"),
+        ("http://127.0.0.1:29318", ""),
+        ("http://10.21.0.7:29318", "at 10.21.0.7:29318 has no public address"),
+        ("http://mautrix-signal:29318", "at mautrix-signal:29318 has no public address"),
+        ("http://bridge.internal:29318", ""),
+        ("http://10.20.0.7:29319", "does not connect to port 29319"),
+        ("https://bridge.example.org", ""),
+        ("null", ""),
+        ("http://[bad", "cannot be read"),
+    ] {
+        let no_proxy = new.contains("localhost");
+        site.write("homeserver.yaml", &GOOD.replace("[localhost, ", if no_proxy { "[" } else { "[localhost, " }));
+        let ran = read("http://10.20.0.7:29318", new);
+        let found = findings(&ran);
+        match words {
+            "" => assert!(ran.code == Some(0) && found.is_empty(), "{new}: {ran:?}"),
+            words => assert!(
+                found.len() == 1 && found[0].contains("bridge.yaml:2:6: ") && found[0].contains(words),
+                "{ran:?}"
+            ),
+        }
+    }
+    site.write("policy.toml", "extends = \"strict\"");
+    let ran = read("bridge", "bridge");
+    assert!(findings(&ran).iter().any(|line| line.contains("leaves no way to the application service at 10.20.0.7")));
+}
+
+#[test]
+fn a_policy_without_the_rule_and_a_gateway_without_the_door_leave_the_notary_to_matrix_org() {
+    let site = site();
+    site.write("policy.toml", "extends = \"transparent\"");
+    let ran = check(&site);
+    assert!(
+        findings(&ran).iter().any(|line| line.starts_with("homeserver.yaml:22:23: matrix.org is asked")),
+        "{ran:?}"
+    );
+    site.write("homeserver.yaml", &GOOD.replace("trusted_key_servers: [{server_name: matrix.org}]", ""));
+    assert!(findings(&check(&site)).iter().any(|line| line.contains("sets no `trusted_key_servers`")));
+    site.write("homeserver.yaml", &GOOD.replace("[{server_name: matrix.org}]", "[]"));
+    assert_eq!(check(&site).code, Some(0));
+    site.write("policy.toml", "extends = \"balanced\"");
+    let (start, rest) = GATEWAY.split_once("[[listener]]\ndoor = \"federation\"").unwrap();
+    let (_, end) = rest.split_once("\n\n").unwrap();
+    site.write("mantlet.toml", &format!("{start}{end}"));
+    site.write("homeserver.yaml", &GOOD.replace("outbound_federation_restricted_to: [out]", ""));
+    let ran = check(&site);
+    assert!(findings(&ran).iter().any(|line| line.contains("the service records of other servers")), "{ran:?}");
+    assert!(findings(&ran).iter().any(|line| line.contains("matrix.org is asked")), "{ran:?}");
+}
+
+#[test]
+fn our_own_notary_key_may_be_pinned() {
+    let site = site();
+    site.write("notary.key", "ed25519 notary YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1");
+    std::fs::set_permissions(site.path().join("notary.key"), PermissionsExt::from_mode(0o600)).unwrap();
+    site.write("mantlet.toml", &format!("{GATEWAY}\n[egress]\nnotary_key = \"notary.key\"\n"));
+    let pinned = |key: &str| {
+        let entry = format!("[{{server_name: notary.invalid, verify_keys: {{\"ed25519:notary\": \"{key}\"}}}}]");
+        site.write("homeserver.yaml", &GOOD.replace("[{server_name: matrix.org}]", &entry));
+        check(&site)
+    };
+    assert_eq!(pinned("XGX0JRS2Af3be3knz2fBiRbApjm2Dh61gXDJA8kcJNI").code, Some(0));
+    assert!(findings(&pinned("AAX0JRS2Af3be3knz2fBiRbApjm2Dh61gXDJA8kcJNI"))[0].contains("are pinned"));
+}
+
+#[test]
+fn a_name_that_no_certificate_is_for_is_not_where_clients_are_told_to_go() {
+    let site = site();
+    for (name, code) in [("matrix.example.org", 0), ("other.example.org", 1)] {
+        let (certificate, key) = Authority::new().unwrap().issue(&[name]).unwrap().write(site.path()).unwrap();
+        let tls = format!("tls = {{ certificate = {certificate:?}, key = {key:?} }}");
+        site.write(
+            "mantlet.toml",
+            &GATEWAY.replacen("bind = \"127.0.0.1:8480\"", &format!("bind = \"0.0.0.0:443\"\n{tls}"), 1),
+        );
+        let ran = check(&site);
+        assert!(ran.code == Some(code) && findings(&ran).len() == usize::from(code == 1), "{ran:?}");
+        assert!(
+            code == 0 || ran.out.contains("homeserver.yaml:2:1: `public_baseurl` is at matrix.example.org, and no")
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_seen_from_here_is_noted_and_fails_nothing() {
+    let site = site();
+    for (old, new, words) in [
+        ("host: localhost", "host: mantlet.container", "whether mantlet.container:46900 is a federation door"),
+        ("@127.0.0.1:8118", "@mantlet.container:8118", "whether mantlet.container:8118 is a proxy door"),
+        ("no_proxy_hosts: [localhost, 127.0.0.1, bridge.other.internal]", "", "the environment's `no_proxy` counts"),
+        ("[localhost, 127", "[10.0.0.0/8, localhost, 127", "10.0.0.0/8 in `no_proxy_hosts` does nothing"),
+        ("[bridge.yaml, ", "[gone.yaml, bridge.yaml, ", "gone.yaml does not exist"),
+        ("public_baseurl: \"https://matrix.example.org/\"\n", "", "tells its users https://example.org/"),
+        ("report_stats", "email: {smtp_host: x}\nreport_stats", "goes past both doors: mail"),
+        ("report_stats", "sentry: {dsn: hidden-from-everybody}\nreport_stats", "goes past both doors: errors"),
+        ("report_stats", "account_threepid_delegates: {msisdn: \"https://sms.test\"}\nreport_stats", "sms.test hears"),
+        ("secret: hidden-from-everybody-1", "secret_path: /gone/secret", "nobody compared the secrets"),
+    ] {
+        let ran = with(&site, "homeserver.yaml", GOOD, old, new);
+        let is_noted = ran.out.lines().any(|line| line.starts_with("note: ") && line.contains(words));
+        let is_alone = new.is_empty() || findings(&ran).is_empty();
+        assert!(is_noted && is_alone, "{new}: {ran:?}");
+    }
+}
+
+#[test]
+fn what_is_no_configuration_gets_one_error() {
+    let site = site();
+    for (text, words) in [
+        ("registration_shared_secret: [hidden-from-everybody", "homeserver.yaml:"),
+        ("a: \"hidden-from-everybody\nb: 1", "this is no YAML"),
+        ("- hidden-from-everybody", "holds no `key: value`"),
+    ] {
+        site.write("homeserver.yaml", text);
+        let ran = check(&site);
+        let problems = ran.err.lines().filter(|line| !line.starts_with(' ')).count();
+        assert!(ran.code == Some(1) && problems == 1 && ran.err.contains(words) && ran.out.is_empty(), "{ran:?}");
+    }
+    let ran = site.run(&["check", "--homeserver", "gone.yaml"]);
+    assert!(ran.code == Some(1) && ran.err.contains("gone.yaml does not exist"), "{ran:?}");
+    std::fs::write(site.path().join("latin.yaml"), b"a: \xe9\n").unwrap();
+    let ran = site.run(&["check", "--homeserver", "latin.yaml"]);
+    assert!(ran.code == Some(1) && ran.err.contains("latin.yaml is not UTF-8 (line 1)"), "{ran:?}");
+    assert_eq!(site.run(&["check", "--homeserver", "homeserver.yaml", "--policy", "strict"]).code, Some(2));
+}
+
+#[test]
+fn programs_get_the_same_in_json() {
+    let site = site();
+    site.write("homeserver.yaml", &GOOD.replace("x_forwarded: yes", "x_forwarded: off").replace("sqlite3", "psycopg2"));
+    let ran = site.run(&["--format", "json", "check", "--homeserver", "homeserver.yaml"]);
+    let told: Value = serde_json::from_str(&ran.out).unwrap();
+    assert!(ran.code == Some(1) && told["ok"] == false && !ran.out.contains(HIDDEN), "{ran:?}");
+    let first = &told["findings"][0];
+    assert_eq!((&first["weight"], &first["location"]["line"]), (&"finding".into(), &7.into()));
+    assert_eq!(first["help"], "x_forwarded: true");
+    assert_eq!(told["database"]["with"], "psql");
+    site.write("homeserver.yaml", "- x");
+    let told: Value =
+        serde_json::from_str(&site.run(&["--format", "json", "check", "--homeserver", "homeserver.yaml"]).out).unwrap();
+    assert!(told["problems"][0]["what"].as_str().unwrap().contains("no configuration"));
+}
+
+#[test]
+fn what_ca_synapse_prints_makes_a_bare_configuration_a_good_one() {
+    let site = site();
+    let bare = "server_name: example.org\npublic_baseurl: \"https://matrix.example.org/\"\nreport_stats: false\n\
+                listeners: [{port: 8008, type: http, bind_addresses: [\"127.0.0.1\"], x_forwarded: true}]\n\
+                registration_shared_secret: hidden-from-everybody-7\n";
+    let workers = "instance_map: {main: {host: localhost, port: 9093}, out: {host: localhost, port: 9094, tls: true}}\n\
+                   worker_replication_secret: hidden-from-everybody-1\nno_proxy_hosts: [\"*\", 10.0.0.0/8, old.internal]\n\
+                   federation_sender_instances: [out]\napp_service_config_files: [bridge.yaml, other.yaml]\n";
+    site.write("bridge.yaml", &BRIDGE.replace("10.20.0.7", "localhost"));
+    site.write("other.yaml", &BRIDGE.replace("10.20.0.7", "old.internal"));
+    for (text, lines) in [
+        (
+            bare.to_owned(),
+            &[
+                "\ninstance_map:\n  out: {host: \"127.0.0.1\", port: 46900}\noutbound_federation_restricted_to: [out]\n",
+                "worker_replication_secret_path: A COPY OF federation.secret, FOR SYNAPSE TO READ\n",
+                "\nhttp_proxy: http://USER:PASSWORD@127.0.0.1:8118\nno_proxy_hosts: []\n",
+            ][..],
+        ),
+        (
+            format!("{bare}{workers}"),
+            &[
+                "  main: {host: localhost, port: 9093}\n  out: {host: localhost, port: 9094, tls: true}\n",
+                "  out_: {host: \"127.0.0.1\", port: 46900}\noutbound_federation_restricted_to: [out_]\n",
+                "# the secret of out is known already\n",
+                "no_proxy_hosts: [old.internal, localhost]\n",
+            ],
+        ),
+        (
+            GOOD.replace("bridge.other.internal", "old.internal"),
+            &["  out: {host", "# https_proxy is good as it is\n# http_proxy is good as it is\n"],
+        ),
+    ] {
+        site.write("homeserver.yaml", &text);
+        let printed = site.run(&["ca", "synapse", "--homeserver", "homeserver.yaml"]);
+        assert!(printed.code == Some(0) && !printed.out.contains(HIDDEN), "{printed:?}");
+        for line in lines {
+            assert!(printed.out.contains(line), "{line}\n{}", printed.out);
+        }
+        let copy = printed.out.replace("A COPY OF federation.secret, FOR SYNAPSE TO READ", "federation.secret");
+        let copy = copy.replace("USER:PASSWORD", "synapse:hidden-from-everybody-4");
+        // Of two equal keys the later counts.
+        site.write("homeserver.yaml", &format!("{text}{copy}"));
+        let ran = check(&site);
+        assert!(ran.code == Some(0) && findings(&ran).is_empty(), "{copy}\n{ran:?}");
+    }
+    site.write("homeserver.yaml", &GOOD.replace("secret: hidden-from-everybody-1", "secret: hidden-from-everybody-9"));
+    let printed = site.run(&["ca", "synapse", "--homeserver", "homeserver.yaml"]);
+    assert!(printed.out.contains("# another secret stands here: write that one into federation.secret"), "{printed:?}");
+}

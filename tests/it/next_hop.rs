@@ -1,0 +1,222 @@
+//! A network that is left through a proxy: what that proxy is asked, and what it is not.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use mantlet::config::egress::Ports;
+use mantlet_testkit::backend::Backend;
+use mantlet_testkit::certificate::Authority;
+use mantlet_testkit::http::Request;
+
+use crate::common::{SOON, ok};
+use crate::process;
+use crate::support::Gateway;
+use crate::support::outside::{Dns, TlsFront};
+
+/// A proxy that connects to whatever it is asked for, if it is shown `corp:pass word`.
+struct Parent {
+    addr: SocketAddr,
+    heads: Arc<Mutex<Vec<String>>>,
+}
+
+impl Parent {
+    fn start() -> Parent {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let heads: Arc<Mutex<Vec<String>>> = Arc::default();
+        let kept = Arc::clone(&heads);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let kept = Arc::clone(&kept);
+                thread::spawn(move || serve(stream, &kept));
+            }
+        });
+        Parent { addr, heads }
+    }
+
+    /// What it was asked, the newest last.
+    fn heads(&self) -> Vec<String> {
+        self.heads.lock().unwrap().clone()
+    }
+}
+
+fn serve(mut near: TcpStream, heads: &Mutex<Vec<String>>) {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") && near.read(&mut byte).is_ok_and(|read| read == 1) {
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).unwrap();
+    heads.lock().unwrap().push(head.clone());
+    let to = head.split(' ').nth(1).unwrap_or_default().to_owned();
+    if !head.contains("\r\nProxy-Authorization: Basic Y29ycDpwYXNzIHdvcmQ=\r\n") {
+        let refusal = "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 4\r\n\r\nhtml";
+        return drop(near.write_all(refusal.as_bytes()));
+    }
+    let Ok(mut far) = TcpStream::connect(to) else {
+        return drop(near.write_all(b"HTTP/1.1 503 Service Unavailable\r\n\r\n"));
+    };
+    near.write_all(b"HTTP/1.1 200 Connection established\r\nVia: 1.1 parent\r\n\r\n").unwrap();
+    let (mut there, mut back) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+    let copying = thread::spawn(move || std::io::copy(&mut there, &mut back));
+    let _ = std::io::copy(&mut far, &mut near);
+    let _ = near.shutdown(std::net::Shutdown::Both);
+    let _ = copying.join();
+}
+
+/// A door that leads out through the parent, and `hs.test` behind it, at 127.0.1.1.
+struct World {
+    gateway: Gateway,
+    parent: Parent,
+    dns: Dns,
+    backend: Backend,
+    front: TlsFront,
+}
+
+impl World {
+    fn new(door: &str, egress: &str) -> World {
+        let (dns, authority, parent) = (Dns::start(), Authority::new().unwrap(), Parent::start());
+        let backend = Backend::start(|_| ok()).unwrap();
+        let front = TlsFront::start(&authority, &["hs.test"], "127.0.1.1:0".parse().unwrap(), backend.addr());
+        dns.address("hs.test", "127.0.1.1");
+        dns.address("plain.test", "127.0.0.1");
+        dns.address("parent.test", "127.0.0.1");
+        let dir = tempfile::tempdir().unwrap();
+        authority.write(dir.path()).unwrap();
+        for (name, text) in [("secret", "hook-secret"), ("credentials", "corp:pass word\n")] {
+            std::fs::write(dir.path().join(name), text).unwrap();
+            std::fs::set_permissions(dir.path().join(name), PermissionsExt::from_mode(0o600)).unwrap();
+        }
+        let text = format!(
+            "[[listener]]\nbind = \"127.0.0.1:0\"\nextra_roots = [\"ca.crt\"]\n{}\n[upstream.synapse]\nservers = [\"http://127.0.0.1:9\"]\n\
+             [egress]\nnameservers = [\"{}\"]\nnext_hop = \"http://parent.test:{}\"\n{egress}\n\
+             [egress.addresses]\nallow = [\"127.0.1.0/24\", \"plain.test\"]\n",
+            door.replace("PORTS", &format!("ports = [{}, {}]", front.addr().port(), backend.addr().port())),
+            dns.addr(),
+            parent.addr.port(),
+        );
+        let ports = Ports { https: front.addr().port(), federation: front.addr().port() };
+        let gateway = Gateway::load(dir, &text, |config| config.egress.ports = ports);
+        World { gateway, parent, dns, backend, front }
+    }
+
+    /// `hs.test` and its port.
+    fn server(&self) -> String {
+        format!("hs.test:{}", self.front.addr().port())
+    }
+
+    /// The status that Synapse gets for its CONNECT.
+    fn connect(&self, to: &str) -> (u16, TcpStream) {
+        let mut stream = TcpStream::connect(self.gateway.addr()).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        write!(stream, "CONNECT {to} HTTP/1.0\r\n\r\n").unwrap();
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).unwrap();
+        (String::from_utf8_lossy(&head[9..]).parse().unwrap(), stream)
+    }
+
+    /// What Synapse gets from a server through the federation door.
+    fn ask(&self) -> u16 {
+        let server = self.server();
+        let signed = format!("X-Matrix origin=\"here.test\",key=\"ed25519:a\",sig=\"c2ln\",destination=\"{server}\"");
+        let request = Request::new("GET", format!("matrix-federation://{server}/_matrix/federation/v1/version"));
+        let request = request.header("Authorization", signed).header("Proxy-Authorization", "Bearer hook-secret");
+        request.timeout(SOON).send(self.gateway.addr()).status
+    }
+}
+
+const PROXY: &str = "door = \"proxy\"\nPORTS";
+const FEDERATION: &str = "door = \"federation\"\nsecret_file = \"secret\"";
+const ALL: &str = "next_hop_credentials = \"credentials\"\nnext_hop_except = []";
+
+#[test]
+fn other_servers_are_reached_through_it_by_the_address_that_was_looked_at() {
+    let world = World::new(FEDERATION, ALL);
+    assert_eq!(world.ask(), 200);
+    assert_eq!(world.backend.last().unwrap().header("host"), Some(&*world.server()));
+    let at = format!("127.0.1.1:{}", world.front.addr().port());
+    let asked =
+        format!("CONNECT {at} HTTP/1.1\r\nHost: {at}\r\nProxy-Authorization: Basic Y29ycDpwYXNzIHdvcmQ=\r\n\r\n");
+    assert_eq!(world.parent.heads(), [asked]);
+    // In TLS, known by its certificate: the parent sees none of it.
+    assert_eq!(world.front.names(), ["hs.test"]);
+}
+
+#[test]
+fn tunnels_and_what_is_in_the_clear_pass_it_too() {
+    let world = World::new(PROXY, ALL);
+    let (status, _stream) = world.connect(&world.server());
+    assert_eq!(status, 200);
+    let place = format!("plain.test:{}", world.backend.addr().port());
+    let request = Request::new("GET", format!("http://{place}/x")).header("Host", &place).timeout(SOON);
+    assert_eq!(request.send(world.gateway.addr()).status, 200);
+    assert_eq!(world.backend.last().unwrap().target_text(), "/x");
+    let heads = world.parent.heads();
+    let asked: Vec<_> = heads.iter().filter_map(|head| head.split(' ').nth(1)).collect();
+    let (tunnel, clear) = (world.front.addr(), world.backend.addr());
+    assert_eq!(asked, [tunnel.to_string(), clear.to_string()]);
+}
+
+#[test]
+fn what_may_not_be_reached_is_not_asked_of_it() {
+    let world = World::new(PROXY, ALL);
+    let port = world.front.addr().port();
+    for (name, address) in [("private.test", "10.0.0.1"), ("loop.test", "127.0.0.1"), ("cloud.test", "169.254.169.254")]
+    {
+        world.dns.address(name, address);
+        assert_eq!(world.connect(&format!("{name}:{port}")).0, 502, "{name}");
+    }
+    assert_eq!(world.connect(&format!("10.0.0.1:{port}")).0, 502);
+    assert!(world.parent.heads().is_empty(), "{:?}", world.parent.heads());
+}
+
+#[test]
+fn what_is_not_public_or_is_excepted_goes_past_it() {
+    for egress in ["", "next_hop_except = [\"hs.test\"]", "next_hop_except = [\"127.0.1.0/24\"]"] {
+        let world = World::new(FEDERATION, egress);
+        assert_eq!(world.ask(), 200, "{egress}");
+        assert!(world.parent.heads().is_empty(), "{egress}: {:?}", world.parent.heads());
+    }
+}
+
+#[test]
+fn one_that_refuses_or_is_gone_is_as_a_server_that_is_down() {
+    let world = World::new(FEDERATION, "next_hop_except = []");
+    assert_eq!((world.ask(), world.backend.requests().len()), (502, 0));
+    assert_eq!(world.parent.heads().len(), 1);
+    assert!(!world.parent.heads()[0].contains("Proxy-Authorization"));
+    let gone = World::new(FEDERATION, "next_hop_except = []");
+    gone.dns.remove("parent.test");
+    assert_eq!((gone.ask(), gone.parent.heads().len()), (502, 0));
+}
+
+#[test]
+fn what_is_said_of_it_is_checked_and_its_credentials_are_never_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str, mode| {
+        std::fs::write(dir.path().join(name), text).unwrap();
+        std::fs::set_permissions(dir.path().join(name), PermissionsExt::from_mode(mode)).unwrap();
+    };
+    write("open", "corp:hidden", 0o644);
+    write("odd", "hidden", 0o600);
+    write("good", "corp:hidden", 0o600);
+    let good = "next_hop = \"http://proxy.corp:3128\"";
+    for (egress, words) in [
+        ("next_hop = \"https://proxy.corp:3128\"".to_owned(), "is not the URL of a proxy that is asked in plain HTTP"),
+        ("next_hop = \"http://corp:hidden@proxy.corp:3128\"".to_owned(), "takes no user or password"),
+        ("next_hop_credentials = \"good\"".to_owned(), "belongs to a next hop, and there is none"),
+        (format!("{good}\nnext_hop_credentials = \"open\""), "is open to other users"),
+        (format!("{good}\nnext_hop_credentials = \"odd\""), "does not hold a user and a password"),
+        (format!("{good}\nnext_hop_credentials = \"gone\""), "does not exist"),
+        (format!("{good}\nnext_hop_except = [\"a/b\"]"), "is no host, address or network"),
+        (format!("{good}\nnext_hop_credentials = \"good\"\nnext_hop_except = [\"10.0.0.0/8\"]"), ""),
+    ] {
+        write("mantlet.toml", &format!("[egress]\n{egress}\n"), 0o644);
+        let ran = process::run(dir.path(), &["check"]);
+        let is_good = words.is_empty();
+        assert!(ran.code == Some(i32::from(!is_good)) && (is_good || ran.err.contains(words)), "{egress}: {ran:?}");
+        assert!(!ran.err.contains("hidden") && !ran.out.contains("hidden"), "{ran:?}");
+    }
+}
