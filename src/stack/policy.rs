@@ -109,13 +109,20 @@ where
             });
         }
         match decision {
-            Decision::Permit(permit) => match read(&mut known.arrival.request, &readings, &generation, &facts).await? {
-                None => self.forward(known, &permit, &generation).await,
-                Some(denial) => {
-                    generation.counters(denial.rule).deny.inc();
-                    Ok(answer(&denial, access::Decision::Deny, flow, &generation, &facts))
+            Decision::Permit(permit) => {
+                let refused = match readings.is_empty() {
+                    true => None,
+                    // Kept apart, so that requests whose bodies flow need no room for it.
+                    false => Box::pin(read(&mut known.arrival.request, &readings, &generation, &facts)).await?,
+                };
+                match refused {
+                    None => self.forward(known, &permit, &generation).await,
+                    Some(denial) => {
+                        generation.counters(denial.rule).deny.inc();
+                        Ok(answer(&denial, access::Decision::Deny, flow, &generation, &facts))
+                    }
                 }
-            },
+            }
             Decision::Answer(denial) => {
                 generation.counters(denial.rule).answer.inc();
                 Ok(answer(&denial, access::Decision::Answer, flow, &generation, &facts))
