@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::{BufMut, BytesMut};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -14,7 +14,7 @@ use super::tunnel::Flowed;
 use crate::matrix::Flow;
 use crate::message::Answer;
 use crate::message::respond::RULE;
-use crate::observe::access::{AccessRecord, Decision, Method, Mode, Token};
+use crate::observe::access::{AccessRecord, Decision, Method};
 use crate::observe::metrics::{Counted, Direction, Tunnel};
 use crate::stack::Peer;
 
@@ -31,30 +31,8 @@ pub(super) struct Asked<'a> {
 
 impl<'a> Asked<'a> {
     pub fn begin(proxy: &'a Proxy, peer: &'a Peer) -> Self {
-        let record = AccessRecord {
-            time: SystemTime::now(),
-            id: getrandom::u64().unwrap_or_default(),
-            flow: Flow::Egress,
-            listener: Arc::clone(peer.listener.name()),
-            method: Method::Connect,
-            endpoint: ENDPOINT,
-            protocol: peer.protocol,
-            tls: peer.tls,
-            status: 0,
-            rule: None,
-            // Until something else is known: whoever asked went away.
-            decision: Decision::Cancelled,
-            mode: Mode::Enforce,
-            token: Token::Unread,
-            network: peer.client.network,
-            error: None,
-            bytes_in: 0,
-            bytes_out: 0,
-            duration_us: 0,
-            upstream: None,
-            upstream_us: None,
-            generation: 0,
-        };
+        let id = getrandom::u64().unwrap_or_default();
+        let record = peer.begin_record(id, Flow::Egress, Method::Connect, ENDPOINT);
         let (record, started) = (RefCell::new(Some(record)), Instant::now());
         Self { proxy, peer, record, flowed: Flowed::new(), started, _open: proxy.metrics.open() }
     }

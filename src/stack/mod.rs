@@ -23,7 +23,7 @@ mod whose_keys;
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -33,7 +33,8 @@ use crate::config::route::Routes;
 use crate::config::secret::Secret;
 use crate::config::settings::Limits;
 use crate::keyring::{Keys, Ring};
-use crate::observe::access::{Protocol, Writer};
+use crate::matrix::Flow;
+use crate::observe::access::{AccessRecord, Decision, Method, Mode, Protocol, Token, Writer};
 use crate::observe::metrics::{ListenerMetrics, Metrics};
 use crate::origin as origins;
 use crate::snapshot::Snapshot;
@@ -192,6 +193,36 @@ pub struct Peer {
     pub listener: ListenerMetrics,
     /// Where the connection stands.
     pub pace: Rc<Pace>,
+}
+
+impl Peer {
+    /// The record of an exchange on this connection, in which nothing is known yet but that it began: whoever asks may be gone
+    /// before anything is.
+    pub fn begin_record(&self, id: u64, flow: Flow, method: Method, endpoint: &'static str) -> AccessRecord {
+        AccessRecord {
+            time: SystemTime::now(),
+            id,
+            flow,
+            listener: Arc::clone(self.listener.name()),
+            method,
+            endpoint,
+            protocol: self.protocol,
+            tls: self.tls,
+            status: 0,
+            rule: None,
+            decision: Decision::Cancelled,
+            mode: Mode::Enforce,
+            token: Token::Unread,
+            network: self.client.network,
+            error: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            duration_us: 0,
+            upstream: None,
+            upstream_us: None,
+            generation: 0,
+        }
+    }
 }
 
 impl<R> Arrival<R> {

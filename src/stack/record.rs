@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -21,7 +21,7 @@ use crate::matrix::Flow;
 use crate::matrix::endpoint::Endpoint;
 use crate::message::Body;
 use crate::message::body::BodyFlow;
-use crate::observe::access::{AccessRecord, Decision, Mode, Network, Token, Writer};
+use crate::observe::access::{AccessRecord, Decision, Method, Network, Writer};
 use crate::observe::metrics::{Counted, Metrics};
 
 /// Makes [`Record`].
@@ -172,33 +172,13 @@ impl Drop for RecordedBody {
 
 impl Facts {
     fn begin(request: &Request<Incoming>, network: Network, peer: Rc<Peer>, ledger: Rc<Ledger>) -> Self {
-        let record = AccessRecord {
-            time: SystemTime::now(),
-            id: ledger.next_id(),
-            flow: Flow::Client,
-            listener: Arc::clone(peer.listener.name()),
-            method: request.method().into(),
-            endpoint: Endpoint::Unserved.id(),
-            protocol: peer.protocol,
-            tls: peer.tls,
-            status: 0,
-            rule: None,
-            decision: Decision::Cancelled,
-            mode: Mode::Enforce,
-            token: Token::Unread,
-            network,
-            error: None,
-            bytes_in: 0,
-            bytes_out: 0,
-            duration_us: 0,
-            upstream: None,
-            upstream_us: None,
-            generation: 0,
-        };
+        let endpoint = Endpoint::Unserved;
+        let record = peer.begin_record(ledger.next_id(), Flow::Client, request.method().into(), endpoint.id());
+        let record = AccessRecord { network, ..record };
         peer.pace.begin();
         Self {
             record: RefCell::new(record),
-            endpoint: Cell::new(Endpoint::Unserved),
+            endpoint: Cell::new(endpoint),
             body: Rc::default(),
             started: Instant::now(),
             _in_flight: ledger.metrics.request_in_flight(),
@@ -242,7 +222,7 @@ impl Facts {
     }
 
     fn is_head(&self) -> bool {
-        self.record.borrow().method == crate::observe::access::Method::Head
+        self.record.borrow().method == Method::Head
     }
 }
 
