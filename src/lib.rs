@@ -13,6 +13,8 @@ pub mod rules;
 pub mod config;
 pub mod tls;
 pub mod observe;
+pub mod store;
+pub mod ledger;
 pub mod snapshot;
 pub mod upstream;
 pub mod origin;

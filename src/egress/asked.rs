@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::Proxy;
 use super::tunnel::Flowed;
+use crate::ledger::Contact;
 use crate::matrix::Flow;
 use crate::message::Answer;
 use crate::message::respond::RULE;
@@ -24,6 +25,8 @@ pub(super) struct Asked<'a> {
     peer: &'a Peer,
     /// None once the requests inside speak for themselves.
     record: RefCell<Option<AccessRecord>>,
+    /// Where to, once it may be known.
+    contact: RefCell<Option<Contact>>,
     flowed: Flowed,
     started: Instant,
     _open: Counted,
@@ -33,8 +36,9 @@ impl<'a> Asked<'a> {
     pub fn begin(proxy: &'a Proxy, peer: &'a Peer) -> Self {
         let id = getrandom::u64().unwrap_or_default();
         let record = peer.begin_record(id, Flow::Egress, Method::Connect, ENDPOINT);
-        let (record, started) = (RefCell::new(Some(record)), Instant::now());
-        Self { proxy, peer, record, flowed: Flowed::new(), started, _open: proxy.metrics.open() }
+        let (record, contact) = (RefCell::new(Some(record)), RefCell::default());
+        let started = Instant::now();
+        Self { proxy, peer, record, contact, flowed: Flowed::new(), started, _open: proxy.metrics.open() }
     }
 
     /// Notes something.
@@ -42,6 +46,11 @@ impl<'a> Asked<'a> {
         if let Some(record) = &mut *self.record.borrow_mut() {
             note(record);
         }
+    }
+
+    /// Notes where to.
+    pub fn contacts(&self, contact: Contact) {
+        self.contact.replace(Some(contact.tunnelled()));
     }
 
     /// Notes what came of it.
@@ -94,6 +103,9 @@ impl Drop for Asked<'_> {
         self.proxy.metrics.bytes(Direction::Out, record.bytes_in);
         self.proxy.metrics.bytes(Direction::In, record.bytes_out);
         self.peer.listener.request(record.flow, record.status);
+        if let Some(contact) = self.contact.take() {
+            self.proxy.ledger.exchanged(contact, &record);
+        }
         self.proxy.access.submit(record);
     }
 }

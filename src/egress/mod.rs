@@ -23,12 +23,13 @@ use tokio_rustls::server::TlsStream;
 
 use crate::config::settings::Limits;
 use crate::error::Kind;
+use crate::ledger::{Contact, Door, Ledger};
 use crate::message::Answer;
 use crate::observe::access::{Decision, Writer};
 use crate::observe::metrics::{self, TunnelMetrics, WEB};
 use crate::origin::{Destination, Web};
-use crate::policy::RuleIndex;
 use crate::policy::egress::Way;
+use crate::policy::{Cause, RuleIndex};
 use crate::snapshot::Current;
 use crate::stack::forward::{NAME, Refusal, Terms};
 use crate::stack::{Parts, Peer};
@@ -44,6 +45,7 @@ pub struct Proxy {
     limits: Limits,
     current: Current,
     access: Arc<Writer>,
+    ledger: Arc<Ledger>,
     metrics: TunnelMetrics,
     upstream: Arc<str>,
 }
@@ -62,8 +64,8 @@ impl Proxy {
     /// A door with these terms, that leads here; the rest is as the chain's.
     pub fn new(web: Rc<Web>, terms: Terms, chain: &Parts) -> Self {
         let (current, metrics) = (chain.snapshot.current(), chain.metrics.tunnels());
-        let (limits, access) = (chain.limits.clone(), Arc::clone(&chain.access));
-        Self { web, terms, limits, current, access, metrics, upstream: WEB.into() }
+        let (limits, access, ledger) = (chain.limits.clone(), Arc::clone(&chain.access), Arc::clone(&chain.ledger));
+        Self { web, terms, limits, current, access, ledger, metrics, upstream: WEB.into() }
     }
 
     /// Whether somebody at this address may come; `None` is whoever may open the file of a unix socket.
@@ -123,13 +125,18 @@ impl Proxy {
         asked: Asked<'_>,
         draining: Pin<&mut impl Future<Output = ()>>,
     ) -> Option<(Destination, TlsStream<Rewound<IO>>)> {
-        let admitted = self.terms.admit(credentials.iter().map(Vec::as_slice));
-        if let Err(refusal) = admitted.and_then(|()| self.terms.leads_to(to.port)) {
+        let generation = self.current.load();
+        let mut admitted = self.terms.admit(credentials.iter().map(Vec::as_slice));
+        if admitted.is_ok() {
+            let cause = generation.policy.egress().cause(&to.host).unwrap_or(Cause::Other);
+            asked.contacts(Contact::host(&to.host, to.port, cause, Door::Proxy));
+            admitted = self.terms.leads_to(to.port);
+        }
+        if let Err(refusal) = admitted {
             asked.came_to(metrics::Tunnel::Refused, Decision::Deny, Some(NAME));
             asked.answer(&mut io, &refusal.answer(), None).await;
             return None;
         }
-        let generation = self.current.load();
         asked.note(|record| record.generation = generation.number);
         if let Some(denial) = generation.policy.closed_way(&to.host) {
             generation.counters(RuleIndex::EGRESS).deny.inc();

@@ -25,6 +25,7 @@ use crate::config::address::UpstreamAddress;
 use crate::config::gateway::Door;
 use crate::config::route::{Routes, Upstream};
 use crate::config::settings::{Limits, Tokens as TokenLimits};
+use crate::ledger::Ledger;
 use crate::matrix::endpoint::Endpoint;
 use crate::observe::access::{Format, Protocol, Writer};
 use crate::observe::metrics::Metrics;
@@ -162,6 +163,7 @@ fn shared(defect: Defect, upstream: u16, metrics: &Arc<Metrics>, drain: watch::R
         limits: limits.clone(),
         metrics: Arc::clone(metrics),
         access: Arc::new(Writer::start(Format::Off, Box::new(std::io::sink()), 1, metrics).unwrap()),
+        ledger: Ledger::new(0, None, metrics),
         routes: Routes::default(),
         upstreams: Upstreams::new(&directory),
         server_name: None,

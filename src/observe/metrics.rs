@@ -14,9 +14,10 @@ use prometheus::{
 
 use crate::matrix::Flow;
 use crate::observe::access::{Mode, Token};
+use crate::policy::Cause;
 
 pub use labels::{
-    Action, CacheResult, Code, Direction, KeyAnswer, KeyQuestion, PoolState, Refusal, Reload, Step, Tunnel,
+    Action, CacheResult, Code, Contacted, Direction, KeyAnswer, KeyQuestion, PoolState, Refusal, Reload, Step, Tunnel,
 };
 
 mod labels;
@@ -55,6 +56,7 @@ pub struct Metrics {
     origin_routes: Arc<[IntCounter]>,
     tunnels: TunnelMetrics,
     interception_not_after: IntGauge,
+    contacts: ContactMetrics,
     key_answers: Arc<[IntCounter]>,
     key_questions: Arc<[IntCounter]>,
     policy_reloads: Vec<IntCounter>,
@@ -68,6 +70,8 @@ pub struct Metrics {
     pub whoami_duration: Histogram,
     /// The generation in force.
     pub policy_generation: IntGauge,
+    /// Whether the store could be used when it was last tried.
+    pub store_last_use_successful: IntGauge,
     /// Access records that found the queue full.
     pub access_records_dropped: IntCounter,
     /// Writes of access records that failed.
@@ -110,7 +114,7 @@ impl Metrics {
             &["result"],
         );
         let unknown = counters(r, "unknown_endpoint_requests_total", "Requests for no known endpoint.", &["flow"]);
-        Arc::new(Self {
+        let metrics = Self {
             started: Instant::now(),
             uptime: register(r, Gauge::new("mantlet_uptime_seconds", "Since the process started.")),
             endpoint_ids,
@@ -234,6 +238,12 @@ impl Metrics {
                 outcomes: Tunnel::ALL.iter().map(|outcome| tunnels.with_label_values(&[outcome.as_str()])).collect(),
                 bytes: Direction::ALL.iter().map(|way| tunnelled.with_label_values(&[way.as_str()])).collect(),
             },
+            contacts: ContactMetrics::new(r),
+            store_last_use_successful: gauge(
+                r,
+                "store_last_use_successful",
+                "Whether the store could be read or written when it was last tried; 1 where there is none.",
+            ),
             policy_reloads: Reload::ALL.iter().map(|result| reloads.with_label_values(&[result.as_str()])).collect(),
             policy_last_reload_successful: gauge(
                 r,
@@ -259,7 +269,9 @@ impl Metrics {
                 "Exchanges closed because they outlasted the drain time.",
             ),
             registry,
-        })
+        };
+        metrics.store_last_use_successful.set(1);
+        Arc::new(metrics)
     }
 
     /// Resolves the handles of one listener; called once for each, at start.
@@ -343,6 +355,11 @@ impl Metrics {
     /// Resolves the handles of the proxy door's tunnels.
     pub fn tunnels(&self) -> TunnelMetrics {
         self.tunnels.clone()
+    }
+
+    /// Resolves the handles of the ledger; called once, at start.
+    pub fn contacts(&self) -> ContactMetrics {
+        self.contacts.clone()
     }
 
     /// Resolves the handles of other servers, which are told apart nowhere.
@@ -510,6 +527,53 @@ impl TunnelMetrics {
     /// Counts bytes that passed.
     pub fn bytes(&self, direction: Direction, bytes: u64) {
         self.bytes[direction as usize].inc_by(bytes);
+    }
+}
+
+/// What is counted of those who are contacted; clones count into the same cells.
+#[derive(Clone, Debug)]
+pub struct ContactMetrics {
+    /// By cause and verdict.
+    contacts: Arc<[IntCounter]>,
+    /// By cause and direction.
+    bytes: Arc<[IntCounter]>,
+    /// Lines of the ledger.
+    pub lines: IntGauge,
+    /// Lines that went to make room.
+    pub forgotten: IntCounter,
+}
+
+impl ContactMetrics {
+    fn new(r: &Registry) -> Self {
+        let contacts = counters(
+            r,
+            "egress_contacts_total",
+            "Others whom Synapse asked, by what for and what came of it.",
+            &["cause", "verdict"],
+        );
+        let bytes = counters(r, "egress_bytes_total", "Bytes to and from those.", &["cause", "direction"]);
+        let of = |counters: &IntCounterVec, words: &[&str]| {
+            let cell = |cause: Cause| words.iter().map(move |word| counters.with_label_values(&[cause.as_str(), word]));
+            Cause::ALL.into_iter().flat_map(cell).collect()
+        };
+        Self {
+            contacts: of(&contacts, &Contacted::ALL.iter().map(|verdict| verdict.as_str()).collect::<Vec<_>>()),
+            bytes: of(&bytes, &Direction::ALL.iter().map(|direction| direction.as_str()).collect::<Vec<_>>()),
+            lines: gauge(r, "egress_ledger_lines", "Lines that the ledger of those who were contacted has."),
+            forgotten: counter(
+                r,
+                "egress_ledger_forgotten_total",
+                "Lines of the ledger that went to make room for others.",
+            ),
+        }
+    }
+
+    /// Counts a contact.
+    pub fn contact(&self, cause: Cause, verdict: Contacted, out: u64, back: u64) {
+        self.contacts[cause as usize * Contacted::ALL.len() + verdict as usize].inc();
+        for (direction, bytes) in [(Direction::Out, out), (Direction::In, back)] {
+            self.bytes[cause as usize * Direction::ALL.len() + direction as usize].inc_by(bytes);
+        }
     }
 }
 

@@ -5,6 +5,8 @@ use serde::Deserialize;
 use crate::matrix::{Host, ServerName};
 use crate::problem::Location;
 
+use super::cause::Cause;
+
 /// What `[egress]` of a policy says: the first destination that fits, else the default.
 #[derive(Clone, Debug, Default)]
 pub struct Egress {
@@ -30,6 +32,8 @@ pub struct Destination {
     pub host: HostPattern,
     /// Its way.
     pub way: Way,
+    /// What it is asked for, if the operator says so.
+    pub cause: Option<Cause>,
     /// The line that says so.
     pub location: Option<Location>,
 }
@@ -112,9 +116,18 @@ impl Egress {
         })
     }
 
+    /// What a host is asked for, if the operator says so.
+    pub fn cause(&self, host: &Host) -> Option<Cause> {
+        self.destination(host)?.cause
+    }
+
+    fn destination(&self, host: &Host) -> Option<&Destination> {
+        self.destinations.iter().find(|destination| destination.host.fits(host))
+    }
+
     /// The way of a host, and the line that says so.
     pub fn way(&self, host: &Host) -> (Way, Option<&Location>) {
-        match self.destinations.iter().find(|destination| destination.host.fits(host)) {
+        match self.destination(host) {
             Some(destination) => (destination.way, destination.location.as_ref()),
             None => (self.default.way, self.default.location.as_ref()),
         }
@@ -165,7 +178,7 @@ mod tests {
 
     #[test]
     fn the_first_that_fits_counts() {
-        let to = |host: &str, way| Destination { host: pattern(host).unwrap(), way, location: None };
+        let to = |host: &str, way| Destination { host: pattern(host).unwrap(), way, cause: None, location: None };
         let egress = Egress {
             destinations: vec![to("push.example.org", Way::Tunnel), to("*.example.org", Way::Deny)],
             default: Unlisted { way: Way::Tunnel, location: None },

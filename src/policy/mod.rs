@@ -4,6 +4,7 @@
 //! [`Plan`](plan::Plan). A request costs one look-up and its own edits, however many rules there are. What may go upstream is proved by
 //! [`permit::Permitted`], what comes back is [`permit::Held`] until the permit releases it.
 
+pub mod cause;
 pub mod compiler;
 pub mod decision;
 pub mod edit;
@@ -17,6 +18,7 @@ pub mod plan;
 pub mod selftest;
 mod target;
 
+pub use cause::Cause;
 pub use compiler::Compiler;
 pub use decision::{Decision, Denial, Reported, Verdict};
 pub use edit::{FieldSet, HeadEdit};

@@ -28,7 +28,7 @@ use crate::matrix::{Endpoint, Flow, Host};
 use crate::policy::compiler::Title;
 use crate::policy::egress::{Destination, Egress, HostPattern, Unlisted, Way};
 use crate::policy::selftest::PolicyTest;
-use crate::policy::{Compiler, Mode, Policy};
+use crate::policy::{Cause, Compiler, Mode, Policy};
 use crate::problem::{Problem, Problems, did_you_mean};
 
 /// What a rule's table in a policy becomes: a compiler of that table into instructions.
@@ -81,19 +81,20 @@ pub struct EgressTable {
 struct DestinationTable {
     host: HostPattern,
     action: Way,
+    cause: Option<Cause>,
 }
 
 impl EgressTable {
     fn resolve(self, sources: &Sources, to: &mut Compiler<'_>) -> Egress {
         let destinations = self.destination.into_iter().map(|table| {
             let (location, span) = (sources.locate(table.span()), table.span());
-            let DestinationTable { host, action } = table.into_inner();
+            let DestinationTable { host, action, cause } = table.into_inner();
             let is_name = matches!(host, HostPattern::Exact(Host::Name(_)));
             if action == Way::Intercept && !is_name {
                 let what = "a certificate can be made for one name only, and this is an address or a pattern";
                 to.problem(span, what, "name each host that is to be looked into");
             }
-            Destination { host, way: action, location }
+            Destination { host, way: action, cause, location }
         });
         let default_span = self.default.as_ref().map_or(0..0, Spanned::span);
         let default = self.default.map_or_else(Unlisted::default, |way| {

@@ -28,7 +28,8 @@ use crate::config::secret::Secret;
 use crate::config::settings::AccessLog;
 use crate::ingress::admission::Admission;
 use crate::ingress::listener::Drain;
-use crate::keyring::{Ring, Store};
+use crate::keyring::Ring;
+use crate::ledger::Ledger;
 use crate::matrix::endpoint::Endpoint;
 use crate::observe::access::{Format, Writer};
 use crate::observe::metrics::{ListenerMetrics, Metrics};
@@ -37,6 +38,7 @@ use crate::problem::{Problem, Problems};
 use crate::stack::TrustedHops;
 use crate::stack::forward::Terms;
 use crate::stack::tokens::Tokens;
+use crate::store::Store;
 use crate::tls;
 use crate::tls::server::Server as Tls;
 use crate::upstream::Directory;
@@ -70,7 +72,8 @@ pub struct Running {
     patience: Duration,
     ended: mpsc::Receiver<End>,
     threads: Vec<thread::JoinHandle<()>>,
-    /// Ends when no worker is left.
+    ledger: Option<Arc<Ledger>>,
+    /// Ends when no worker is left, and nobody holds the ledger.
     store: Option<thread::JoinHandle<()>>,
 }
 
@@ -112,7 +115,9 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         .map_err(|error| Problem::new(format!("the system gives no randomness: {error}")))?;
     let tokens = Arc::new(tokens);
     let (drain, draining) = latest::channel(Drain::Starting);
-    let doors = bind(&gateway, reloader.certificates(), &metrics)?;
+    let (store, store_thread) = open_store(&gateway, &metrics)?.unzip();
+    let ledger = Ledger::new(gateway.egress.ledger.0, store.clone(), &metrics);
+    let doors = bind(&gateway, reloader.certificates(), &ledger, &metrics)?;
     let admin = gateway.admin.as_ref().map(AdminListener::bind).transpose()?;
 
     let (ending, ended) = mpsc::channel();
@@ -127,10 +132,11 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         patience: gateway.limits.drain.duration(),
         ended,
         threads: Vec::new(),
-        store: None,
+        ledger: Some(Arc::clone(&ledger)),
+        store: store_thread,
     };
-    let (ring, store) = open_ring(&gateway, &metrics)?;
-    running.store = store;
+    let notary_key = gateway.egress.notary_key.as_deref().map(NotaryKey::read).transpose()?;
+    let ring = Arc::new(Ring::new(store, notary_key, Arc::clone(&ledger), &metrics));
     let doors = Arc::new(doors);
     let directory = Directory::new(&gateway.upstreams, gateway.limits.patience.duration(), &metrics);
     let admission = Admission::new(gateway.limits.connections, gateway.limits.per_address);
@@ -141,6 +147,7 @@ pub fn start(start: Start) -> Result<Running, Problems> {
             limits: gateway.limits.clone(),
             metrics: Arc::clone(&metrics),
             access: Arc::clone(&access),
+            ledger: Arc::clone(&ledger),
             directory: directory.clone(),
             routes: gateway.routes.clone(),
             ring: Arc::clone(&ring),
@@ -156,6 +163,7 @@ pub fn start(start: Start) -> Result<Running, Problems> {
     drop(ring);
     let control = Control {
         admin,
+        ledger,
         signals,
         reloader,
         metrics,
@@ -242,6 +250,9 @@ impl Running {
             // How it ended was told by its guard.
             let _ = thread.join();
         }
+        if let Some(ledger) = self.ledger.take() {
+            ledger.save_last();
+        }
         if let Some(store) = self.store.take() {
             let _ = store.join();
         }
@@ -327,7 +338,7 @@ enum Leads {
 }
 
 impl Leads {
-    fn read(listener: &Listener, gateway: &Gateway, metrics: &Metrics) -> Result<Self, Problems> {
+    fn read(listener: &Listener, gateway: &Gateway, ledger: &Arc<Ledger>, metrics: &Metrics) -> Result<Self, Problems> {
         if let Some(door) = &listener.proxy {
             let credentials = door.credentials_file.as_deref().map(Secret::read_credentials).transpose()?;
             let terms = Terms { credentials, networks: door.networks.clone(), ports: door.ports.clone() };
@@ -344,7 +355,8 @@ impl Leads {
                 let egress = &gateway.egress;
                 let tls = tls::client::config(&listener.extra_roots)?;
                 let name_servers = NameServers::new(&egress.nameservers())?;
-                let origins = Origins::new(tls, name_servers, egress.guard(), egress.ports, metrics);
+                let origins =
+                    Origins::new(tls, name_servers, egress.guard(), egress.ports, Arc::clone(ledger), metrics);
                 Ok(Self::ToServers { secret: Secret::read(path)?, origins: Box::new(origins) })
             }
         }
@@ -359,7 +371,12 @@ impl Leads {
     }
 }
 
-fn bind(gateway: &Gateway, certificates: &Certificates, metrics: &Metrics) -> Result<Vec<Door>, Problems> {
+fn bind(
+    gateway: &Gateway,
+    certificates: &Certificates,
+    ledger: &Arc<Ledger>,
+    metrics: &Metrics,
+) -> Result<Vec<Door>, Problems> {
     let mut problems = Problems::default();
     let mut doors = Vec::new();
     let wants_inherited = |listener: &Listener| matches!(listener.bind, ListenerAddress::Systemd(_));
@@ -368,7 +385,7 @@ fn bind(gateway: &Gateway, certificates: &Certificates, metrics: &Metrics) -> Re
         false => Inherited::none(),
     };
     for listener in &gateway.listeners {
-        let opened = Leads::read(listener, gateway, metrics).and_then(|leads| {
+        let opened = Leads::read(listener, gateway, ledger, metrics).and_then(|leads| {
             let socket = Opened::open(listener, worker_count(gateway), &mut inherited)?;
             stays_near(listener, &socket)?;
             Ok((socket, leads))
@@ -408,21 +425,15 @@ fn stays_near(listener: &Listener, socket: &Opened) -> Result<(), Problem> {
     }
 }
 
-/// The key ring, and the thread that writes what it learns, where that is kept.
-fn open_ring(gateway: &Gateway, metrics: &Metrics) -> Result<(Arc<Ring>, Option<thread::JoinHandle<()>>), Problems> {
-    let egress = &gateway.egress;
-    let notary_key = egress.notary_key.as_deref().map(NotaryKey::read).transpose()?;
-    // Only what comes through a federation door is answered by it.
-    let is_used = gateway.listeners.iter().any(|listener| listener.door == config::Door::Federation);
-    let store = match egress.store.as_deref().filter(|_| is_used) {
-        Some(path) => {
-            let started = Store::start(path);
-            Some(started.map_err(|error| Problem::new(format!("no thread can be started: {error}")))?)
-        }
-        None => None,
+/// The store, and the thread that reads and writes it, where something is kept.
+fn open_store(gateway: &Gateway, metrics: &Metrics) -> Result<Option<(Store, thread::JoinHandle<()>)>, Problem> {
+    let leads_out = |listener: &Listener| match listener.door {
+        config::Door::Federation | config::Door::Proxy => true,
+        config::Door::Ingress => false,
     };
-    let (store, thread) = store.unzip();
-    Ok((Arc::new(Ring::new(store, notary_key, metrics)), thread))
+    let path = gateway.egress.store.as_deref().filter(|_| gateway.listeners.iter().any(leads_out));
+    let started = path.map(|path| Store::start(path, metrics)).transpose();
+    started.map_err(|error| Problem::new(format!("no thread can be started: {error}")))
 }
 
 fn open_access(

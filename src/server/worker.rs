@@ -13,6 +13,7 @@ use crate::egress::Proxy;
 use crate::ingress::admission::Admission;
 use crate::ingress::listener::{Drain, Listener, Shared};
 use crate::keyring::Ring;
+use crate::ledger::Ledger;
 use crate::observe::access::Writer;
 use crate::observe::metrics::Metrics;
 use crate::snapshot::Snapshot;
@@ -27,6 +28,7 @@ pub(super) struct Parts {
     pub limits: Limits,
     pub metrics: Arc<Metrics>,
     pub access: Arc<Writer>,
+    pub ledger: Arc<Ledger>,
     pub directory: Directory,
     pub routes: Routes,
     pub server_name: Option<String>,
@@ -60,6 +62,7 @@ async fn serve(parts: Parts) {
         limits: parts.limits.clone(),
         metrics: Arc::clone(&parts.metrics),
         access: parts.access,
+        ledger: parts.ledger,
         routes: parts.routes,
         upstreams: Upstreams::new(&parts.directory),
         server_name: parts.server_name,

@@ -13,15 +13,19 @@ use http::uri::Scheme;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use ipnet::IpNet;
+use memchr::memmem;
 use tower::{Layer, Service};
 
 use super::Arrival;
 use super::canonical::{Unclear, one_framing};
 use crate::config::secret::Secret;
 use crate::error::{Error, Kind};
+use crate::ledger::{Contact, Door};
+use crate::matrix::Flow;
 use crate::message::{Answer, Body, BoxRequest, RequestBody, hop};
 use crate::observe::access::Decision;
 use crate::origin::Destination;
+use crate::policy::Cause;
 
 /// Who may use a proxy door, and which ports it leads to.
 #[derive(Clone, Debug)]
@@ -153,8 +157,14 @@ where
     }
 
     fn call(&mut self, mut arrival: Arrival<BoxRequest>) -> Self::Future {
-        if let Err(refusal) = admit(&mut arrival.request, &self.terms, arrival.peer.in_place_of.as_ref()) {
+        let admitted = admit(&mut arrival.request, &self.terms, arrival.peer.in_place_of.as_ref());
+        if let Ok(to) = destination(&arrival.request) {
+            let cause = cause(&arrival.request);
+            arrival.facts.contacts(Contact::host(&to.host, to.port, cause, Door::Proxy));
+        }
+        if let Err(refusal) = admitted {
             arrival.facts.note(|record| {
+                record.flow = Flow::Egress;
                 record.decision = Decision::Deny;
                 record.rule = Some(NAME);
             });
@@ -164,7 +174,18 @@ where
     }
 }
 
-/// Leaves a request in origin-form, its destination noted, without credentials and hop-by-hop fields; or says why it cannot be.
+/// What a request is for, as far as it says so.
+fn cause<B>(request: &Request<B>) -> Cause {
+    // `synapse/media/url_previewer.py` calls itself "Synapse (bot; +https://…)".
+    let is_bot = |agent: &HeaderValue| memmem::find(agent.as_bytes(), b"(bot;").is_some();
+    match Cause::of_path(request.uri().path()) {
+        Cause::Other if request.headers().get(header::USER_AGENT).is_some_and(is_bot) => Cause::Preview,
+        cause => cause,
+    }
+}
+
+/// Leaves a request in origin-form, without credentials and hop-by-hop fields; or says why it cannot be. Its destination is noted
+/// on one that is for a place.
 ///
 /// In the place of another host, whoever asks was let in by CONNECT, and asks as it would ask that host.
 fn admit(request: &mut Request<RequestBody>, terms: &Terms, in_place_of: Option<&Destination>) -> Result<(), Refusal> {
@@ -182,7 +203,9 @@ fn admit(request: &mut Request<RequestBody>, terms: &Terms, in_place_of: Option<
     if !target.as_str().starts_with('/') || !target.as_str().bytes().all(|byte| (0x21..0x7f).contains(&byte)) {
         return Err(Refusal::Target);
     }
-    terms.leads_to(destination.port)?;
+    let port = destination.port;
+    request.extensions_mut().insert(destination);
+    terms.leads_to(port)?;
     *request.uri_mut() = Uri::from(target);
     *request.version_mut() = Version::HTTP_11;
     let is_bare = [Method::GET, Method::HEAD].contains(request.method());
@@ -193,7 +216,6 @@ fn admit(request: &mut Request<RequestBody>, terms: &Terms, in_place_of: Option<
     one_framing(headers).map_err(|_| Refusal::Framing)?;
     headers.insert(header::HOST, host);
     hop::remove_hop_by_hop(headers);
-    request.extensions_mut().insert(destination);
     Ok(())
 }
 

@@ -33,6 +33,7 @@ use crate::config::route::Routes;
 use crate::config::secret::Secret;
 use crate::config::settings::Limits;
 use crate::keyring::{Keys, Ring};
+use crate::ledger::Ledger;
 use crate::matrix::Flow;
 use crate::observe::access::{AccessRecord, Decision, Method, Mode, Protocol, Token, Writer};
 use crate::observe::metrics::{ListenerMetrics, Metrics};
@@ -76,7 +77,7 @@ pub fn stack(parts: Parts) -> Stack {
     let collector = Collector::new(parts.limits.collect.get());
     let whose_keys = WhoseKeys::new(Rc::clone(parts.upstreams.synapse()), parts.server_name);
     ServiceBuilder::new()
-        .layer(RecordLayer::new(parts.metrics, parts.access))              // 1 sees every outcome, once
+        .layer(RecordLayer::new(parts.metrics, parts.access, parts.ledger)) // 1 sees every outcome, once
         .layer(RescueLayer)                                                // 2 an Error may travel below here, none above
         .layer(LimitLayer::new(parts.limits))                              // 3 size and time
         .layer(CanonicalLayer)                                             // 4 one spelling, or a refusal
@@ -96,7 +97,7 @@ pub fn federation_stack(parts: Parts, secret: Secret, client: Rc<origins::Client
     let deadline = patience.min(SYNAPSE_WAITS);
     let keys = Keys::new(ring, Rc::clone(&client), deadline * 3 / 4);
     ServiceBuilder::new()
-        .layer(RecordLayer::new(parts.metrics, parts.access))
+        .layer(RecordLayer::new(parts.metrics, parts.access, parts.ledger))
         .layer(RescueLayer)
         .layer(LimitLayer::with_deadline(parts.limits, deadline))
         .layer(HookLayer::new(secret))                                     // 4 Synapse itself, one spelling, one server; or a refusal
@@ -113,7 +114,7 @@ pub fn proxy_stack(parts: Parts, terms: Terms, web: Rc<origins::Web>) -> ProxySt
     let collector = Collector::new(parts.limits.collect.get());
     let whose_keys = WhoseKeys::new(Rc::clone(parts.upstreams.synapse()), parts.server_name);
     ServiceBuilder::new()
-        .layer(RecordLayer::new(parts.metrics, parts.access))
+        .layer(RecordLayer::new(parts.metrics, parts.access, parts.ledger))
         .layer(RescueLayer)
         .layer(LimitLayer::with_deadline(parts.limits, patience))
         .layer(ForwardLayer::new(terms))                                   // 4 whoever may, one place, one spelling; or a refusal
@@ -155,6 +156,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Where records go.
     pub access: Arc<Writer>,
+    /// Where it is noted whom Synapse asked.
+    pub ledger: Arc<Ledger>,
     /// Which upstream answers what.
     pub routes: Routes,
     /// The upstreams, as this worker reaches them.

@@ -12,6 +12,7 @@ use super::hook;
 use super::route::Cleared;
 use crate::error::Error;
 use crate::keyring::Keys;
+use crate::ledger::{Contact, Door};
 use crate::matrix::Endpoint;
 use crate::message::Body;
 use crate::observe::metrics::{KEY_RING, ORIGINS};
@@ -50,6 +51,13 @@ impl Service<Cleared> for Origin {
             record.upstream = Some(Arc::clone(if is_for_ring { &self.ring } else { &self.name }));
             record.rule = rerouted.as_ref().map(|rerouted| rerouted.rule).or(record.rule);
         });
+        match rerouted.as_ref().map(|rerouted| &rerouted.to) {
+            Some(Destination::KeyRing) => facts.contact(Contact::answered_here),
+            Some(Destination::Server(other)) => {
+                facts.contact(|contact| Contact::server(other, contact.cause(), Door::Federation));
+            }
+            None => {}
+        }
         let follow = match request.get().method() {
             &Method::GET if is_media(classified.raw) => Follow::Media,
             _ => Follow::Nothing,

@@ -87,6 +87,10 @@ where
     async fn judge(&self, mut known: Known) -> Result<Response<Body>, Error> {
         let generation = self.current.load();
         known.arrival.facts.note(|record| record.generation = generation.number);
+        if let (Flow::Egress, Some(to)) = (known.flow, known.arrival.request.extensions().get::<Destination>()) {
+            let cause = generation.policy.egress().cause(&to.host);
+            known.arrival.facts.contact(|contact| contact.or_because(cause));
+        }
         let keys_of = match generation.policy.asks_whose_keys(known.flow, known.classified.raw) {
             Some(policy::Mode::Enforce) => Some(self.whose_keys.of(&mut known.arrival.request).await?),
             // What only tells does not touch a body: it takes every question for one for others.

@@ -16,6 +16,7 @@ mod federation_door;
 mod floods;
 mod interception;
 mod layers;
+mod ledger;
 mod listeners;
 mod notary;
 mod policies;

@@ -15,9 +15,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use mantlet::config::address::AdminAddress;
+use mantlet::config::address::{AdminAddress, ListenerAddress};
 use mantlet::config::gateway::Gateway as Config;
 use mantlet::server::{self, Running, Start};
+use mantlet_testkit::http::Request;
 use serde_json::Value;
 
 /// A gateway that serves for as long as this lives.
@@ -71,6 +72,15 @@ impl Gateway {
         self.running().addr().expect("it listens on TCP")
     }
 
+    /// Where the listener of this name is.
+    pub fn addr_of(&self, name: &str) -> SocketAddr {
+        let found = self.running().listeners().iter().find(|(known, _)| known == name);
+        match found.map(|(_, address)| address) {
+            Some(ListenerAddress::Tcp(address)) => *address,
+            other => panic!("{name} is not on TCP: {other:?}"),
+        }
+    }
+
     /// Its URL.
     pub fn url(&self) -> String {
         format!("http://{}", self.addr())
@@ -108,6 +118,12 @@ impl Gateway {
     pub fn metric(&self, name: &str) -> f64 {
         let line = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
         self.metrics().lines().find_map(line).unwrap_or_default()
+    }
+
+    /// The lines of its ledger, as the admin listener tells them.
+    pub fn contacts(&self) -> Vec<Value> {
+        let ledger = Request::new("GET", "/ledger").send(self.admin()).json();
+        ledger["contacts"].as_array().expect("the ledger is a list").clone()
     }
 
     /// The access records, once there are so many.

@@ -71,7 +71,25 @@ words! {
 }
 
 words! {
-    /// A direction in a tunnel.
+    /// What became of a contact with somebody outside.
+    #[derive(serde::Serialize, serde::Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    pub enum Contacted {
+        /// It was asked, and its answer came back.
+        Passed = "passed",
+        /// Something passed that nobody here could read.
+        Tunnelled = "tunnelled",
+        /// It was not asked: the answer was made here.
+        Answered = "answered",
+        /// It was not asked: the policy or the door refused.
+        Denied = "denied",
+        /// It could not be found, reached or believed, or did not answer.
+        Failed = "failed",
+    }
+}
+
+words! {
+    /// A direction on the way out.
     pub enum Direction {
         /// From Synapse.
         Out = "out",
