@@ -15,7 +15,7 @@ mod support;
 
 use std::os::unix::fs::PermissionsExt;
 use std::sync::{Mutex, MutexGuard, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mantlet::tls::ca;
 use mantlet_testkit::backend::{Answer, Backend};
@@ -91,6 +91,41 @@ fn keys_come_from_their_servers_and_the_notary_hears_of_nobody() {
 }
 
 #[test]
+fn the_ledger_says_whom_synapse_asked_and_what_for() {
+    let named =
+        || directions().map(|(here, there, way)| (here, there, if way == "there" { "ledger" } else { "ledger-back" }));
+    federation::a_profile_is_read_from_the_other_server(named());
+    federation::media_come_over_with_a_token_and_every_byte(named());
+    for (here, there, notary) in [(0, 1, "matrix.org"), (1, 0, "notary.invalid")] {
+        let [here, there] = [here, there].map(|side: usize| &world().sides[side]);
+        let is = |contact: &Value, to: &str, cause: &str, verdict: &str| {
+            ["destination", "cause", "verdict", "door"].map(|key| &contact[key]) == [to, cause, verdict, "federation"]
+        };
+        let wanted = [
+            (there.name(), "federation", "passed"),
+            (there.name(), "media", "passed"),
+            // By the key ring, for Synapse.
+            (there.name(), "keys", "passed"),
+            (notary, "keys", "answered"),
+        ];
+        let contacts = contacts_with(
+            || here.contacts(),
+            |contacts| {
+                wanted.iter().all(|(to, cause, verdict)| contacts.iter().any(|contact| is(contact, to, cause, verdict)))
+            },
+        );
+        let media = contacts.iter().find(|contact| is(contact, there.name(), "media", "passed")).unwrap();
+        assert!(media["bytes_in"].as_u64().unwrap() >= 3_000_000, "{media}");
+        // Nobody else: no notary, and nobody whom this test did not name.
+        let known = |contact: &Value| {
+            let to = contact["destination"].as_str().unwrap();
+            is(contact, notary, "keys", "answered") || to.split(':').next() == Some(there.name())
+        };
+        assert!(contacts.iter().all(known), "{contacts:#?}");
+    }
+}
+
+#[test]
 fn a_profile_is_read_from_the_other_server() {
     federation::a_profile_is_read_from_the_other_server(directions());
 }
@@ -125,6 +160,20 @@ fn nothing_that_servers_need_is_refused() {
     federation::nothing_that_servers_need_is_refused(directions());
 }
 
+/// The ledger once it is so: it is written behind the answers.
+#[track_caller]
+fn contacts_with(ledger: impl Fn() -> Vec<Value>, is_so: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let contacts = ledger();
+        if is_so(&contacts) {
+            return contacts;
+        }
+        assert!(Instant::now() < deadline, "{contacts:#?}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
 /// A Synapse whose proxy is a door of ours, and whom it may ask: `push.test` and `is.test`, which are looked into, and `tunnel.test`.
 struct Web {
     gateway: Mutex<Gateway>,
@@ -155,12 +204,13 @@ fn web() -> &'static Web {
         write(
             "policy.toml",
             "extends = \"balanced\"\n[[egress.destination]]\nhost = \"push.test\"\naction = \"intercept\"\n\
-             [[egress.destination]]\nhost = \"is.test\"\naction = \"intercept\"\n",
+             [[egress.destination]]\nhost = \"is.test\"\naction = \"intercept\"\n\
+             [[egress.destination]]\nhost = \"tunnel.test\"\naction = \"tunnel\"\ncause = \"push\"\n",
         );
         let text = format!(
             "[[listener]]\nname = \"web\"\ndoor = \"proxy\"\nbind = \"127.0.0.1:0\"\nports = [{}]\nextra_roots = [\"ca.crt\"]\n\
              [policy]\nfile = \"policy.toml\"\n[upstream.synapse]\nservers = [\"http://127.0.0.1:9\"]\n\
-             [egress]\nnameservers = [\"{}\"]\n[egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n\
+             [admin]\nbind = \"127.0.0.1:0\"\n[egress]\nnameservers = [\"{}\"]\n[egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n\
              [egress.addresses]\nallow = [\"127.0.1.0/24\"]\n",
             front.addr().port(),
             dns.addr()
@@ -193,6 +243,17 @@ impl Web {
             "pushkey": gateway, "data": {"url": url},
         });
         self.synapse.call(Some(session), "POST", "/_matrix/client/v3/pushers/set", Some(&pusher)).unwrap();
+    }
+
+    /// Waits until the ledger has this host with this cause and verdict.
+    #[track_caller]
+    fn assert_noted(&self, host: &str, cause: &str, verdict: &str) {
+        let to = format!("{host}:{}", self.port());
+        let is = |contact: &Value| {
+            ["destination", "cause", "verdict", "door"].map(|key| &contact[key])
+                == [to.as_str(), cause, verdict, "proxy"]
+        };
+        contacts_with(|| self.gateway().contacts(), |contacts| contacts.iter().any(is));
     }
 
     /// The first request that a host was asked.
@@ -235,6 +296,8 @@ fn push_gateways_are_told_through_the_proxy_door_and_no_version_where_it_is_look
     assert!(through.header("user-agent").unwrap().starts_with("Synapse/"), "{:?}", through.headers);
     let names = web.front.names();
     assert!(names.contains(&"push.test".to_owned()) && names.contains(&"tunnel.test".to_owned()), "{names:?}");
+    web.assert_noted("push.test", "push", "passed");
+    web.assert_noted("tunnel.test", "push", "tunnelled");
     let written = web.gateway().written();
     assert!(!written.contains("push.test") && !written.contains("tunnel.test"), "{written}");
 }
@@ -258,4 +321,5 @@ fn an_identity_server_that_is_looked_into_hears_nothing_of_an_address_that_is_re
     let records = web.gateway().records_with(|record| record["rule"] == "threepid_unbind");
     assert!(records.iter().any(|record| record["decision"] == "answer" && record["status"] == 404));
     assert!(!web.front.names().contains(&"is.test".to_owned()));
+    web.assert_noted("is.test", "identity", "answered");
 }
