@@ -41,7 +41,7 @@ pub struct Contact {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answers {
     There,
-    /// The same, and nobody here can read it.
+    /// The same, through a tunnel that is written down already.
     Unread,
     Here,
 }
@@ -116,22 +116,24 @@ impl Ledger {
 
     /// Writes down what came of a contact.
     pub fn note(&self, contact: Contact, verdict: Verdict, out: u64, back: u64) {
-        self.metrics.contact(contact.cause, verdict, out, back);
-        if self.most == 0 {
-            return;
-        }
-        let Contact { to, cause, door, answers: _ } = contact;
-        let now = seconds(SystemTime::now());
-        let tally = Tally { first: now, last: now, count: 1, out, back, is_saved: false };
-        self.add(&mut self.rows(), Key { to, cause, door, verdict }, tally);
+        self.metrics.contact(contact.cause, verdict);
+        self.enter(contact, verdict, 1, out, back);
+    }
+
+    /// Writes down a tunnel that is open now. What flows through it is added by [`Ledger::exchanged`] when it ends.
+    pub fn opened(&self, contact: Contact) -> Contact {
+        self.note(contact.clone(), Verdict::Tunnelled, 0, 0);
+        Contact { answers: Answers::Unread, ..contact }
     }
 
     /// Writes down what came of an exchange, as its record says.
     pub fn exchanged(&self, contact: Contact, record: &AccessRecord) {
+        if contact.answers == Answers::Unread {
+            return self.enter(contact, Verdict::Tunnelled, 0, record.bytes_in, record.bytes_out);
+        }
         let has_answered = record.upstream_us.is_some();
         let verdict = match (record.decision, contact.answers) {
-            (access::Decision::Permit, Answers::There) => Verdict::Passed,
-            (access::Decision::Permit, Answers::Unread) => Verdict::Tunnelled,
+            (access::Decision::Permit, Answers::There | Answers::Unread) => Verdict::Passed,
             (access::Decision::Permit, Answers::Here) | (access::Decision::Answer, _) => Verdict::Answered,
             (access::Decision::Deny, _) => Verdict::Denied,
             (access::Decision::Error, _) => Verdict::Failed,
@@ -212,6 +214,17 @@ impl Ledger {
         rows.is_loaded = true;
     }
 
+    fn enter(&self, contact: Contact, verdict: Verdict, count: u64, out: u64, back: u64) {
+        self.metrics.bytes(contact.cause, out, back);
+        if self.most == 0 {
+            return;
+        }
+        let Contact { to, cause, door, answers: _ } = contact;
+        let now = seconds(SystemTime::now());
+        let tally = Tally { first: now, last: now, count, out, back, is_saved: false };
+        self.add(&mut self.rows(), Key { to, cause, door, verdict }, tally);
+    }
+
     fn add(&self, rows: &mut Rows, key: Key, tally: Tally) {
         if rows.known.len() >= self.most && !rows.known.contains_key(&key) {
             self.metrics.forgotten.inc_by(rows.forget_oldest());
@@ -242,11 +255,6 @@ impl Contact {
     pub fn host(host: &Host, port: u16, cause: Cause, door: Door) -> Self {
         let name = Name { host, port: Some(port) };
         Self { to: name.to_string().into(), cause, door, answers: Answers::There }
-    }
-
-    /// The same, through a tunnel.
-    pub fn tunnelled(self) -> Self {
-        Self { answers: Answers::Unread, ..self }
     }
 
     /// The same, answered here.

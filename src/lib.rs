@@ -18,6 +18,7 @@ pub mod ledger;
 pub mod snapshot;
 pub mod upstream;
 pub mod origin;
+pub mod events;
 pub mod keyring;
 pub mod stack;
 pub mod egress;

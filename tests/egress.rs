@@ -322,4 +322,6 @@ fn an_identity_server_that_is_looked_into_hears_nothing_of_an_address_that_is_re
     assert!(records.iter().any(|record| record["decision"] == "answer" && record["status"] == 404));
     assert!(!web.front.names().contains(&"is.test".to_owned()));
     web.assert_noted("is.test", "identity", "answered");
+    let told = "mantlet_privacy_events_total{flow=\"egress\",rule=\"threepid_unbind\"}";
+    assert_eq!(web.gateway().metric(told), 1.0);
 }

@@ -12,6 +12,7 @@ use super::output::Output;
 use super::{Common, ask};
 use crate::ledger::Entry;
 use crate::problem::{Problem, Problems};
+use crate::units::Period;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Ledger {
@@ -40,7 +41,7 @@ impl Ledger {
 
 /// A duration counts from now backwards.
 fn when(text: &str) -> Result<SystemTime, String> {
-    let ago = |text: &str| SystemTime::now().checked_sub(humantime::parse_duration(text).ok()?);
+    let ago = |text: &str| SystemTime::now().checked_sub(text.parse::<Period>().ok()?.duration());
     let at = |text: &str| humantime::parse_rfc3339_weak(text).ok();
     let day = |text: &str| humantime::parse_rfc3339_weak(&format!("{text}T00:00:00")).ok();
     ago(text).or_else(|| at(text)).or_else(|| day(text)).ok_or_else(|| {

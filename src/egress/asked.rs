@@ -11,11 +11,12 @@ use tokio::time::timeout;
 
 use super::Proxy;
 use super::tunnel::Flowed;
+use crate::events::Event;
 use crate::ledger::Contact;
-use crate::matrix::Flow;
+use crate::matrix::{Flow, Host};
 use crate::message::Answer;
 use crate::message::respond::RULE;
-use crate::observe::access::{AccessRecord, Decision, Method};
+use crate::observe::access::{AccessRecord, Decision, Method, Mode};
 use crate::observe::metrics::{Counted, Direction, Tunnel};
 use crate::stack::Peer;
 
@@ -23,6 +24,7 @@ use crate::stack::Peer;
 pub(super) struct Asked<'a> {
     proxy: &'a Proxy,
     peer: &'a Peer,
+    id: u64,
     /// None once the requests inside speak for themselves.
     record: RefCell<Option<AccessRecord>>,
     /// Where to, once it may be known.
@@ -38,7 +40,7 @@ impl<'a> Asked<'a> {
         let record = peer.begin_record(id, Flow::Egress, Method::Connect, ENDPOINT);
         let (record, contact) = (RefCell::new(Some(record)), RefCell::default());
         let started = Instant::now();
-        Self { proxy, peer, record, contact, flowed: Flowed::new(), started, _open: proxy.metrics.open() }
+        Self { proxy, peer, id, record, contact, flowed: Flowed::new(), started, _open: proxy.metrics.open() }
     }
 
     /// Notes something.
@@ -50,7 +52,7 @@ impl<'a> Asked<'a> {
 
     /// Notes where to.
     pub fn contacts(&self, contact: Contact) {
-        self.contact.replace(Some(contact.tunnelled()));
+        self.contact.replace(Some(contact));
     }
 
     /// Notes what came of it.
@@ -60,6 +62,28 @@ impl<'a> Asked<'a> {
             record.decision = decision;
             record.rule = rule;
         });
+    }
+
+    /// That this rule leaves no way to this host.
+    pub fn event(&self, rule: &'static str, host: &Host) -> Event {
+        Event {
+            rule,
+            action: "deny",
+            mode: Mode::Enforce,
+            flow: Flow::Egress,
+            endpoint: ENDPOINT,
+            id: self.id,
+            client: None,
+            user: None,
+            host: Some(host.clone()),
+        }
+    }
+
+    /// Notes that the tunnel carries from now on.
+    pub fn carries(&self) {
+        self.came_to(Tunnel::Open, Decision::Permit, None);
+        let contact = self.contact.take();
+        self.contact.replace(contact.map(|contact| self.proxy.ledger.opened(contact)));
     }
 
     /// Leaves the record to those who ask inside.

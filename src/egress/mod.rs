@@ -23,6 +23,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::config::settings::Limits;
 use crate::error::Kind;
+use crate::events::Events;
 use crate::ledger::{Contact, Door, Ledger};
 use crate::message::Answer;
 use crate::observe::access::{Decision, Writer};
@@ -46,6 +47,7 @@ pub struct Proxy {
     current: Current,
     access: Arc<Writer>,
     ledger: Arc<Ledger>,
+    events: Events,
     metrics: TunnelMetrics,
     upstream: Arc<str>,
 }
@@ -65,7 +67,8 @@ impl Proxy {
     pub fn new(web: Rc<Web>, terms: Terms, chain: &Parts) -> Self {
         let (current, metrics) = (chain.snapshot.current(), chain.metrics.tunnels());
         let (limits, access, ledger) = (chain.limits.clone(), Arc::clone(&chain.access), Arc::clone(&chain.ledger));
-        Self { web, terms, limits, current, access, ledger, metrics, upstream: WEB.into() }
+        let events = chain.events.clone();
+        Self { web, terms, limits, current, access, ledger, events, metrics, upstream: WEB.into() }
     }
 
     /// Whether somebody at this address may come; `None` is whoever may open the file of a unix socket.
@@ -142,6 +145,9 @@ impl Proxy {
             generation.counters(RuleIndex::EGRESS).deny.inc();
             let rule = generation.policy.rule(RuleIndex::EGRESS).name;
             asked.came_to(metrics::Tunnel::Refused, Decision::Deny, Some(rule));
+            if let Some(telling) = generation.policy.tells_of(RuleIndex::EGRESS) {
+                self.events.tell(asked.event(rule, &to.host), telling);
+            }
             let shown = generation.policy.announces_rules().then_some(rule);
             asked.answer(&mut io, &denial.answer, shown).await;
             return None;
@@ -170,7 +176,7 @@ impl Proxy {
         asked.open(&mut io).await.ok()?;
         match tunnel::hello(&mut io, &to.host, self.limits.handshake.duration()).await {
             Ok(hello) => {
-                asked.came_to(metrics::Tunnel::Open, Decision::Permit, None);
+                asked.carries();
                 tunnel::carry(io, far, &hello, asked.flowed(), self.limits.tunnel_idle.duration(), draining).await;
             }
             Err(tunnel::NoHello::Gone) => {}

@@ -17,7 +17,8 @@ use crate::observe::access::{Mode, Token};
 use crate::policy::Cause;
 
 pub use labels::{
-    Action, CacheResult, Code, Contacted, Direction, KeyAnswer, KeyQuestion, PoolState, Refusal, Reload, Step, Tunnel,
+    Action, CacheResult, Code, Contacted, Delivery, Direction, KeyAnswer, KeyQuestion, PoolState, Refusal, Reload,
+    Step, Tunnel,
 };
 
 mod labels;
@@ -57,6 +58,7 @@ pub struct Metrics {
     tunnels: TunnelMetrics,
     interception_not_after: IntGauge,
     contacts: ContactMetrics,
+    events: EventMetrics,
     key_answers: Arc<[IntCounter]>,
     key_questions: Arc<[IntCounter]>,
     policy_reloads: Vec<IntCounter>,
@@ -239,6 +241,7 @@ impl Metrics {
                 bytes: Direction::ALL.iter().map(|way| tunnelled.with_label_values(&[way.as_str()])).collect(),
             },
             contacts: ContactMetrics::new(r),
+            events: EventMetrics::new(r),
             store_last_use_successful: gauge(
                 r,
                 "store_last_use_successful",
@@ -360,6 +363,11 @@ impl Metrics {
     /// Resolves the handles of the ledger; called once, at start.
     pub fn contacts(&self) -> ContactMetrics {
         self.contacts.clone()
+    }
+
+    /// Resolves the handles of privacy events; called once, at start.
+    pub fn events(&self) -> EventMetrics {
+        self.events.clone()
     }
 
     /// Resolves the handles of other servers, which are told apart nowhere.
@@ -569,11 +577,52 @@ impl ContactMetrics {
     }
 
     /// Counts a contact.
-    pub fn contact(&self, cause: Cause, verdict: Contacted, out: u64, back: u64) {
+    pub fn contact(&self, cause: Cause, verdict: Contacted) {
         self.contacts[cause as usize * Contacted::ALL.len() + verdict as usize].inc();
+    }
+
+    /// Counts what was said.
+    pub fn bytes(&self, cause: Cause, out: u64, back: u64) {
         for (direction, bytes) in [(Direction::Out, out), (Direction::In, back)] {
             self.bytes[cause as usize * Direction::ALL.len() + direction as usize].inc_by(bytes);
         }
+    }
+}
+
+/// What is counted of privacy events; clones count into the same cells.
+#[derive(Clone, Debug)]
+pub struct EventMetrics {
+    events: IntCounterVec,
+    deliveries: Arc<[IntCounter]>,
+}
+
+impl EventMetrics {
+    fn new(r: &Registry) -> Self {
+        let deliveries = counters(
+            r,
+            "privacy_event_deliveries_total",
+            "Privacy events for the webhook, by what came of it.",
+            &["result"],
+        );
+        Self {
+            events: counters(
+                r,
+                "privacy_events_total",
+                "What rules refused or answered that privacy_events tells of.",
+                &["rule", "flow"],
+            ),
+            deliveries: Delivery::ALL.iter().map(|result| deliveries.with_label_values(&[result.as_str()])).collect(),
+        }
+    }
+
+    /// Counts an event.
+    pub fn event(&self, rule: &'static str, flow: Flow) {
+        self.events.with_label_values(&[rule, flow.as_str()]).inc();
+    }
+
+    /// Counts events that were for a webhook.
+    pub fn delivered(&self, result: Delivery, events: usize) {
+        self.deliveries[result as usize].inc_by(events as u64);
     }
 }
 

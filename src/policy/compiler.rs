@@ -16,6 +16,7 @@ use super::plan::{
     Action, Destination, Edit, Edits, Gate, Guests, Opened, Outbound, Plan, Policy, Reroute, RuleIndex, RuleInfo,
     TargetEdit,
 };
+use super::telling::Telling;
 use crate::document::Sources;
 use crate::matrix::Flow;
 use crate::matrix::endpoint::Endpoint;
@@ -32,6 +33,7 @@ pub struct Compiler<'a> {
     flows: [Edits; Flow::ALL.len()],
     egress: Egress,
     outbound: Vec<(Outbound, Gate)>,
+    telling: Option<Arc<Telling>>,
     /// What the next instruction comes from.
     origin: Origin,
 }
@@ -82,12 +84,13 @@ impl<'a> Compiler<'a> {
         Self {
             sources,
             problems,
-            rules: vec![own("surface"), own("spelling"), own("unknown"), own("egress")],
+            rules: RuleIndex::OWN.map(own).to_vec(),
             paths: Vec::new(),
             plans: vec![Plan::default(); Endpoint::ALL.len()],
             flows: Default::default(),
             egress: Egress::default(),
             outbound: Vec::new(),
+            telling: None,
             origin: Origin { rule: RuleIndex::SURFACE, mode: Mode::Enforce, location: None, span: 0..0 },
         }
     }
@@ -156,6 +159,11 @@ impl<'a> Compiler<'a> {
         self.plans[endpoint.index()].reroute = Some(Reroute { rule, mode, location, to });
     }
 
+    /// Tells of what rules refuse and answer.
+    pub fn tell(&mut self, telling: Telling) {
+        self.telling = Some(Arc::new(telling));
+    }
+
     /// Opens an internal endpoint to these networks, and to no one else.
     pub fn open(&mut self, endpoint: Endpoint, networks: Vec<IpNet>) {
         let Origin { rule, location, .. } = self.origin.clone();
@@ -211,6 +219,7 @@ impl<'a> Compiler<'a> {
             flows: self.flows,
             egress: self.egress,
             outbound: self.outbound,
+            telling: self.telling,
         }
     }
 

@@ -17,6 +17,7 @@ pub mod permit;
 pub mod plan;
 pub mod selftest;
 mod target;
+pub mod telling;
 
 pub use cause::Cause;
 pub use compiler::Compiler;

@@ -4,6 +4,7 @@ mod access;
 mod closed_endpoint;
 mod internal_endpoints;
 mod notary;
+mod privacy_events;
 mod profiles;
 mod public_rooms;
 mod query_tokens;
@@ -140,6 +141,7 @@ registry! {
     server_banner ["L11"],
     notary ["L12", "L13"],
     response_headers [],
+    privacy_events ["L31"],
 }
 
 /// The rule of that name.

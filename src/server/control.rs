@@ -1,4 +1,4 @@
-//! The thread that serves nobody: signals, the admin listener, the ledger, and the watch over the policy's files and the certificates.
+//! The thread that serves nobody: signals, the admin listener, the ledger, letters to webhooks, and the watch over the policy's files and the certificates.
 
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, SystemTime};
@@ -15,6 +15,7 @@ use super::notify::notify;
 use super::reload::{Reloader, Trigger};
 use super::watch::{EVERY, Watch};
 use crate::error::Error;
+use crate::events::Courier;
 use crate::ingress::listener::Drain;
 use crate::ledger::Ledger;
 use crate::observe::metrics::Metrics;
@@ -24,6 +25,7 @@ use crate::upstream::{Directory, Upstream, Upstreams};
 pub(super) struct Control {
     pub admin: Option<AdminListener>,
     pub ledger: Arc<Ledger>,
+    pub courier: Courier,
     pub signals: bool,
     pub reloader: Arc<Reloader>,
     pub metrics: Arc<Metrics>,
@@ -49,6 +51,7 @@ impl Control {
             tokio::task::spawn_local(watch_files(Arc::clone(&self.reloader)));
             let ledger = Arc::clone(&self.ledger);
             tokio::task::spawn_local(async move { ledger.keep().await });
+            tokio::task::spawn_local(self.courier.run());
             if self.signals
                 && let Some(signals) = Signals::catch()
             {

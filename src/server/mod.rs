@@ -26,6 +26,7 @@ use crate::config::gateway::{self as config, Gateway, Listener};
 use crate::config::notary_key::NotaryKey;
 use crate::config::secret::Secret;
 use crate::config::settings::AccessLog;
+use crate::events::events;
 use crate::ingress::admission::Admission;
 use crate::ingress::listener::Drain;
 use crate::keyring::Ring;
@@ -137,6 +138,7 @@ pub fn start(start: Start) -> Result<Running, Problems> {
     };
     let notary_key = gateway.egress.notary_key.as_deref().map(NotaryKey::read).transpose()?;
     let ring = Arc::new(Ring::new(store, notary_key, Arc::clone(&ledger), &metrics));
+    let (events, courier) = events(&gateway.egress, &metrics);
     let doors = Arc::new(doors);
     let directory = Directory::new(&gateway.upstreams, gateway.limits.patience.duration(), &metrics);
     let admission = Admission::new(gateway.limits.connections, gateway.limits.per_address);
@@ -148,6 +150,7 @@ pub fn start(start: Start) -> Result<Running, Problems> {
             metrics: Arc::clone(&metrics),
             access: Arc::clone(&access),
             ledger: Arc::clone(&ledger),
+            events: events.clone(),
             directory: directory.clone(),
             routes: gateway.routes.clone(),
             ring: Arc::clone(&ring),
@@ -164,6 +167,7 @@ pub fn start(start: Start) -> Result<Running, Problems> {
     let control = Control {
         admin,
         ledger,
+        courier,
         signals,
         reloader,
         metrics,

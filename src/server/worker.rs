@@ -10,6 +10,7 @@ use super::{Door, Leads};
 use crate::config::route::Routes;
 use crate::config::settings::Limits;
 use crate::egress::Proxy;
+use crate::events::Events;
 use crate::ingress::admission::Admission;
 use crate::ingress::listener::{Drain, Listener, Shared};
 use crate::keyring::Ring;
@@ -29,6 +30,7 @@ pub(super) struct Parts {
     pub metrics: Arc<Metrics>,
     pub access: Arc<Writer>,
     pub ledger: Arc<Ledger>,
+    pub events: Events,
     pub directory: Directory,
     pub routes: Routes,
     pub server_name: Option<String>,
@@ -63,6 +65,7 @@ async fn serve(parts: Parts) {
         metrics: Arc::clone(&parts.metrics),
         access: parts.access,
         ledger: parts.ledger,
+        events: parts.events,
         routes: parts.routes,
         upstreams: Upstreams::new(&parts.directory),
         server_name: parts.server_name,

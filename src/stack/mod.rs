@@ -32,6 +32,7 @@ use tower::{Service, ServiceBuilder};
 use crate::config::route::Routes;
 use crate::config::secret::Secret;
 use crate::config::settings::Limits;
+use crate::events::Events;
 use crate::keyring::{Keys, Ring};
 use crate::ledger::Ledger;
 use crate::matrix::Flow;
@@ -82,7 +83,7 @@ pub fn stack(parts: Parts) -> Stack {
         .layer(LimitLayer::new(parts.limits))                              // 3 size and time
         .layer(CanonicalLayer)                                             // 4 one spelling, or a refusal
         .layer(ClassifyLayer::inbound())                                   // 5 which endpoint is this?
-        .layer(PolicyLayer::new(parts.snapshot, authenticator, collector, whose_keys)) // 6 permit, answer or deny
+        .layer(PolicyLayer::new(parts.snapshot, parts.events, authenticator, collector, whose_keys)) // 6 permit, answer or deny
         .layer(RouteLayer::new(parts.routes))                              // 7 which upstream?
         .service(parts.upstreams)                                          //   takes only what is permitted
 }
@@ -102,7 +103,7 @@ pub fn federation_stack(parts: Parts, secret: Secret, client: Rc<origins::Client
         .layer(LimitLayer::with_deadline(parts.limits, deadline))
         .layer(HookLayer::new(secret))                                     // 4 Synapse itself, one spelling, one server; or a refusal
         .layer(ClassifyLayer::outbound())
-        .layer(PolicyLayer::new(parts.snapshot, authenticator, collector, whose_keys))
+        .layer(PolicyLayer::new(parts.snapshot, parts.events, authenticator, collector, whose_keys))
         .service(Origin::new(client, keys))                                // 7 the other server
 }
 
@@ -119,7 +120,7 @@ pub fn proxy_stack(parts: Parts, terms: Terms, web: Rc<origins::Web>) -> ProxySt
         .layer(LimitLayer::with_deadline(parts.limits, patience))
         .layer(ForwardLayer::new(terms))                                   // 4 whoever may, one place, one spelling; or a refusal
         .layer(ClassifyLayer::outbound())
-        .layer(PolicyLayer::new(parts.snapshot, authenticator, collector, whose_keys))
+        .layer(PolicyLayer::new(parts.snapshot, parts.events, authenticator, collector, whose_keys))
         .service(Web::new(web))                                            // 7 whoever is asked
 }
 
@@ -158,6 +159,8 @@ pub struct Parts {
     pub access: Arc<Writer>,
     /// Where it is noted whom Synapse asked.
     pub ledger: Arc<Ledger>,
+    /// Where privacy events are told.
+    pub events: Events,
     /// Which upstream answers what.
     pub routes: Routes,
     /// The upstreams, as this worker reaches them.

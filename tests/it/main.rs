@@ -21,6 +21,7 @@ mod listeners;
 mod notary;
 mod policies;
 mod pool;
+mod privacy_events;
 mod process;
 mod proxy;
 mod proxy_door;

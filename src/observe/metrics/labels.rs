@@ -125,6 +125,18 @@ words! {
 }
 
 words! {
+    /// What came of bringing an event to a webhook.
+    pub enum Delivery {
+        /// It was taken.
+        Sent = "sent",
+        /// It was not.
+        Failed = "failed",
+        /// Too many waited.
+        Dropped = "dropped",
+    }
+}
+
+words! {
     /// How loading a policy, or certificates, ended.
     pub enum Reload {
         /// The new one is in force.
