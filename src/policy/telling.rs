@@ -43,6 +43,19 @@ pub struct Webhook {
     pub target: PathAndQuery,
 }
 
+impl Telling {
+    /// How it is told, for `explain`.
+    pub fn describe(&self) -> String {
+        match (self.mode, &self.webhook) {
+            (Mode::Enforce, None) => "as a privacy event, in the log".into(),
+            (Mode::Enforce, Some(webhook)) => {
+                format!("as a privacy event, in the log and to {}", webhook.server.as_str())
+            }
+            (Mode::Report | Mode::Off, _) => "as a privacy event that is only counted".into(),
+        }
+    }
+}
+
 impl TryFrom<String> for Webhook {
     type Error = String;
 

@@ -30,7 +30,8 @@ struct World {
 
 const POLICY: &str = "extends = \"balanced\"\n\
     [[egress.destination]]\nhost = \"push.test\"\naction = \"tunnel\"\ncause = \"push\"\n\
-    [[egress.destination]]\nhost = \"denied.test\"\naction = \"deny\"\ncause = \"identity\"\n";
+    [[egress.destination]]\nhost = \"denied.test\"\naction = \"deny\"\ncause = \"identity\"\n\
+    [[egress.destination]]\nhost = \"named.test\"\naction = \"tunnel\"\ncause = \"preview\"\n";
 
 impl World {
     fn new() -> World {
@@ -59,7 +60,7 @@ impl World {
         let (web, home) = (front(), front());
         cdn.store(web.addr().port(), Ordering::Relaxed);
         names.iter().for_each(|name| dns.address(name, "127.0.1.1"));
-        dns.address("bridge.test", "127.0.0.1");
+        ["bridge.test", "named.test"].iter().for_each(|name| dns.address(name, "127.0.0.1"));
         World { dns, authority, backend, web, home }
     }
 
@@ -75,7 +76,7 @@ impl World {
              extra_roots = [\"ca.crt\"]\n[[listener]]\nname = \"web\"\ndoor = \"proxy\"\nbind = \"127.0.0.1:0\"\n\
              ports = [{}, {}]\n[policy]\nfile = \"policy.toml\"\n[upstream.synapse]\nservers = [\"http://127.0.0.1:9\"]\n\
              [admin]\nbind = \"unix:{}\"\n[egress]\nnameservers = [\"{}\"]\n{egress}\n\
-             [egress.addresses]\nallow = [\"127.0.1.0/24\", \"bridge.test\"]\n",
+             [egress.addresses]\nallow = [\"127.0.1.0/24\", \"bridge.test\", \"named.test\"]\n",
             self.web.addr().port(),
             self.backend.addr().port(),
             dir.path().join("admin.sock").display(),
@@ -100,7 +101,7 @@ impl World {
     fn clear(&self, gateway: &Gateway, method: &str, path: &str, fields: &[(&str, &str)]) -> u16 {
         let url = format!("http://bridge.test:{}{path}", self.backend.addr().port());
         let request =
-            fields.iter().fold(Request::new(method, url), |request, (name, value)| request.header(*name, *value));
+            fields.iter().fold(Request::new(method, url), |request, (name, value)| request.header(*name, value));
         request.send(gateway.addr_of("web")).status
     }
 
@@ -189,6 +190,11 @@ fn both_doors_write_down_whom_they_led_to_what_for_and_what_became_of_it() {
     let bot = "Synapse (bot; +https://github.com/matrix-org/synapse)";
     assert_eq!(world.clear(&gateway, "GET", "/secret", &[("User-Agent", bot)]), 200);
     assert_eq!(world.clear(&gateway, "GET", "/secret", &[]), 200);
+    let named = format!("http://named.test:{}", world.backend.addr().port());
+    for path in ["/x", "/_matrix/push/v1/notify"] {
+        let request = Request::new("POST", format!("{named}{path}"));
+        assert_eq!(request.send(gateway.addr_of("web")).status, 200);
+    }
     let tunnels = [world.tunnel(&gateway, "push.test"), world.tunnel(&gateway, "other.test")];
     assert_eq!(world.connect(&gateway, "denied.test", world.web.addr().port()).0, 403);
     assert_eq!(world.connect(&gateway, "push.test", 22).0, 403);
@@ -209,6 +215,9 @@ fn both_doors_write_down_whom_they_led_to_what_for_and_what_became_of_it() {
             "bridge.test statistics proxy answered 1",
             "bridge.test identity proxy answered 1",
             "bridge.test preview proxy passed 1",
+            // What the operator says counts where the path does not say more.
+            "named.test preview proxy passed 1",
+            "named.test push proxy passed 1",
             "bridge.test other proxy passed 1",
             "push.test push proxy tunnelled 1",
             "other.test other proxy tunnelled 1",
