@@ -179,7 +179,7 @@ fn what_only_reports_is_counted_and_told_to_nobody() {
     assert_eq!(gateway.metric("mantlet_privacy_events_total{flow=\"client\",rule=\"threepid_unbind\"}"), 1.0);
     // What is in force is told, and in order: had the other been told, it would be there first.
     let policy = std::fs::read_to_string(gateway.policy_file()).unwrap();
-    std::fs::write(gateway.policy_file(), policy.replace("mode = \"report\"\n", "")).unwrap();
+    std::fs::write(gateway.policy_file(), policy.replace("report", "enforce")).unwrap();
     gateway.reloader().reload(Trigger::Command).unwrap();
     unbind(&gateway);
     eventually("it is sent", || delivered(&gateway, "sent") >= 1.0);
