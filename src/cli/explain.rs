@@ -16,6 +16,7 @@ use crate::message::Answer;
 use crate::policy::decision::Need;
 use crate::policy::plan::Edit;
 use crate::policy::selftest::{Finding, Probe, Seen, Supposed};
+use crate::policy::telling::Telling;
 use crate::policy::{Decision, Gate, Policy, Reading, TokenVerdict};
 use crate::problem::{Location, Problems};
 use crate::stack::canonical;
@@ -197,6 +198,9 @@ fn text(
         None => page.line("decision", decision_words(finding, policy)),
         Some(answer) => page.line("decision", refusal_words(answer)),
     }
+    if let Some(telling) = telling(finding, policy).filter(|_| refusal.is_none()) {
+        page.line("told", telling.describe());
+    }
     if let Some(upstream) = upstream {
         page.line("upstream", upstream);
     }
@@ -301,8 +305,19 @@ fn structure(
         "location": location.filter(|_| refusal.is_none()),
         "status": refusal.map(|answer| answer.status().as_u16()).or(seen.status),
         "errcode": refusal.map_or(seen.errcode, Answer::errcode),
+        "told": telling(finding, policy).filter(|_| refusal.is_none()).map(Telling::describe),
         "upstream": upstream,
     })
+}
+
+/// How it is told what the policy does to this request, or what a rule in report mode would do, if it is.
+fn telling<'a>(finding: &Finding, policy: &'a Policy) -> Option<&'a Telling> {
+    let of_decision = match &finding.verdict.decision {
+        Decision::Answer(denial) | Decision::Deny(denial) => Some(denial.rule),
+        Decision::Permit(_) | Decision::Fail(_) => None,
+    };
+    let of_report = finding.verdict.reported.map(|reported| reported.rule);
+    of_decision.into_iter().chain(of_report).find_map(|rule| policy.tells_of(rule)).map(|telling| &**telling)
 }
 
 /// All gates that this request may meet, those of path patterns first.

@@ -3,6 +3,7 @@
 mod ca;
 mod check;
 mod explain;
+mod ledger;
 mod output;
 mod reload;
 mod rules;
@@ -14,11 +15,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use http::Method;
 
 use crate::config::compiled::Compiled;
 use crate::config::gateway::{Gateway, PolicySource};
 use crate::config::policy_file::BuiltIn;
-use crate::problem::Problems;
+use crate::problem::{Problem, Problems};
+use crate::server::admin;
 use output::Output;
 
 /// A privacy gateway for Matrix homeservers.
@@ -64,6 +67,8 @@ enum Verb {
     Rules(rules::Rules),
     /// Make the running gateway read its policy and its certificates again
     Reload(reload::Reload),
+    /// Show whom Synapse asked, what for, and what became of it
+    Ledger(ledger::Ledger),
     /// Make and show the authority for hosts that are looked into, and what Synapse has to be told
     Ca(ca::Ca),
     /// Show the version
@@ -90,6 +95,7 @@ pub fn main() -> ExitCode {
         Verb::Test(test) => test.run(&common, &output),
         Verb::Rules(rules) => rules.run(&output),
         Verb::Reload(reload) => reload.run(&common, &output),
+        Verb::Ledger(ledger) => ledger.run(&common, &output),
         Verb::Ca(ca) => ca.run(&common, &output),
         Verb::Version(version) => version.run(&output),
     };
@@ -122,6 +128,18 @@ impl Common {
     fn gateway_alone(&self) -> Result<Gateway, Problems> {
         self.file().map_or_else(|| Ok(Gateway::default()), |file| Gateway::load_alone(&file))
     }
+}
+
+/// Asks the running gateway; gives the status and the JSON of the answer. `what` is what cannot be done without.
+fn ask(common: &Common, method: Method, path: &str, what: &str) -> Result<(u16, Vec<u8>), Problems> {
+    let Some(address) = common.gateway_alone()?.admin else {
+        let what = format!("the gateway file has no [admin], so the running gateway cannot be asked {what}");
+        let help = "add [admin] bind = \"127.0.0.1:9090\" and restart";
+        return Err(Problem::new(what).help(help).into());
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Problem::new(format!("no runtime can be started: {error}")))?;
+    Ok(runtime.block_on(admin::call(&address, method, path))?)
 }
 
 impl PolicyArgument {

@@ -6,24 +6,15 @@ use http::Method;
 use serde_json::Value;
 
 use super::output::Output;
-use super::{Common, PROBLEM};
+use super::{Common, PROBLEM, ask};
 use crate::problem::{Problem, Problems};
-use crate::server::admin;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Reload {}
 
 impl Reload {
     pub(super) fn run(self, common: &Common, output: &Output) -> Result<ExitCode, Problems> {
-        let Some(address) = common.gateway_alone()?.admin else {
-            let what = "the gateway file has no [admin], so the running gateway cannot be asked to reload";
-            return Err(Problem::new(what)
-                .help("add [admin] bind = \"127.0.0.1:9090\" and restart, or send it SIGHUP")
-                .into());
-        };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| Problem::new(format!("no runtime can be started: {error}")))?;
-        let (status, body) = runtime.block_on(admin::call(&address, Method::POST, "/reload"))?;
+        let (status, body) = ask(common, Method::POST, "/reload", "to reload; SIGHUP works without")?;
         let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
         let is_good = status == 200;
         output.print(|| text(&answer), || answer.clone());

@@ -24,7 +24,7 @@ pub struct Egress {
     pub addresses: Addresses,
     /// `[egress.ca]`: by whose word hosts are looked into.
     pub ca: Option<Ca>,
-    /// The file in which keys of other servers are kept; without it they are forgotten at the end.
+    /// The file in which keys of other servers and the ledger are kept; without it they are forgotten at the end.
     #[serde(serialize_with = "super::gateway::lossy_option")]
     pub store: Option<PathBuf>,
     /// The file with the key that our own answers to questions for keys are signed with.
@@ -32,6 +32,8 @@ pub struct Egress {
     pub notary_key: Option<PathBuf>,
     /// Through whom others are reached; directly, where nobody is named.
     pub next_hop: Option<NextHop>,
+    /// How many lines the ledger of those who were contacted has.
+    pub ledger: Lines,
     /// Where other servers are by default. The specification says where, so no file does; a test may.
     #[serde(skip)]
     pub ports: Ports,
@@ -59,6 +61,7 @@ pub(super) struct EgressTable {
     pub next_hop: Option<NextHopUrl>,
     pub next_hop_credentials: Option<Spanned<PathBuf>>,
     pub next_hop_except: Option<Spanned<Vec<Allowed>>>,
+    pub ledger: Lines,
 }
 
 /// Which addresses may be connected to, besides public ones.
@@ -151,6 +154,7 @@ impl Check<'_> {
             store: table.store.map(|path| self.base_dir.join(path)),
             notary_key,
             next_hop,
+            ledger: table.ledger,
             ports: Ports::default(),
         }
     }
@@ -160,6 +164,31 @@ impl Check<'_> {
         paths.into_iter().map(|path| self.file("file of roots", path).0).collect()
     }
 }
+
+/// How many lines the ledger has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "usize")]
+pub struct Lines(pub usize);
+
+impl Default for Lines {
+    fn default() -> Self {
+        Self(20_000)
+    }
+}
+
+impl TryFrom<usize> for Lines {
+    type Error = String;
+
+    fn try_from(lines: usize) -> Result<Self, String> {
+        match lines {
+            0..=MOST_LINES => Ok(Self(lines)),
+            _ => Err(format!("{lines} lines are more than a ledger can have\nwrite {MOST_LINES} at most, 0 for none")),
+        }
+    }
+}
+
+/// As many as the store keeps.
+const MOST_LINES: usize = 50_000;
 
 /// Where servers are when nothing says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

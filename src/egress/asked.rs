@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::{BufMut, BytesMut};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -11,10 +11,12 @@ use tokio::time::timeout;
 
 use super::Proxy;
 use super::tunnel::Flowed;
-use crate::matrix::Flow;
+use crate::events::Event;
+use crate::ledger::Contact;
+use crate::matrix::{Flow, Host};
 use crate::message::Answer;
 use crate::message::respond::RULE;
-use crate::observe::access::{AccessRecord, Decision, Method, Mode, Token};
+use crate::observe::access::{AccessRecord, Decision, Method, Mode};
 use crate::observe::metrics::{Counted, Direction, Tunnel};
 use crate::stack::Peer;
 
@@ -22,8 +24,11 @@ use crate::stack::Peer;
 pub(super) struct Asked<'a> {
     proxy: &'a Proxy,
     peer: &'a Peer,
+    id: u64,
     /// None once the requests inside speak for themselves.
     record: RefCell<Option<AccessRecord>>,
+    /// Where to, once it may be known.
+    contact: RefCell<Option<Contact>>,
     flowed: Flowed,
     started: Instant,
     _open: Counted,
@@ -31,32 +36,11 @@ pub(super) struct Asked<'a> {
 
 impl<'a> Asked<'a> {
     pub fn begin(proxy: &'a Proxy, peer: &'a Peer) -> Self {
-        let record = AccessRecord {
-            time: SystemTime::now(),
-            id: getrandom::u64().unwrap_or_default(),
-            flow: Flow::Egress,
-            listener: Arc::clone(peer.listener.name()),
-            method: Method::Connect,
-            endpoint: ENDPOINT,
-            protocol: peer.protocol,
-            tls: peer.tls,
-            status: 0,
-            rule: None,
-            // Until something else is known: whoever asked went away.
-            decision: Decision::Cancelled,
-            mode: Mode::Enforce,
-            token: Token::Unread,
-            network: peer.client.network,
-            error: None,
-            bytes_in: 0,
-            bytes_out: 0,
-            duration_us: 0,
-            upstream: None,
-            upstream_us: None,
-            generation: 0,
-        };
-        let (record, started) = (RefCell::new(Some(record)), Instant::now());
-        Self { proxy, peer, record, flowed: Flowed::new(), started, _open: proxy.metrics.open() }
+        let id = getrandom::u64().unwrap_or_default();
+        let record = peer.begin_record(id, Flow::Egress, Method::Connect, ENDPOINT);
+        let (record, contact) = (RefCell::new(Some(record)), RefCell::default());
+        let started = Instant::now();
+        Self { proxy, peer, id, record, contact, flowed: Flowed::new(), started, _open: proxy.metrics.open() }
     }
 
     /// Notes something.
@@ -66,6 +50,11 @@ impl<'a> Asked<'a> {
         }
     }
 
+    /// Notes where to.
+    pub fn contacts(&self, contact: Contact) {
+        self.contact.replace(Some(contact));
+    }
+
     /// Notes what came of it.
     pub fn came_to(&self, outcome: Tunnel, decision: Decision, rule: Option<&'static str>) {
         self.proxy.metrics.outcome(outcome);
@@ -73,6 +62,28 @@ impl<'a> Asked<'a> {
             record.decision = decision;
             record.rule = rule;
         });
+    }
+
+    /// That this rule leaves no way to this host.
+    pub fn event(&self, rule: &'static str, host: &Host) -> Event {
+        Event {
+            rule,
+            action: "deny",
+            mode: Mode::Enforce,
+            flow: Flow::Egress,
+            endpoint: ENDPOINT,
+            id: self.id,
+            client: None,
+            user: None,
+            host: Some(host.clone()),
+        }
+    }
+
+    /// Notes that the tunnel carries from now on.
+    pub fn carries(&self) {
+        self.came_to(Tunnel::Open, Decision::Permit, None);
+        let contact = self.contact.take();
+        self.contact.replace(contact.map(|contact| self.proxy.ledger.opened(contact)));
     }
 
     /// Leaves the record to those who ask inside.
@@ -116,6 +127,9 @@ impl Drop for Asked<'_> {
         self.proxy.metrics.bytes(Direction::Out, record.bytes_in);
         self.proxy.metrics.bytes(Direction::In, record.bytes_out);
         self.peer.listener.request(record.flow, record.status);
+        if let Some(contact) = self.contact.take() {
+            self.proxy.ledger.exchanged(contact, &record);
+        }
         self.proxy.access.submit(record);
     }
 }

@@ -22,12 +22,14 @@ use tokio_rustls::server::TlsStream;
 
 use crate::config::settings::Limits;
 use crate::error::Kind;
+use crate::events::Events;
+use crate::ledger::{Contact, Door, Ledger};
 use crate::message::Answer;
 use crate::observe::access::{Decision, Writer};
 use crate::observe::metrics::{self, TunnelMetrics, WEB};
 use crate::origin::{Destination, Web};
-use crate::policy::RuleIndex;
 use crate::policy::egress::{Way, is_reserved};
+use crate::policy::{Cause, RuleIndex};
 use crate::snapshot::Current;
 use crate::stack::forward::{NAME, Refusal, Terms};
 use crate::stack::{Parts, Peer};
@@ -43,6 +45,8 @@ pub struct Proxy {
     limits: Limits,
     current: Current,
     access: Arc<Writer>,
+    ledger: Arc<Ledger>,
+    events: Events,
     metrics: TunnelMetrics,
     upstream: Arc<str>,
 }
@@ -61,8 +65,9 @@ impl Proxy {
     /// A door with these terms, that leads here; the rest is as the chain's.
     pub fn new(web: Rc<Web>, terms: Terms, chain: &Parts) -> Self {
         let (current, metrics) = (chain.snapshot.current(), chain.metrics.tunnels());
-        let (limits, access) = (chain.limits.clone(), Arc::clone(&chain.access));
-        Self { web, terms, limits, current, access, metrics, upstream: WEB.into() }
+        let (limits, access, ledger) = (chain.limits.clone(), Arc::clone(&chain.access), Arc::clone(&chain.ledger));
+        let events = chain.events.clone();
+        Self { web, terms, limits, current, access, ledger, events, metrics, upstream: WEB.into() }
     }
 
     /// Reads what a connection begins with, and digs the tunnel that it asks for, if it asks for one. Then this lasts as long as
@@ -117,18 +122,26 @@ impl Proxy {
         asked: Asked<'_>,
         draining: Pin<&mut impl Future<Output = ()>>,
     ) -> Option<(Destination, TlsStream<Rewound<IO>>)> {
-        let admitted = self.terms.admit(credentials.iter().map(Vec::as_slice));
-        if let Err(refusal) = admitted.and_then(|()| self.terms.leads_to(&to.host, to.port)) {
+        let generation = self.current.load();
+        let mut admitted = self.terms.admit(credentials.iter().map(Vec::as_slice));
+        if admitted.is_ok() {
+            let cause = generation.policy.egress().cause(&to.host).unwrap_or(Cause::Other);
+            asked.contacts(Contact::host(&to.host, to.port, cause, Door::Proxy));
+            admitted = self.terms.leads_to(&to.host, to.port);
+        }
+        if let Err(refusal) = admitted {
             asked.came_to(metrics::Tunnel::Refused, Decision::Deny, Some(NAME));
             asked.answer(&mut io, &refusal.answer(), None).await;
             return None;
         }
-        let generation = self.current.load();
         asked.note(|record| record.generation = generation.number);
         if let Some(denial) = generation.policy.closed_way(&to.host) {
             generation.counters(RuleIndex::EGRESS).deny.inc();
             let rule = generation.policy.rule(RuleIndex::EGRESS).name;
             asked.came_to(metrics::Tunnel::Refused, Decision::Deny, Some(rule));
+            if let Some(telling) = generation.policy.tells_of(RuleIndex::EGRESS) {
+                self.events.tell(asked.event(rule, &to.host), telling);
+            }
             let shown = generation.policy.announces_rules().then_some(rule);
             asked.answer(&mut io, &denial.answer, shown).await;
             return None;
@@ -165,7 +178,7 @@ impl Proxy {
         asked.open(&mut io).await.ok()?;
         match tunnel::hello(&mut io, &to.host, self.limits.handshake.duration()).await {
             Ok(hello) => {
-                asked.came_to(metrics::Tunnel::Open, Decision::Permit, None);
+                asked.carries();
                 tunnel::carry(io, far, &hello, asked.flowed(), self.limits.tunnel_idle.duration(), draining).await;
             }
             Err(tunnel::NoHello::Gone) => {}

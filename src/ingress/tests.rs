@@ -22,9 +22,12 @@ use super::admission::Admission;
 use super::connection;
 use super::listener::{Drain, Listener, Shared, Socket};
 use crate::config::address::UpstreamAddress;
+use crate::config::egress::Egress;
 use crate::config::gateway::Door;
 use crate::config::route::{Routes, Upstream};
 use crate::config::settings::{Limits, Tokens as TokenLimits};
+use crate::events::events;
+use crate::ledger::Ledger;
 use crate::matrix::endpoint::Endpoint;
 use crate::observe::access::{Format, Protocol, Writer};
 use crate::observe::metrics::Metrics;
@@ -163,6 +166,8 @@ fn shared(defect: Defect, upstream: u16, metrics: &Arc<Metrics>, drain: watch::R
         limits: limits.clone(),
         metrics: Arc::clone(metrics),
         access: Arc::new(Writer::start(Format::Off, Box::new(std::io::sink()), 1, metrics).unwrap()),
+        ledger: Ledger::new(0, None, metrics),
+        events: events(&Egress::default(), metrics).0,
         routes: Routes::default(),
         upstreams: Upstreams::new(&directory),
         server_name: None,

@@ -4,7 +4,5 @@ mod document;
 mod entry;
 mod query;
 mod ring;
-mod store;
 
 pub use ring::{Keys, Ring};
-pub use store::Store;

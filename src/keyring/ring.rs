@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::join_all;
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri};
+use http_body::Body as _;
 use http_body_util::{BodyExt, Limited};
 use quick_cache::sync::Cache;
 use ruma_common::CanonicalJsonObject;
@@ -18,14 +19,15 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::document::{Refused, ServerKeys};
 use super::entry::{Entry, Look};
 use super::query::{self, Wanted};
-use super::store::Store;
 use crate::config::notary_key::NotaryKey;
 use crate::error::{Error, Kind};
+use crate::ledger::{Contact, Door, Ledger, Verdict};
 use crate::matrix::ServerName;
 use crate::message::{Answer, Body, RequestBody};
 use crate::observe::metrics::{KeyAnswer, KeyMetrics, KeyQuestion, Metrics};
 use crate::origin::{Client, Follow};
-use crate::policy::{Permit, Purpose};
+use crate::policy::{Cause, Permit, Purpose};
+use crate::store::{Row, Store, Table};
 
 /// What is known of other servers' keys, shared by all workers.
 pub struct Ring {
@@ -38,6 +40,7 @@ pub struct Ring {
     slow: Semaphore,
     /// Servers that wait to be asked.
     queue: Semaphore,
+    ledger: Arc<Ledger>,
     metrics: KeyMetrics,
 }
 
@@ -50,8 +53,9 @@ pub struct Keys {
 }
 
 impl Ring {
-    /// An empty ring, which keeps keys in this store and signs its answers with this key, where there are any.
-    pub fn new(store: Option<Store>, notary_key: Option<NotaryKey>, metrics: &Metrics) -> Self {
+    /// An empty ring, which keeps keys in this store and signs its answers with this key, where there are any, and notes in this
+    /// ledger whom it asks.
+    pub fn new(store: Option<Store>, notary_key: Option<NotaryKey>, ledger: Arc<Ledger>, metrics: &Metrics) -> Self {
         Self {
             entries: Cache::new(MOST_SERVERS),
             store,
@@ -59,6 +63,7 @@ impl Ring {
             places: Semaphore::new(PLACES),
             slow: Semaphore::new(SLOW_PLACES),
             queue: Semaphore::new(QUEUE),
+            ledger,
             metrics: metrics.keys(),
         }
     }
@@ -151,8 +156,8 @@ impl Keys {
     }
 
     async fn read(&self, server: &ServerName) -> Option<ServerKeys> {
-        let (fetched, text) = self.ring.store.as_ref()?.read(server.as_str()).await?;
-        ServerKeys::read(&text, server.as_str(), fetched).ok()
+        let row = self.ring.store.as_ref()?.read(Table::ServerKeys, server.as_str()).await?;
+        ServerKeys::read(&row.value, server.as_str(), row.age).ok()
     }
 
     /// Asks a server, once there is a place, and remembers what it said.
@@ -176,7 +181,8 @@ impl Keys {
                 let keys = Arc::new(keys);
                 entry.learn(&keys);
                 if let Some(store) = &self.ring.store {
-                    store.write(server.as_str(), keys.fetched, &keys.text);
+                    let (key, value) = (server.as_str().to_owned(), keys.text.as_bytes().to_vec());
+                    store.write(Table::ServerKeys, Row { key, age: keys.fetched, value });
                 }
             }
             Err(unheard) => {
@@ -197,7 +203,16 @@ impl Keys {
         let request = permit.permit(request, |headers| {
             headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         });
-        let response = self.client.send(server, request, Follow::Nothing).await?.release(&permit);
+        let contact = Contact::server(server, Cause::Keys, Door::Federation);
+        let sent = self.client.send(server, request, Follow::Nothing).await;
+        let response = match sent {
+            Ok(held) => held.release(&permit),
+            Err(error) => {
+                self.ring.ledger.note(contact, Verdict::Failed, 0, 0);
+                return Err(error.into());
+            }
+        };
+        self.ring.ledger.note(contact, Verdict::Passed, 0, response.body().size_hint().lower());
         if response.status() != StatusCode::OK {
             return Err(Unheard::Unreachable);
         }

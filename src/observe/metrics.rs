@@ -14,6 +14,14 @@ use prometheus::{
 
 use crate::matrix::Flow;
 use crate::observe::access::{Mode, Token};
+use crate::policy::Cause;
+
+pub use labels::{
+    Action, CacheResult, Code, Contacted, Delivery, Direction, KeyAnswer, KeyQuestion, PoolState, Refusal, Reload,
+    Step, Tunnel,
+};
+
+mod labels;
 
 /// The process's metrics.
 ///
@@ -49,6 +57,8 @@ pub struct Metrics {
     origin_routes: Arc<[IntCounter]>,
     tunnels: TunnelMetrics,
     interception_not_after: IntGauge,
+    contacts: ContactMetrics,
+    events: EventMetrics,
     key_answers: Arc<[IntCounter]>,
     key_questions: Arc<[IntCounter]>,
     policy_reloads: Vec<IntCounter>,
@@ -62,6 +72,8 @@ pub struct Metrics {
     pub whoami_duration: Histogram,
     /// The generation in force.
     pub policy_generation: IntGauge,
+    /// Whether the store could be used when it was last tried.
+    pub store_last_use_successful: IntGauge,
     /// Access records that found the queue full.
     pub access_records_dropped: IntCounter,
     /// Writes of access records that failed.
@@ -104,7 +116,7 @@ impl Metrics {
             &["result"],
         );
         let unknown = counters(r, "unknown_endpoint_requests_total", "Requests for no known endpoint.", &["flow"]);
-        Arc::new(Self {
+        let metrics = Self {
             started: Instant::now(),
             uptime: register(r, Gauge::new("mantlet_uptime_seconds", "Since the process started.")),
             endpoint_ids,
@@ -228,6 +240,13 @@ impl Metrics {
                 outcomes: Tunnel::ALL.iter().map(|outcome| tunnels.with_label_values(&[outcome.as_str()])).collect(),
                 bytes: Direction::ALL.iter().map(|way| tunnelled.with_label_values(&[way.as_str()])).collect(),
             },
+            contacts: ContactMetrics::new(r),
+            events: EventMetrics::new(r),
+            store_last_use_successful: gauge(
+                r,
+                "store_last_use_successful",
+                "Whether the store could be read or written when it was last tried; 1 where there is none.",
+            ),
             policy_reloads: Reload::ALL.iter().map(|result| reloads.with_label_values(&[result.as_str()])).collect(),
             policy_last_reload_successful: gauge(
                 r,
@@ -253,7 +272,9 @@ impl Metrics {
                 "Exchanges closed because they outlasted the drain time.",
             ),
             registry,
-        })
+        };
+        metrics.store_last_use_successful.set(1);
+        Arc::new(metrics)
     }
 
     /// Resolves the handles of one listener; called once for each, at start.
@@ -337,6 +358,16 @@ impl Metrics {
     /// Resolves the handles of the proxy door's tunnels.
     pub fn tunnels(&self) -> TunnelMetrics {
         self.tunnels.clone()
+    }
+
+    /// Resolves the handles of the ledger; called once, at start.
+    pub fn contacts(&self) -> ContactMetrics {
+        self.contacts.clone()
+    }
+
+    /// Resolves the handles of privacy events; called once, at start.
+    pub fn events(&self) -> EventMetrics {
+        self.events.clone()
     }
 
     /// Resolves the handles of other servers, which are told apart nowhere.
@@ -507,6 +538,94 @@ impl TunnelMetrics {
     }
 }
 
+/// What is counted of those who are contacted; clones count into the same cells.
+#[derive(Clone, Debug)]
+pub struct ContactMetrics {
+    /// By cause and verdict.
+    contacts: Arc<[IntCounter]>,
+    /// By cause and direction.
+    bytes: Arc<[IntCounter]>,
+    /// Lines of the ledger.
+    pub lines: IntGauge,
+    /// Lines that went to make room.
+    pub forgotten: IntCounter,
+}
+
+impl ContactMetrics {
+    fn new(r: &Registry) -> Self {
+        let contacts = counters(
+            r,
+            "egress_contacts_total",
+            "Others whom Synapse asked, by what for and what came of it.",
+            &["cause", "verdict"],
+        );
+        let bytes = counters(r, "egress_bytes_total", "Bytes to and from those.", &["cause", "direction"]);
+        let of = |counters: &IntCounterVec, words: &[&str]| {
+            let cell = |cause: Cause| words.iter().map(move |word| counters.with_label_values(&[cause.as_str(), word]));
+            Cause::ALL.into_iter().flat_map(cell).collect()
+        };
+        Self {
+            contacts: of(&contacts, &Contacted::ALL.iter().map(|verdict| verdict.as_str()).collect::<Vec<_>>()),
+            bytes: of(&bytes, &Direction::ALL.iter().map(|direction| direction.as_str()).collect::<Vec<_>>()),
+            lines: gauge(r, "egress_ledger_lines", "Lines that the ledger of those who were contacted has."),
+            forgotten: counter(
+                r,
+                "egress_ledger_forgotten_total",
+                "Lines of the ledger that went to make room for others.",
+            ),
+        }
+    }
+
+    /// Counts a contact.
+    pub fn contact(&self, cause: Cause, verdict: Contacted) {
+        self.contacts[cause as usize * Contacted::ALL.len() + verdict as usize].inc();
+    }
+
+    /// Counts what was said.
+    pub fn bytes(&self, cause: Cause, out: u64, back: u64) {
+        for (direction, bytes) in [(Direction::Out, out), (Direction::In, back)] {
+            self.bytes[cause as usize * Direction::ALL.len() + direction as usize].inc_by(bytes);
+        }
+    }
+}
+
+/// What is counted of privacy events; clones count into the same cells.
+#[derive(Clone, Debug)]
+pub struct EventMetrics {
+    events: IntCounterVec,
+    deliveries: Arc<[IntCounter]>,
+}
+
+impl EventMetrics {
+    fn new(r: &Registry) -> Self {
+        let deliveries = counters(
+            r,
+            "privacy_event_deliveries_total",
+            "Privacy events for the webhook, by what came of it.",
+            &["result"],
+        );
+        Self {
+            events: counters(
+                r,
+                "privacy_events_total",
+                "What rules refused or answered that privacy_events tells of.",
+                &["rule", "flow"],
+            ),
+            deliveries: Delivery::ALL.iter().map(|result| deliveries.with_label_values(&[result.as_str()])).collect(),
+        }
+    }
+
+    /// Counts an event.
+    pub fn event(&self, rule: &'static str, flow: Flow) {
+        self.events.with_label_values(&[rule, flow.as_str()]).inc();
+    }
+
+    /// Counts events that were for a webhook.
+    pub fn delivered(&self, result: Delivery, events: usize) {
+        self.deliveries[result as usize].inc_by(events as u64);
+    }
+}
+
 /// How those whom the proxy door asks are called where an upstream is named.
 pub const WEB: &str = "(web)";
 /// The metrics of the key ring; clones count into the same cells.
@@ -548,167 +667,6 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.dec();
-    }
-}
-
-words! {
-    /// What a rule did to an exchange.
-    pub enum Action {
-        /// Let it pass although it is the kind of exchange that the rule watches.
-        Permit = "permit",
-        /// Changed it.
-        Edit = "edit",
-        /// Answered in the upstream's place.
-        Answer = "answer",
-        /// Refused it.
-        Deny = "deny",
-    }
-}
-
-words! {
-    /// What a look-up in the verdict cache came to.
-    pub enum CacheResult {
-        /// A verdict was there.
-        Hit = "hit",
-        /// The homeserver was asked.
-        Miss = "miss",
-        /// Somebody else was asking already, and we waited for that answer.
-        Joined = "joined",
-    }
-}
-
-words! {
-    /// The state of an upstream connection.
-    pub enum PoolState {
-        /// Connected, whether used or not.
-        Open = "open",
-        /// Waits in the pool.
-        Idle = "idle",
-    }
-}
-
-words! {
-    /// What said where another server is, as the Matrix specification counts: an address, a port, `.well-known`, SRV, nothing.
-    pub enum Step {
-        /// Its name is an address.
-        Address = "address",
-        /// Its name has a port.
-        Port = "port",
-        /// Its `.well-known` says a name with a port, an address, or a name that has no service record.
-        Delegated = "delegated",
-        /// A record of `_matrix-fed._tcp`.
-        Srv = "srv",
-        /// A record of `_matrix._tcp`.
-        SrvDeprecated = "srv_deprecated",
-        /// Nothing: it is at its own name and the usual port.
-        Default = "default",
-    }
-}
-
-words! {
-    /// What came of asking for a tunnel.
-    pub enum Tunnel {
-        /// It was dug.
-        Open = "open",
-        /// The policy leaves no way there, the port is not one to connect to, or who asked may not.
-        Refused = "refused",
-        /// The other end could not be reached.
-        Failed = "failed",
-        /// It ended here, to be looked into.
-        Intercepted = "intercepted",
-        /// What came through first was not TLS for the host that was asked for.
-        Mismatch = "mismatch",
-    }
-}
-
-words! {
-    /// A direction in a tunnel.
-    pub enum Direction {
-        /// From Synapse.
-        Out = "out",
-        /// To Synapse.
-        In = "in",
-    }
-}
-
-words! {
-    /// What Synapse got when it asked for a server's keys.
-    pub enum KeyAnswer {
-        /// Keys that were known.
-        Known = "known",
-        /// Keys that the server was asked for.
-        Fetched = "fetched",
-        /// The newest that is known, though Synapse wanted newer.
-        Stale = "stale",
-        /// Nothing.
-        Missing = "missing",
-    }
-}
-
-words! {
-    /// What came of asking a server for its keys.
-    pub enum KeyQuestion {
-        /// Keys that it signed.
-        Good = "good",
-        /// No answer, or none in time.
-        Unreachable = "unreachable",
-        /// No keys, another server's, expired ones, or ones that it did not sign.
-        Refused = "refused",
-    }
-}
-
-words! {
-    /// How loading a policy, or certificates, ended.
-    pub enum Reload {
-        /// The new one is in force.
-        Success = "success",
-        /// The old one stays.
-        Failure = "failure",
-    }
-}
-
-words! {
-    /// What the HTTP parser answers by itself.
-    pub enum Refusal {
-        /// 400
-        BadRequest = "400",
-        /// 408
-        Timeout = "408",
-        /// 431
-        HeadTooLarge = "431",
-        /// The connection ended otherwise.
-        Other = "other",
-    }
-}
-
-words! {
-    /// The class of a status.
-    pub enum Code {
-        /// No status was sent.
-        None = "none",
-        /// Interim and upgrade.
-        Informational = "1xx",
-        /// Success.
-        Success = "2xx",
-        /// Redirection.
-        Redirection = "3xx",
-        /// The client's fault.
-        Client = "4xx",
-        /// Ours or the upstream's.
-        Server = "5xx",
-    }
-}
-
-impl From<u16> for Code {
-    fn from(status: u16) -> Self {
-        match status {
-            100..200 => Code::Informational,
-            200..300 => Code::Success,
-            300..400 => Code::Redirection,
-            400..500 => Code::Client,
-            500..600 => Code::Server,
-            _ => Code::None,
-        }
     }
 }
 

@@ -19,6 +19,7 @@ use super::resolver::{NameServers, Resolver};
 use crate::addresses::Guard;
 use crate::config::egress::Ports;
 use crate::error::{Error, Kind, Side};
+use crate::ledger::Ledger;
 use crate::matrix::ServerName;
 use crate::message::{Body, BoxRequest, RequestBody, hop};
 use crate::observe::metrics::{Metrics, OriginMetrics};
@@ -33,6 +34,7 @@ pub struct Origins {
     next_hop: Option<NextHop>,
     ports: Ports,
     delegations: Arc<Delegations>,
+    ledger: Arc<Ledger>,
     metrics: OriginMetrics,
 }
 
@@ -56,17 +58,18 @@ pub enum Follow {
 
 impl Origins {
     /// Knows other servers by this TLS configuration, finds them by these name servers, and reaches what this guard lets pass,
-    /// perhaps through a proxy.
+    /// perhaps through a proxy. Whom it asks by itself to find them, it notes in this ledger.
     pub fn new(
         tls: Arc<ClientConfig>,
         name_servers: NameServers,
         guard: Guard,
         next_hop: Option<NextHop>,
         ports: Ports,
+        ledger: Arc<Ledger>,
         metrics: &Metrics,
     ) -> Self {
         let delegations = Arc::new(Delegations::new());
-        Self { tls, name_servers, guard, next_hop, ports, delegations, metrics: metrics.origins() }
+        Self { tls, name_servers, guard, next_hop, ports, delegations, ledger, metrics: metrics.origins() }
     }
 
     /// A client for this thread.
@@ -76,7 +79,13 @@ impl Origins {
     pub fn client(&self) -> Result<Client, Error> {
         let resolver = Resolver::new(&self.name_servers, self.guard.clone())?;
         Ok(Client {
-            connector: Connector::new(resolver, self.next_hop.clone(), Arc::clone(&self.tls), self.ports.https),
+            connector: Connector::new(
+                resolver,
+                self.next_hop.clone(),
+                Arc::clone(&self.tls),
+                self.ports.https,
+                Arc::clone(&self.ledger),
+            ),
             ports: self.ports,
             delegations: Arc::clone(&self.delegations),
             pool: Pool::new(self.metrics.upstream.clone()),

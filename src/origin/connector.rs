@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use http::{HeaderValue, Request, Response, header};
+use http_body::Body as _;
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -24,7 +25,9 @@ use super::resolver::Resolver;
 use super::url::Url;
 use crate::addresses::is_federation_port;
 use crate::error::{Error, Kind};
+use crate::ledger::{Contact, Door, Ledger, Verdict};
 use crate::matrix::Host;
+use crate::policy::Cause;
 
 /// A connection to another server.
 pub(super) type Stream = TlsStream<TcpStream>;
@@ -38,6 +41,8 @@ pub(super) struct Connector {
     once: TlsConnector,
     /// Where HTTPS is served by default.
     https: u16,
+    /// Where it is noted who was asked for a URL.
+    ledger: Arc<Ledger>,
 }
 
 /// A host and a port to connect to.
@@ -48,10 +53,17 @@ pub(super) struct Place {
 }
 
 impl Connector {
-    pub fn new(resolver: Resolver, next_hop: Option<NextHop>, tls: Arc<ClientConfig>, https: u16) -> Self {
+    pub fn new(
+        resolver: Resolver,
+        next_hop: Option<NextHop>,
+        tls: Arc<ClientConfig>,
+        https: u16,
+        ledger: Arc<Ledger>,
+    ) -> Self {
         let mut once = ClientConfig::clone(&tls);
         once.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Self { resolver, next_hop, tls: TlsConnector::from(tls), once: TlsConnector::from(Arc::new(once)), https }
+        let once = TlsConnector::from(Arc::new(once));
+        Self { resolver, next_hop, tls: TlsConnector::from(tls), once, https, ledger }
     }
 
     /// Opens a connection to the first of these places that can be reached, and believes it to be `name` only with a
@@ -78,12 +90,23 @@ impl Connector {
         secure(tls, stream, name).await
     }
 
-    /// Asks for a URL, on a connection of its own, without a word about who asks.
+    /// Asks for a URL, on a connection of its own, without a word about who asks. What for, the ledger hears; of the bytes, as many
+    /// as are declared.
     ///
     /// # Errors
     /// As of [`Connector::connect`], [`Kind::OriginClosed`], [`Kind::OriginGarbled`].
-    pub async fn get(&self, url: &Url) -> Result<Response<Incoming>, Error> {
+    pub async fn get(&self, url: &Url, cause: Cause) -> Result<Response<Incoming>, Error> {
         let place = Place { host: url.server.host().clone(), port: url.server.port().unwrap_or(self.https) };
+        let contact = Contact::host(&place.host, place.port, cause, Door::Federation);
+        let asked = self.ask(url, place).await;
+        match &asked {
+            Ok(response) => self.ledger.note(contact, Verdict::Passed, 0, response.body().size_hint().lower()),
+            Err(_) => self.ledger.note(contact, Verdict::Failed, 0, 0),
+        }
+        asked
+    }
+
+    async fn ask(&self, url: &Url, place: Place) -> Result<Response<Incoming>, Error> {
         let stream = self.connect_to(&place, &place.host, &self.once).await?;
         let handshake = http1::Builder::new().max_headers(MAX_FIELDS).handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| broken(&error))?;

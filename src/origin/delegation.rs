@@ -15,6 +15,7 @@ use super::connector::Connector;
 use super::url::Url;
 use crate::error::{Error, Kind};
 use crate::matrix::ServerName;
+use crate::policy::Cause;
 
 /// What is known of delegations.
 pub(super) struct Delegations(Cache<String, Arc<Mutex<Known>>>);
@@ -79,7 +80,7 @@ async fn ask(host: &str, connector: &Connector) -> Result<(ServerName, Duration)
     }
     let nothing = || Error::new(Kind::OriginGarbled);
     let mut url = Url::parse(format!("https://{host}/.well-known/matrix/server").as_bytes()).ok_or_else(nothing)?;
-    let mut response = connector.get(&url).await?;
+    let mut response = connector.get(&url, Cause::Federation).await?;
     for _ in 0..MOST_REDIRECTS {
         let Some(location) = redirect(&response) else { break };
         let next = Url::parse(location.as_bytes()).or_else(|| {
@@ -88,7 +89,7 @@ async fn ask(host: &str, connector: &Connector) -> Result<(ServerName, Duration)
             Some(Url { target: target.parse().ok()?, ..url.clone() })
         });
         url = next.ok_or_else(nothing)?;
-        response = connector.get(&url).await?;
+        response = connector.get(&url, Cause::Federation).await?;
     }
     if response.status() != StatusCode::OK {
         // Only a server that is in trouble is believed to have meant something else.

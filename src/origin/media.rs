@@ -13,6 +13,7 @@ use super::connector::Connector;
 use super::url::Url;
 use crate::error::{Error, Kind};
 use crate::message::Body;
+use crate::policy::Cause;
 
 /// Follows where an answer points, as long as it does.
 ///
@@ -26,7 +27,7 @@ pub(super) async fn follow(
         let Some(location) = points_elsewhere(&response) else { return Ok(response) };
         let url = location.and_then(|location| Url::parse(location.as_bytes()));
         // Whoever is asked here hears neither who asks nor for whom: the signature was for the server that pointed here.
-        response = connector.get(&url.ok_or_else(|| Error::new(Kind::OriginRedirect))?).await?;
+        response = connector.get(&url.ok_or_else(|| Error::new(Kind::OriginRedirect))?, Cause::Media).await?;
     }
     if points_elsewhere(&response).is_some() { Err(Error::new(Kind::OriginRedirect)) } else { Ok(response) }
 }
@@ -61,7 +62,7 @@ pub(super) async fn with_file(response: Response<Incoming>, connector: &Connecto
         None => Body::part(before(&ours, &fields), parts.read.freeze(), parts.body, delimiter.into(), end),
         Some(location) => {
             let url = Url::parse(location.as_bytes()).ok_or_else(|| Error::new(Kind::OriginRedirect))?;
-            let file = follow(connector.get(&url).await?, connector).await?;
+            let file = follow(connector.get(&url, Cause::Media).await?, connector).await?;
             if file.status() != StatusCode::OK {
                 return Err(Error::new(Kind::OriginRedirect));
             }

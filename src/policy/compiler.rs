@@ -17,6 +17,7 @@ use super::plan::{
     Action, Destination, Edit, Edits, Gate, Guests, Opened, Outbound, Plan, Policy, Reading, Reroute, RuleIndex,
     RuleInfo, TargetEdit,
 };
+use super::telling::Telling;
 use crate::document::Sources;
 use crate::matrix::Flow;
 use crate::matrix::endpoint::Endpoint;
@@ -34,6 +35,7 @@ pub struct Compiler<'a> {
     egress: Egress,
     outbound: Vec<(Outbound, Gate)>,
     outbound_readings: Vec<(Outbound, Reading)>,
+    telling: Option<Arc<Telling>>,
     /// What the next instruction comes from.
     origin: Origin,
 }
@@ -84,13 +86,14 @@ impl<'a> Compiler<'a> {
         Self {
             sources,
             problems,
-            rules: vec![own("surface"), own("spelling"), own("unknown"), own("egress")],
+            rules: RuleIndex::OWN.map(own).to_vec(),
             paths: Vec::new(),
             plans: vec![Plan::default(); Endpoint::ALL.len()],
             flows: Default::default(),
             egress: Egress::default(),
             outbound: Vec::new(),
             outbound_readings: Vec::new(),
+            telling: None,
             origin: Origin { rule: RuleIndex::SURFACE, mode: Mode::Enforce, location: None, span: 0..0 },
         }
     }
@@ -157,6 +160,11 @@ impl<'a> Compiler<'a> {
     pub fn reroute(&mut self, endpoint: Endpoint, to: Destination) {
         let Origin { rule, mode, location, .. } = self.origin.clone();
         self.plans[endpoint.index()].reroute = Some(Reroute { rule, mode, location, to });
+    }
+
+    /// Tells of what rules refuse and answer.
+    pub fn tell(&mut self, telling: Telling) {
+        self.telling = Some(Arc::new(telling));
     }
 
     /// Opens an internal endpoint to these networks, and to no one else.
@@ -230,6 +238,7 @@ impl<'a> Compiler<'a> {
             outbound: self.outbound,
             outbound_readings: self.outbound_readings,
             unbinding,
+            telling: self.telling,
         }
     }
 

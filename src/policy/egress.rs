@@ -5,6 +5,8 @@ use serde::Deserialize;
 use crate::matrix::{Host, ServerName};
 use crate::problem::Location;
 
+use super::cause::Cause;
+
 /// The reserved name that Synapse is led to where it would unbind: nobody's, and always answered at the proxy door itself.
 pub const UNBINDING: &str = "unbind.mantlet.invalid";
 
@@ -40,6 +42,8 @@ pub struct Destination {
     pub way: Way,
     /// Its way where it is to be looked into and there is no authority for that; by default such a policy is refused.
     pub without_authority: Option<Unread>,
+    /// What it is asked for, if the operator says so.
+    pub cause: Option<Cause>,
     /// The line that says so.
     pub location: Option<Location>,
 }
@@ -162,12 +166,21 @@ impl Egress {
         egress
     }
 
+    /// What a host is asked for, if the operator says so.
+    pub fn cause(&self, host: &Host) -> Option<Cause> {
+        self.destination(host)?.cause
+    }
+
+    fn destination(&self, host: &Host) -> Option<&Destination> {
+        self.destinations.iter().find(|destination| destination.host.fits(host))
+    }
+
     /// The way of a host, and the line that says so. No line says anything of the reserved name.
     pub fn way(&self, host: &Host) -> (Way, Option<&Location>) {
         if is_reserved(host) {
             return (Way::Intercept, None);
         }
-        match self.destinations.iter().find(|destination| destination.host.fits(host)) {
+        match self.destination(host) {
             Some(destination) => (destination.way, destination.location.as_ref()),
             None => (self.default.way, self.default.location.as_ref()),
         }
@@ -222,6 +235,7 @@ mod tests {
             host: pattern(host).unwrap(),
             way,
             without_authority: None,
+            cause: None,
             location: None,
         };
         let egress = Egress {
@@ -241,6 +255,7 @@ mod tests {
             host: pattern(host).unwrap(),
             way: Way::Deny,
             without_authority: None,
+            cause: None,
             location: None,
         };
         let egress = Egress {

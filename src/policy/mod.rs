@@ -5,6 +5,7 @@
 //! [`permit::Permitted`], what comes back is [`permit::Held`] until the permit releases it.
 
 pub mod body;
+pub mod cause;
 pub mod compiler;
 pub mod decision;
 pub mod edit;
@@ -17,8 +18,10 @@ pub mod permit;
 pub mod plan;
 pub mod selftest;
 mod target;
+pub mod telling;
 
 pub use body::BodyAction;
+pub use cause::Cause;
 pub use compiler::Compiler;
 pub use decision::{Decision, Denial, Reported, Verdict};
 pub use edit::{FieldSet, HeadEdit};

@@ -44,6 +44,8 @@ pub enum Purpose {
     Registration,
     /// Which keys another server signs with.
     ServerKeys,
+    /// Telling the operator of something.
+    Webhook,
 }
 
 /// Noted on a request that goes another way than Synapse sent it.

@@ -13,6 +13,7 @@ use super::egress::Egress;
 use super::limiter::Limiter;
 use super::matcher::When;
 use super::paths::PathGates;
+use super::telling::Telling;
 use crate::matrix::endpoint::Endpoint;
 use crate::matrix::{Flow, ServerName};
 use crate::message::Answer;
@@ -33,6 +34,7 @@ pub struct Policy {
     pub(super) outbound_readings: Vec<(Outbound, Reading)>,
     /// The first reading that leads Synapse to the reserved name.
     pub(super) unbinding: Option<Reading>,
+    pub(super) telling: Option<Arc<Telling>>,
 }
 
 /// What Synapse may ask of somebody who is no homeserver.
@@ -60,6 +62,8 @@ impl RuleIndex {
     pub const UNKNOWN: RuleIndex = RuleIndex(2);
     /// Hosts that Synapse may not be led to, as `[egress]` says.
     pub const EGRESS: RuleIndex = RuleIndex(3);
+    /// The names of these four, by their index.
+    pub const OWN: [&str; 4] = ["surface", "spelling", "unknown", "egress"];
 
     /// The place in [`Policy::rules`].
     pub fn index(self) -> usize {
@@ -253,6 +257,11 @@ impl Policy {
     /// Which way out is whose.
     pub fn egress(&self) -> &Egress {
         &self.egress
+    }
+
+    /// How it is told that this rule refused something, or answered it; `None` if it is not.
+    pub fn tells_of(&self, rule: RuleIndex) -> Option<&Arc<Telling>> {
+        self.telling.as_ref().filter(|telling| telling.of.contains(&self.rule(rule).name))
     }
 
     /// All its rules; the first four are the gateway's own.

@@ -6,6 +6,7 @@ mod closed_endpoint;
 mod identity_servers;
 mod internal_endpoints;
 mod notary;
+mod privacy_events;
 mod profiles;
 mod public_rooms;
 mod push;
@@ -32,7 +33,7 @@ use crate::matrix::{Endpoint, Flow, Host};
 use crate::policy::compiler::Title;
 use crate::policy::egress::{Destination, Egress, HostPattern, Unlisted, Unread, Way};
 use crate::policy::selftest::PolicyTest;
-use crate::policy::{Compiler, Mode, Policy};
+use crate::policy::{Cause, Compiler, Mode, Policy};
 use crate::problem::{Problem, Problems, did_you_mean};
 
 /// What a rule's table in a policy becomes: a compiler of that table into instructions.
@@ -86,13 +87,14 @@ struct DestinationTable {
     host: HostPattern,
     action: Way,
     without_authority: Option<Spanned<Unread>>,
+    cause: Option<Cause>,
 }
 
 impl EgressTable {
     fn resolve(self, sources: &Sources, to: &mut Compiler<'_>) -> Egress {
         let destinations = self.destination.into_iter().map(|table| {
             let (location, span) = (sources.locate(table.span()), table.span());
-            let DestinationTable { host, action, without_authority } = table.into_inner();
+            let DestinationTable { host, action, without_authority, cause } = table.into_inner();
             let is_name = matches!(host, HostPattern::Exact(Host::Name(_)));
             if action == Way::Intercept && !is_name {
                 let what = "a certificate can be made for one name only, and this is an address or a pattern";
@@ -103,7 +105,7 @@ impl EgressTable {
                 to.problem(unread.span(), what, "action = \"intercept\", or leave it out");
             }
             let without_authority = without_authority.map(Spanned::into_inner);
-            Destination { host, way: action, without_authority, location }
+            Destination { host, way: action, without_authority, cause, location }
         });
         let default_span = self.default.as_ref().map_or(0..0, Spanned::span);
         let default = self.default.map_or_else(Unlisted::default, |way| {
@@ -153,6 +155,7 @@ registry! {
     server_banner ["L11"],
     notary ["L12", "L13"],
     response_headers [],
+    privacy_events ["L31"],
 }
 
 /// The rule of that name.

@@ -1,4 +1,4 @@
-//! The admin listener: metrics, health, version and reload, for the operator alone.
+//! The admin listener: metrics, health, version, the ledger and reload, for the operator alone.
 //!
 //! It is on loopback or a unix socket, and refuses what a web page could make a browser send it: a request with an
 //! `Origin`, from another site, or for a host that is a name (a name can be rebound to 127.0.0.1; an address cannot).
@@ -44,6 +44,8 @@ pub trait AdminApi: Send + Sync {
     fn ready(&self) -> BoxFuture<'_, Result<(), String>>;
     /// Name, version, generation and policy digest.
     fn version(&self) -> Value;
+    /// Whom Synapse asked.
+    fn ledger(&self) -> Value;
     /// Loads the policy again: what is in force now, or the problems that keep the old one.
     fn reload(&self) -> BoxFuture<'_, Result<Value, Value>>;
 }
@@ -196,6 +198,7 @@ async fn answer<B>(request: &Request<B>, api: &dyn AdminApi) -> Response<Full<By
             Err(reason) => json_body(StatusCode::SERVICE_UNAVAILABLE, &json!({ "ready": false, "reason": reason })),
         },
         Resource::Version => json_body(StatusCode::OK, &api.version()),
+        Resource::Ledger => json_body(StatusCode::OK, &api.ledger()),
         Resource::Reload => match api.reload().await {
             Ok(now) => json_body(StatusCode::OK, &now),
             Err(problems) => json_body(StatusCode::CONFLICT, &problems),
@@ -210,6 +213,7 @@ enum Resource {
     Livez,
     Readyz,
     Version,
+    Ledger,
     Reload,
 }
 
@@ -220,6 +224,7 @@ impl Resource {
             "/livez" => Some(Self::Livez),
             "/readyz" => Some(Self::Readyz),
             "/version" => Some(Self::Version),
+            "/ledger" => Some(Self::Ledger),
             "/reload" => Some(Self::Reload),
             _ => None,
         }
@@ -227,14 +232,14 @@ impl Resource {
 
     fn method(self) -> Method {
         match self {
-            Self::Metrics | Self::Livez | Self::Readyz | Self::Version => Method::GET,
+            Self::Metrics | Self::Livez | Self::Readyz | Self::Version | Self::Ledger => Method::GET,
             Self::Reload => Method::POST,
         }
     }
 
     fn allow(self) -> &'static str {
         match self {
-            Self::Metrics | Self::Livez | Self::Readyz | Self::Version => "GET, HEAD",
+            Self::Metrics | Self::Livez | Self::Readyz | Self::Version | Self::Ledger => "GET, HEAD",
             Self::Reload => "POST",
         }
     }

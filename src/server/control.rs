@@ -1,5 +1,5 @@
-//! The thread that serves nobody: signals, the admin listener, and the watch over the policy's files, the certificates and the
-//! secrets.
+//! The thread that serves nobody: signals, the admin listener, the ledger, letters to webhooks, and the watch over the policy's
+//! files, the certificates and the secrets.
 
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, SystemTime};
@@ -16,13 +16,17 @@ use super::notify::notify;
 use super::reload::{Reloader, Trigger};
 use super::watch::{EVERY, Watch};
 use crate::error::Error;
+use crate::events::Courier;
 use crate::ingress::listener::Drain;
+use crate::ledger::Ledger;
 use crate::observe::metrics::Metrics;
 use crate::upstream::{Directory, Upstream, Upstreams};
 
 /// What the thread is made of.
 pub(super) struct Control {
     pub admin: Option<AdminListener>,
+    pub ledger: Arc<Ledger>,
+    pub courier: Courier,
     pub signals: bool,
     pub reloader: Arc<Reloader>,
     pub metrics: Arc<Metrics>,
@@ -46,6 +50,9 @@ impl Control {
             .expect("the control thread needs a runtime: raise the limit of open files");
         runtime.block_on(async {
             tokio::task::spawn_local(watch_files(Arc::clone(&self.reloader)));
+            let ledger = Arc::clone(&self.ledger);
+            tokio::task::spawn_local(async move { ledger.keep().await });
+            tokio::task::spawn_local(self.courier.run());
             if self.signals
                 && let Some(signals) = Signals::catch()
             {
@@ -53,7 +60,7 @@ impl Control {
             }
             if let Some(listener) = self.admin {
                 let health = health_of(Upstreams::new(&self.directory), self.server_name);
-                let api = Api { reloader: self.reloader, metrics: self.metrics, health };
+                let api = Api { reloader: self.reloader, metrics: self.metrics, ledger: self.ledger, health };
                 tokio::task::spawn_local(admin::serve(listener, Arc::new(api)));
             }
             // The tasks above take what they need when they are first polled.
@@ -184,6 +191,7 @@ fn cause(error: &dyn std::error::Error) -> String {
 struct Api {
     reloader: Arc<Reloader>,
     metrics: Arc<Metrics>,
+    ledger: Arc<Ledger>,
     health: Health,
 }
 
@@ -210,6 +218,10 @@ impl AdminApi for Api {
             "policy": generation.policy.name(),
             "digest": generation.policy.digest(),
         })
+    }
+
+    fn ledger(&self) -> Value {
+        json!({ "contacts": self.ledger.entries() })
     }
 
     fn reload(&self) -> BoxFuture<'_, Result<Value, Value>> {

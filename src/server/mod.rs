@@ -28,9 +28,11 @@ use crate::config::gateway::{self as config, Gateway, Listener};
 use crate::config::notary_key::NotaryKey;
 use crate::config::secret::Secret;
 use crate::config::settings::AccessLog;
+use crate::events::events;
 use crate::ingress::admission::Admission;
 use crate::ingress::listener::Drain;
-use crate::keyring::{Ring, Store};
+use crate::keyring::Ring;
+use crate::ledger::Ledger;
 use crate::matrix::ServerName;
 use crate::matrix::endpoint::Endpoint;
 use crate::observe::access::{Format, Writer};
@@ -40,6 +42,7 @@ use crate::problem::{Problem, Problems};
 use crate::stack::TrustedHops;
 use crate::stack::forward::Terms;
 use crate::stack::tokens::Tokens;
+use crate::store::Store;
 use crate::tls;
 use crate::tls::server::Server as Tls;
 use crate::upstream::Directory;
@@ -72,7 +75,8 @@ pub struct Running {
     patience: Duration,
     ended: mpsc::Receiver<End>,
     threads: Vec<thread::JoinHandle<()>>,
-    /// Ends when no worker is left.
+    ledger: Option<Arc<Ledger>>,
+    /// Ends when no worker is left, and nobody holds the ledger.
     store: Option<thread::JoinHandle<()>>,
 }
 
@@ -114,7 +118,9 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         .map_err(|error| Problem::new(format!("the system gives no randomness: {error}")))?;
     let tokens = Arc::new(tokens);
     let (drain, draining) = latest::channel(Drain::Starting);
-    let doors = bind(&gateway, &reloader, &metrics)?;
+    let (store, store_thread) = open_store(&gateway, &metrics)?.unzip();
+    let ledger = Ledger::new(gateway.egress.ledger.0, store.clone(), &metrics);
+    let doors = bind(&gateway, &reloader, &ledger, &metrics)?;
     let admin = gateway.admin.as_ref().map(AdminListener::bind).transpose()?;
 
     let (ending, ended) = mpsc::channel();
@@ -129,10 +135,12 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         patience: gateway.limits.drain.duration(),
         ended,
         threads: Vec::new(),
-        store: None,
+        ledger: Some(Arc::clone(&ledger)),
+        store: store_thread,
     };
-    let (ring, store) = open_ring(&gateway, &metrics)?;
-    running.store = store;
+    let notary_key = gateway.egress.notary_key.as_deref().map(NotaryKey::read).transpose()?;
+    let ring = Arc::new(Ring::new(store, notary_key, Arc::clone(&ledger), &metrics));
+    let (events, courier) = events(&gateway.egress, &metrics);
     let doors = Arc::new(doors);
     let directory = Directory::new(&gateway.upstreams, gateway.limits.patience.duration(), &metrics);
     let admission = Admission::new(gateway.limits.connections, gateway.limits.per_address);
@@ -143,6 +151,8 @@ pub fn start(start: Start) -> Result<Running, Problems> {
             limits: gateway.limits.clone(),
             metrics: Arc::clone(&metrics),
             access: Arc::clone(&access),
+            ledger: Arc::clone(&ledger),
+            events: events.clone(),
             directory: directory.clone(),
             routes: gateway.routes.clone(),
             ring: Arc::clone(&ring),
@@ -158,6 +168,8 @@ pub fn start(start: Start) -> Result<Running, Problems> {
     drop(ring);
     let control = Control {
         admin,
+        ledger,
+        courier,
         signals,
         reloader,
         metrics,
@@ -243,6 +255,9 @@ impl Running {
         for thread in self.threads.drain(..) {
             // How it ended was told by its guard.
             let _ = thread.join();
+        }
+        if let Some(ledger) = self.ledger.take() {
+            ledger.save_last();
         }
         if let Some(store) = self.store.take() {
             let _ = store.join();
@@ -336,6 +351,7 @@ impl Leads {
         listener: &Listener,
         secret: Option<Secret>,
         gateway: &Gateway,
+        ledger: &Arc<Ledger>,
         metrics: &Metrics,
     ) -> Result<Self, Problems> {
         if listener.door == config::Door::Ingress {
@@ -344,8 +360,9 @@ impl Leads {
         let egress = &gateway.egress;
         let tls = tls::client::config(&listener.extra_roots)?;
         let (servers, hop) = (NameServers::new(&egress.nameservers())?, next_hop(gateway)?);
+        let (guard, ports) = (egress.guard(), egress.ports);
         let origins =
-            Origins::new(Arc::clone(&tls), servers.clone(), egress.guard(), hop.clone(), egress.ports, metrics);
+            Origins::new(Arc::clone(&tls), servers.clone(), guard, hop.clone(), ports, Arc::clone(ledger), metrics);
         let origins = Box::new(origins);
         match (&listener.proxy, &listener.notary, secret) {
             (Some(door), _, credentials) => {
@@ -369,7 +386,12 @@ impl Leads {
     }
 }
 
-fn bind(gateway: &Gateway, reloader: &Reloader, metrics: &Metrics) -> Result<Vec<Door>, Problems> {
+fn bind(
+    gateway: &Gateway,
+    reloader: &Reloader,
+    ledger: &Arc<Ledger>,
+    metrics: &Metrics,
+) -> Result<Vec<Door>, Problems> {
     let mut problems = Problems::default();
     let mut doors = Vec::new();
     let wants_inherited = |listener: &Listener| matches!(listener.bind, ListenerAddress::Systemd(_));
@@ -378,7 +400,7 @@ fn bind(gateway: &Gateway, reloader: &Reloader, metrics: &Metrics) -> Result<Vec
         false => Inherited::none(),
     };
     for listener in &gateway.listeners {
-        let opened = Leads::read(listener, reloader.secret(listener), gateway, metrics).and_then(|leads| {
+        let opened = Leads::read(listener, reloader.secret(listener), gateway, ledger, metrics).and_then(|leads| {
             let socket = Opened::open(listener, worker_count(gateway), &mut inherited)?;
             stays_near(listener, &socket)?;
             Ok((socket, leads))
@@ -429,21 +451,15 @@ fn next_hop(gateway: &Gateway) -> Result<Option<NextHop>, Problem> {
     gateway.egress.next_hop.as_ref().map(NextHop::read).transpose()
 }
 
-/// The key ring, and the thread that writes what it learns, where that is kept.
-fn open_ring(gateway: &Gateway, metrics: &Metrics) -> Result<(Arc<Ring>, Option<thread::JoinHandle<()>>), Problems> {
-    let egress = &gateway.egress;
-    let notary_key = egress.notary_key.as_deref().map(NotaryKey::read).transpose()?;
-    // Only what Synapse asks is answered by it.
-    let is_used = gateway.listeners.iter().any(|listener| listener.door != config::Door::Ingress);
-    let store = match egress.store.as_deref().filter(|_| is_used) {
-        Some(path) => {
-            let started = Store::start(path);
-            Some(started.map_err(|error| Problem::new(format!("no thread can be started: {error}")))?)
-        }
-        None => None,
+/// The store, and the thread that reads and writes it, where something is kept.
+fn open_store(gateway: &Gateway, metrics: &Metrics) -> Result<Option<(Store, thread::JoinHandle<()>)>, Problem> {
+    let leads_out = |listener: &Listener| match listener.door {
+        config::Door::Federation | config::Door::Proxy | config::Door::Notary => true,
+        config::Door::Ingress => false,
     };
-    let (store, thread) = store.unzip();
-    Ok((Arc::new(Ring::new(store, notary_key, metrics)), thread))
+    let path = gateway.egress.store.as_deref().filter(|_| gateway.listeners.iter().any(leads_out));
+    let started = path.map(|path| Store::start(path, metrics)).transpose();
+    started.map_err(|error| Problem::new(format!("no thread can be started: {error}")))
 }
 
 fn open_access(

@@ -10,9 +10,11 @@ use super::{Door, Leads};
 use crate::config::route::Routes;
 use crate::config::settings::Limits;
 use crate::egress::Proxy;
+use crate::events::Events;
 use crate::ingress::admission::Admission;
 use crate::ingress::listener::{Drain, Listener, Shared};
 use crate::keyring::Ring;
+use crate::ledger::Ledger;
 use crate::observe::access::Writer;
 use crate::observe::metrics::Metrics;
 use crate::snapshot::Snapshot;
@@ -27,6 +29,8 @@ pub(super) struct Parts {
     pub limits: Limits,
     pub metrics: Arc<Metrics>,
     pub access: Arc<Writer>,
+    pub ledger: Arc<Ledger>,
+    pub events: Events,
     pub directory: Directory,
     pub routes: Routes,
     pub server_name: Option<String>,
@@ -60,6 +64,8 @@ async fn serve(parts: Parts) {
         limits: parts.limits.clone(),
         metrics: Arc::clone(&parts.metrics),
         access: parts.access,
+        ledger: parts.ledger,
+        events: parts.events,
         routes: parts.routes,
         upstreams: Upstreams::new(&parts.directory),
         server_name: parts.server_name,

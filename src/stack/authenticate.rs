@@ -92,6 +92,11 @@ impl Authenticator {
         verdict
     }
 
+    /// Whose token these hold, if the homeserver said so lately.
+    pub fn known_user(&self, credentials: &Credentials) -> Option<Arc<str>> {
+        self.tokens.user_of(&credentials.token()?.value)
+    }
+
     /// How the homeserver registers.
     pub async fn registration(&self) -> Registration {
         self.registrar.registration().await
@@ -107,7 +112,7 @@ impl Authenticator {
     /// Forgets what a request may end, as far as it is known whose it is.
     pub fn revoke(&self, revokes: Revokes, credentials: &Credentials) -> Revocation {
         // Asked first: once a token is forgotten, nobody knows whose it was.
-        let user = || self.tokens.user_of(&credentials.token()?.value);
+        let user = || self.known_user(credentials);
         let revocation = match revokes {
             Revokes::Nothing => return Revocation::Nothing,
             Revokes::Anybody => return Revocation::Everybody,

@@ -36,6 +36,10 @@ impl Elsewhere {
             record.upstream = Some(self.name(&to));
             record.rule = Some(rule);
         });
+        facts.contact(|contact| match &to {
+            Destination::KeyRing => contact.answered_here(),
+            Destination::Server(other) => contact.instead(other),
+        });
         Some(to)
     }
 

@@ -11,16 +11,19 @@ use http::header::{self, HeaderValue};
 use http::uri::Scheme;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
+use memchr::memmem;
 use tower::{Layer, Service};
 
 use super::Arrival;
 use super::canonical::{Unclear, one_framing};
 use crate::config::secret::Secret;
 use crate::error::{Error, Kind};
-use crate::matrix::{Host, ServerName, x_matrix};
+use crate::ledger::{Contact, Door};
+use crate::matrix::{Flow, Host, ServerName, x_matrix};
 use crate::message::{Answer, Body, BoxRequest, RequestBody, hop};
 use crate::observe::access::Decision;
 use crate::origin::Destination;
+use crate::policy::Cause;
 use crate::policy::egress::is_reserved;
 
 /// What whoever uses a proxy door has to show, and which ports it leads to.
@@ -145,8 +148,14 @@ where
     }
 
     fn call(&mut self, mut arrival: Arrival<BoxRequest>) -> Self::Future {
-        if let Err(refusal) = admit(&mut arrival.request, &self.terms, arrival.peer.in_place_of.as_ref()) {
+        let admitted = admit(&mut arrival.request, &self.terms, arrival.peer.in_place_of.as_ref());
+        if let Ok(to) = destination(&arrival.request) {
+            let cause = cause(&arrival.request);
+            arrival.facts.contacts(Contact::host(&to.host, to.port, cause, Door::Proxy));
+        }
+        if let Err(refusal) = admitted {
             arrival.facts.note(|record| {
+                record.flow = Flow::Egress;
                 record.decision = Decision::Deny;
                 record.rule = Some(NAME);
             });
@@ -156,7 +165,18 @@ where
     }
 }
 
-/// Leaves a request in origin-form, its destination noted, without credentials and hop-by-hop fields; or says why it cannot be.
+/// What a request is for, as far as it says so.
+fn cause<B>(request: &Request<B>) -> Cause {
+    // `synapse/media/url_previewer.py` calls itself "Synapse (bot; +https://…)".
+    let is_bot = |agent: &HeaderValue| memmem::find(agent.as_bytes(), b"(bot;").is_some();
+    match Cause::of_path(request.uri().path()) {
+        Cause::Other if request.headers().get(header::USER_AGENT).is_some_and(is_bot) => Cause::Preview,
+        cause => cause,
+    }
+}
+
+/// Leaves a request in origin-form, without credentials and hop-by-hop fields; or says why it cannot be. Its destination is noted
+/// on one that is for a place.
 ///
 /// In the place of another host, whoever asks was let in by CONNECT, and asks as it would ask that host.
 fn admit(request: &mut Request<RequestBody>, terms: &Terms, in_place_of: Option<&Destination>) -> Result<(), Refusal> {
@@ -174,6 +194,7 @@ fn admit(request: &mut Request<RequestBody>, terms: &Terms, in_place_of: Option<
     if !target.as_str().starts_with('/') || !target.as_str().bytes().all(|byte| (0x21..0x7f).contains(&byte)) {
         return Err(Refusal::Target);
     }
+    request.extensions_mut().insert(destination.clone());
     terms.leads_to(&destination.host, destination.port)?;
     *request.uri_mut() = Uri::from(target);
     *request.version_mut() = Version::HTTP_11;
@@ -188,7 +209,6 @@ fn admit(request: &mut Request<RequestBody>, terms: &Terms, in_place_of: Option<
     // A homeserver may be at another host than its name says.
     let server = x_matrix::destination(headers).and_then(ServerName::parse).unwrap_or(destination.name().clone());
     request.extensions_mut().insert(server);
-    request.extensions_mut().insert(destination);
     Ok(())
 }
 

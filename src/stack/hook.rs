@@ -16,9 +16,11 @@ use super::Arrival;
 use super::canonical::{Unclear, one_framing};
 use crate::config::secret::Secret;
 use crate::error::{Error, Kind};
+use crate::ledger::{Contact, Door};
 use crate::matrix::{Flow, ServerName, x_matrix};
 use crate::message::{Answer, Body, BoxRequest, RequestBody, hop};
 use crate::observe::access::Decision;
+use crate::policy::Cause;
 
 /// Makes [`Hook`].
 pub struct HookLayer {
@@ -74,6 +76,14 @@ where
                 });
             }
             return Either::Left(ready(Ok(refusal.answer().response(None))));
+        }
+        if let Ok(server) = server(&arrival.request) {
+            let cause = match Cause::of_path(arrival.request.uri().path()) {
+                // This door is for nothing else.
+                Cause::Other => Cause::Federation,
+                cause => cause,
+            };
+            arrival.facts.contacts(Contact::server(&server, cause, Door::Federation));
         }
         Either::Right((&self.inner).call(arrival))
     }

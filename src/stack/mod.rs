@@ -26,7 +26,7 @@ mod whose_keys;
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -35,9 +35,11 @@ use tower::{Service, ServiceBuilder};
 use crate::config::route::Routes;
 use crate::config::secret::Secret;
 use crate::config::settings::Limits;
+use crate::events::Events;
 use crate::keyring::{Keys, Ring};
-use crate::matrix::ServerName;
-use crate::observe::access::{Protocol, Writer};
+use crate::ledger::Ledger;
+use crate::matrix::{Flow, ServerName};
+use crate::observe::access::{AccessRecord, Decision, Method, Mode, Protocol, Token, Writer};
 use crate::observe::metrics::{ListenerMetrics, Metrics};
 use crate::origin as origins;
 use crate::snapshot::Snapshot;
@@ -83,12 +85,12 @@ pub fn stack(parts: Parts) -> Stack {
     let collector = Collector::new(parts.limits.collect.get());
     let whose_keys = WhoseKeys::new(Rc::clone(parts.upstreams.synapse()), parts.server_name);
     ServiceBuilder::new()
-        .layer(RecordLayer::new(parts.metrics, parts.access))              // 1 sees every outcome, once
+        .layer(RecordLayer::new(parts.metrics, parts.access, parts.ledger)) // 1 sees every outcome, once
         .layer(RescueLayer)                                                // 2 an Error may travel below here, none above
         .layer(LimitLayer::new(parts.limits))                              // 3 size and time
         .layer(CanonicalLayer)                                             // 4 one spelling, or a refusal
         .layer(ClassifyLayer::inbound())                                   // 5 which endpoint is this?
-        .layer(PolicyLayer::new(parts.snapshot, authenticator, collector, whose_keys)) // 6 permit, answer or deny
+        .layer(PolicyLayer::new(parts.snapshot, parts.events, authenticator, collector, whose_keys)) // 6 permit, answer or deny
         .layer(RouteLayer::new(parts.routes))                              // 7 which upstream?
         .service(parts.upstreams)                                          //   takes only what is permitted
 }
@@ -103,12 +105,12 @@ pub fn federation_stack(parts: Parts, secret: Secret, client: Rc<origins::Client
     let deadline = patience.min(SYNAPSE_WAITS);
     let keys = Keys::new(ring, Rc::clone(&client), deadline * 3 / 4);
     ServiceBuilder::new()
-        .layer(RecordLayer::new(parts.metrics, parts.access))
+        .layer(RecordLayer::new(parts.metrics, parts.access, parts.ledger))
         .layer(RescueLayer)
         .layer(LimitLayer::with_deadline(parts.limits, deadline))
         .layer(HookLayer::new(secret))                                     // 4 Synapse itself, one spelling, one server; or a refusal
         .layer(ClassifyLayer::outbound())
-        .layer(PolicyLayer::new(parts.snapshot, authenticator, collector, whose_keys))
+        .layer(PolicyLayer::new(parts.snapshot, parts.events, authenticator, collector, whose_keys))
         .service(Origin::new(client, keys))                                // 7 the other server
 }
 
@@ -121,12 +123,12 @@ pub fn proxy_stack(parts: Parts, terms: Terms, web: Rc<origins::Web>, client: Rc
     let whose_keys = WhoseKeys::new(Rc::clone(parts.upstreams.synapse()), parts.server_name);
     let keys = Keys::new(ring, Rc::clone(&client), patience.min(SYNAPSE_WAITS) * 3 / 4);
     ServiceBuilder::new()
-        .layer(RecordLayer::new(parts.metrics, parts.access))
+        .layer(RecordLayer::new(parts.metrics, parts.access, parts.ledger))
         .layer(RescueLayer)
         .layer(LimitLayer::with_deadline(parts.limits, patience))
         .layer(ForwardLayer::new(terms))                                   // 4 whoever may, one place, one spelling; or a refusal
         .layer(ClassifyLayer::outbound())
-        .layer(PolicyLayer::new(parts.snapshot, authenticator, collector, whose_keys))
+        .layer(PolicyLayer::new(parts.snapshot, parts.events, authenticator, collector, whose_keys))
         .service(Web::new(web, client, keys))                              // 7 whoever is asked, or who answers for him
 }
 
@@ -140,12 +142,12 @@ pub fn notary_stack(parts: Parts, name: ServerName, client: Rc<origins::Client>,
     let deadline = patience.min(SYNAPSE_WAITS);
     let keys = Keys::new(ring, Rc::clone(&client), deadline * 3 / 4);
     ServiceBuilder::new()
-        .layer(RecordLayer::new(parts.metrics, parts.access))
+        .layer(RecordLayer::new(parts.metrics, parts.access, parts.ledger))
         .layer(RescueLayer)
         .layer(LimitLayer::with_deadline(parts.limits, deadline))
         .layer(CanonicalLayer)
         .layer(ClassifyLayer::outbound())
-        .layer(PolicyLayer::new(parts.snapshot, authenticator, collector, whose_keys))
+        .layer(PolicyLayer::new(parts.snapshot, parts.events, authenticator, collector, whose_keys))
         .service(Notary::new(name, client, keys))                          // 7 our key ring, or who answers in its place
 }
 
@@ -182,6 +184,10 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Where records go.
     pub access: Arc<Writer>,
+    /// Where it is noted whom Synapse asked.
+    pub ledger: Arc<Ledger>,
+    /// Where privacy events are told.
+    pub events: Events,
     /// Which upstream answers what.
     pub routes: Routes,
     /// The upstreams, as this worker reaches them.
@@ -220,6 +226,36 @@ pub struct Peer {
     pub listener: ListenerMetrics,
     /// Where the connection stands.
     pub pace: Rc<Pace>,
+}
+
+impl Peer {
+    /// The record of an exchange on this connection, in which nothing is known yet but that it began: whoever asks may be gone
+    /// before anything is.
+    pub fn begin_record(&self, id: u64, flow: Flow, method: Method, endpoint: &'static str) -> AccessRecord {
+        AccessRecord {
+            time: SystemTime::now(),
+            id,
+            flow,
+            listener: Arc::clone(self.listener.name()),
+            method,
+            endpoint,
+            protocol: self.protocol,
+            tls: self.tls,
+            status: 0,
+            rule: None,
+            decision: Decision::Cancelled,
+            mode: Mode::Enforce,
+            token: Token::Unread,
+            network: self.client.network,
+            error: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            duration_us: 0,
+            upstream: None,
+            upstream_us: None,
+            generation: 0,
+        }
+    }
 }
 
 impl<R> Arrival<R> {

@@ -11,10 +11,11 @@ use super::elsewhere::Elsewhere;
 use super::route::Cleared;
 use crate::error::Error;
 use crate::keyring::Keys;
+use crate::ledger::{Contact, Door};
 use crate::matrix::{Endpoint, ServerName};
 use crate::message::{Answer, Body};
 use crate::origin::Client;
-use crate::policy::{Destination, Held};
+use crate::policy::{Cause, Destination, Held};
 
 /// Answers questions for keys as any notary does, and nothing else.
 #[derive(Clone)]
@@ -41,7 +42,11 @@ impl Service<Cleared> for Notary {
 
     fn call(&mut self, Cleared { request, classified, facts, .. }: Cleared) -> Self::Future {
         // Whoever comes here wants a notary, also where no rule says who that is.
-        let to = self.elsewhere.of(&request, &facts).unwrap_or(Destination::KeyRing);
+        facts.contacts(Contact::server(&self.name, Cause::Keys, Door::Notary));
+        let to = self.elsewhere.of(&request, &facts).unwrap_or_else(|| {
+            facts.contact(Contact::answered_here);
+            Destination::KeyRing
+        });
         facts.note(|record| record.upstream = Some(self.elsewhere.name(&to)));
         let this = self.clone();
         Box::pin(async move {

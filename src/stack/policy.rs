@@ -18,18 +18,20 @@ use super::route::Cleared;
 use super::whose_keys::WhoseKeys;
 use super::{Arrival, Facts};
 use crate::error::Error;
+use crate::events::{Event, Events};
 use crate::matrix::Flow;
 use crate::message::Body;
 use crate::observe::access::{self, Mode};
 use crate::origin::Destination;
 use crate::policy;
 use crate::policy::decision::Need;
-use crate::policy::{Decision, Denial, Exchange, Held, KeysOf, Permit, Reading, TokenVerdict, Verdict};
+use crate::policy::{Decision, Denial, Exchange, Held, KeysOf, Permit, Reading, RuleIndex, TokenVerdict, Verdict};
 use crate::snapshot::{Current, Generation, Snapshot};
 
 /// Makes [`Policy`].
 pub struct PolicyLayer {
     snapshot: Snapshot,
+    events: Events,
     authenticator: Authenticator,
     collector: Collector,
     whose_keys: WhoseKeys,
@@ -39,16 +41,23 @@ pub struct PolicyLayer {
 pub struct Policy<S> {
     upstream: S,
     current: Current,
+    events: Events,
     authenticator: Authenticator,
     collector: Collector,
     whose_keys: WhoseKeys,
 }
 
 impl PolicyLayer {
-    /// A layer that judges by what is in force, asks this authenticator about tokens, lets this one collect what it permits,
-    /// and this one see whose keys are asked for.
-    pub fn new(snapshot: Snapshot, authenticator: Authenticator, collector: Collector, whose_keys: WhoseKeys) -> Self {
-        Self { snapshot, authenticator, collector, whose_keys }
+    /// A layer that judges by what is in force, tells here what it refuses, asks this authenticator about tokens, lets this one
+    /// collect what it permits, and this one see whose keys are asked for.
+    pub fn new(
+        snapshot: Snapshot,
+        events: Events,
+        authenticator: Authenticator,
+        collector: Collector,
+        whose_keys: WhoseKeys,
+    ) -> Self {
+        Self { snapshot, events, authenticator, collector, whose_keys }
     }
 }
 
@@ -57,8 +66,8 @@ impl<S> Layer<S> for PolicyLayer {
 
     fn layer(&self, upstream: S) -> Policy<S> {
         let (authenticator, collector) = (self.authenticator.clone(), self.collector.clone());
-        let whose_keys = self.whose_keys.clone();
-        Policy { upstream, current: self.snapshot.current(), authenticator, collector, whose_keys }
+        let (whose_keys, events) = (self.whose_keys.clone(), self.events.clone());
+        Policy { upstream, current: self.snapshot.current(), events, authenticator, collector, whose_keys }
     }
 }
 
@@ -88,6 +97,10 @@ where
     async fn judge(&self, mut known: Known) -> Result<Response<Body>, Error> {
         let generation = self.current.load();
         known.arrival.facts.note(|record| record.generation = generation.number);
+        if let (Flow::Egress, Some(to)) = (known.flow, known.arrival.request.extensions().get::<Destination>()) {
+            let cause = generation.policy.egress().cause(&to.host);
+            known.arrival.facts.contact(|contact| contact.or_because(cause));
+        }
         let keys_of = match generation.policy.asks_whose_keys(known.flow, known.classified.raw) {
             Some(policy::Mode::Enforce) => Some(self.whose_keys.of(&mut known.arrival.request).await?),
             // What only tells does not touch a body: it takes every question for one for others.
@@ -97,6 +110,7 @@ where
         let (Verdict { decision, reported }, readings) = self.decide(&known, keys_of, &generation).await;
         let (facts, flow) = (Rc::clone(&known.arrival.facts), known.flow);
         if let Some(reported) = reported {
+            self.tell(&known, reported.rule, (reported.action, Mode::Report), &generation);
             let counters = generation.counters(reported.rule);
             if reported.action == "answer" {
                 counters.answer.inc()
@@ -118,21 +132,43 @@ where
                 match refused {
                     None => self.forward(known, &permit, &generation).await,
                     Some(denial) => {
+                        self.tell(&known, denial.rule, ("deny", Mode::Enforce), &generation);
                         generation.counters(denial.rule).deny.inc();
                         Ok(answer(&denial, access::Decision::Deny, flow, &generation, &facts))
                     }
                 }
             }
             Decision::Answer(denial) => {
+                self.tell(&known, denial.rule, ("answer", Mode::Enforce), &generation);
                 generation.counters(denial.rule).answer.inc();
                 Ok(answer(&denial, access::Decision::Answer, flow, &generation, &facts))
             }
             Decision::Deny(denial) => {
+                self.tell(&known, denial.rule, ("deny", Mode::Enforce), &generation);
                 generation.counters(denial.rule).deny.inc();
                 Ok(answer(&denial, access::Decision::Deny, flow, &generation, &facts))
             }
             Decision::Fail(kind) => Err(Error::new(kind)),
         }
+    }
+
+    /// Tells what a rule did to a request, or would have done, if the policy wants it told.
+    fn tell(&self, known: &Known, rule: RuleIndex, (action, mode): (&'static str, Mode), generation: &Generation) {
+        let Some(telling) = generation.policy.tells_of(rule) else { return };
+        let Arrival { request, facts, .. } = &known.arrival;
+        let is_inbound = known.flow.is_inbound();
+        let event = Event {
+            rule: generation.policy.rule(rule).name,
+            action,
+            mode,
+            flow: known.flow,
+            endpoint: facts.endpoint().id(),
+            id: facts.id(),
+            client: is_inbound.then(|| known.arrival.client().address),
+            user: self.authenticator.known_user(&Credentials::of(request)).filter(|_| is_inbound),
+            host: request.extensions().get::<Destination>().map(|destination| destination.host.clone()),
+        };
+        self.events.tell(event, telling);
     }
 
     /// The verdict, and what the body is to be read for if it is permitted.

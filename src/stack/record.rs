@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -17,29 +17,32 @@ use tower::{Layer, Service};
 
 use super::{Arrival, Client, Peer};
 use crate::error::Error;
+use crate::ledger::{Contact, Ledger};
 use crate::matrix::Flow;
 use crate::matrix::endpoint::Endpoint;
 use crate::message::Body;
 use crate::message::body::BodyFlow;
-use crate::observe::access::{AccessRecord, Decision, Mode, Network, Token, Writer};
+use crate::observe::access::{AccessRecord, Decision, Method, Network, Writer};
 use crate::observe::metrics::{Counted, Metrics};
 
 /// Makes [`Record`].
 pub struct RecordLayer {
     metrics: Arc<Metrics>,
     access: Arc<Writer>,
+    ledger: Arc<Ledger>,
 }
 
 /// Begins and ends the record of each exchange.
 pub struct Record<S> {
     inner: S,
-    ledger: Rc<Ledger>,
+    books: Rc<Books>,
 }
 
 /// Where records and counts go.
-struct Ledger {
+struct Books {
     metrics: Arc<Metrics>,
     access: Arc<Writer>,
+    ledger: Arc<Ledger>,
     ids: Cell<u64>,
 }
 
@@ -47,17 +50,19 @@ struct Ledger {
 pub struct Facts {
     record: RefCell<AccessRecord>,
     endpoint: Cell<Endpoint>,
+    /// Whom Synapse asks, at the doors of the way out.
+    contact: RefCell<Option<Box<Contact>>>,
     body: Rc<BodyFlow>,
     started: Instant,
     peer: Rc<Peer>,
-    ledger: Rc<Ledger>,
+    books: Rc<Books>,
     _in_flight: Counted,
 }
 
 impl RecordLayer {
-    /// A layer that counts here and writes there.
-    pub fn new(metrics: Arc<Metrics>, access: Arc<Writer>) -> Self {
-        Self { metrics, access }
+    /// A layer that counts here, writes there, and notes in this ledger whom Synapse asked.
+    pub fn new(metrics: Arc<Metrics>, access: Arc<Writer>, ledger: Arc<Ledger>) -> Self {
+        Self { metrics, access, ledger }
     }
 }
 
@@ -67,8 +72,9 @@ impl<S> Layer<S> for RecordLayer {
     fn layer(&self, inner: S) -> Record<S> {
         // Ids of one process never meet: each worker begins at a place of its own, far from the others.
         let ids = Cell::new(getrandom::u64().unwrap_or_default());
-        let ledger = Ledger { metrics: Arc::clone(&self.metrics), access: Arc::clone(&self.access), ids };
-        Record { inner, ledger: Rc::new(ledger) }
+        let (metrics, access, ledger) = (Arc::clone(&self.metrics), Arc::clone(&self.access), Arc::clone(&self.ledger));
+        let books = Books { metrics, access, ledger, ids };
+        Record { inner, books: Rc::new(books) }
     }
 }
 
@@ -90,7 +96,7 @@ where
             hint.look(request.headers());
         }
         let network = named.as_deref().unwrap_or(&peer.client).network;
-        let facts = Rc::new(Facts::begin(&request, network, Rc::clone(&peer), Rc::clone(&self.ledger)));
+        let facts = Rc::new(Facts::begin(&request, network, Rc::clone(&peer), Rc::clone(&self.books)));
         let arrival = Arrival { request, peer, named, facts: Rc::clone(&facts) };
         RecordFuture { inner: (&self.inner).call(arrival), facts: Some(facts) }
     }
@@ -171,45 +177,38 @@ impl Drop for RecordedBody {
 }
 
 impl Facts {
-    fn begin(request: &Request<Incoming>, network: Network, peer: Rc<Peer>, ledger: Rc<Ledger>) -> Self {
-        let record = AccessRecord {
-            time: SystemTime::now(),
-            id: ledger.next_id(),
-            flow: Flow::Client,
-            listener: Arc::clone(peer.listener.name()),
-            method: request.method().into(),
-            endpoint: Endpoint::Unserved.id(),
-            protocol: peer.protocol,
-            tls: peer.tls,
-            status: 0,
-            rule: None,
-            decision: Decision::Cancelled,
-            mode: Mode::Enforce,
-            token: Token::Unread,
-            network,
-            error: None,
-            bytes_in: 0,
-            bytes_out: 0,
-            duration_us: 0,
-            upstream: None,
-            upstream_us: None,
-            generation: 0,
-        };
+    fn begin(request: &Request<Incoming>, network: Network, peer: Rc<Peer>, books: Rc<Books>) -> Self {
+        let endpoint = Endpoint::Unserved;
+        let record = peer.begin_record(books.next_id(), Flow::Client, request.method().into(), endpoint.id());
+        let record = AccessRecord { network, ..record };
         peer.pace.begin();
         Self {
             record: RefCell::new(record),
-            endpoint: Cell::new(Endpoint::Unserved),
+            endpoint: Cell::new(endpoint),
+            contact: RefCell::default(),
             body: Rc::default(),
             started: Instant::now(),
-            _in_flight: ledger.metrics.request_in_flight(),
+            _in_flight: books.metrics.request_in_flight(),
             peer,
-            ledger,
+            books,
         }
     }
 
     /// Notes something.
     pub fn note(&self, note: impl FnOnce(&mut AccessRecord)) {
         note(&mut self.record.borrow_mut());
+    }
+
+    /// Notes whom Synapse asks.
+    pub fn contacts(&self, contact: Contact) {
+        self.contact.replace(Some(Box::new(contact)));
+    }
+
+    /// Notes something more of it.
+    pub fn contact(&self, note: impl FnOnce(Contact) -> Contact) {
+        if let Some(contact) = &mut *self.contact.borrow_mut() {
+            **contact = note(Contact::clone(contact));
+        }
     }
 
     /// Notes what the request asks for.
@@ -242,7 +241,7 @@ impl Facts {
     }
 
     fn is_head(&self) -> bool {
-        self.record.borrow().method == crate::observe::access::Method::Head
+        self.record.borrow().method == Method::Head
     }
 }
 
@@ -260,7 +259,7 @@ impl Drop for Facts {
         let took = self.started.elapsed();
         record.duration_us = us(took);
         record.bytes_in = self.body.bytes();
-        let metrics = &self.ledger.metrics;
+        let metrics = &self.books.metrics;
         self.peer.listener.request(record.flow, record.status);
         if record.flow.is_inbound() {
             metrics.endpoint_request(self.endpoint.get().index(), record.status);
@@ -269,12 +268,15 @@ impl Drop for Facts {
         if self.endpoint.get().is_unknown() {
             metrics.unknown_endpoint(record.flow);
         }
-        self.ledger.access.submit(record);
+        if let Some(contact) = self.contact.take() {
+            self.books.ledger.exchanged(*contact, &record);
+        }
+        self.books.access.submit(record);
         self.peer.pace.end();
     }
 }
 
-impl Ledger {
+impl Books {
     fn next_id(&self) -> u64 {
         // An odd step visits all 2^64 values, and neighbours look nothing alike.
         let id = self.ids.get().wrapping_add(0x9E37_79B9_7F4A_7C15);

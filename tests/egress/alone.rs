@@ -10,6 +10,7 @@ use mantlet_testkit::certificate::Authority;
 use mantlet_testkit::synapse::has_namespaces;
 use serde_json::{Value, json};
 
+use crate::contacts_with;
 use crate::support::federation::{self, Directions, Notary, Outside, Side};
 
 struct World {
@@ -71,6 +72,41 @@ fn keys_come_from_their_servers_and_the_notary_hears_of_nobody() {
     assert!(
         !looked_up.is_empty() && !looked_up.iter().any(|name| name.contains("matrix.org") || name.contains("invalid"))
     );
+}
+
+#[test]
+fn the_ledger_says_whom_synapse_asked_and_what_for() {
+    let named =
+        || directions().map(|(here, there, way)| (here, there, if way == "there" { "ledger" } else { "ledger-back" }));
+    federation::a_profile_is_read_from_the_other_server(named());
+    federation::media_come_over_with_a_token_and_every_byte(named());
+    for (here, there, notary) in [(0, 1, "matrix.org"), (1, 0, "notary.invalid")] {
+        let [here, there] = [here, there].map(|side: usize| &world().sides[side]);
+        let is = |contact: &Value, to: &str, cause: &str, verdict: &str| {
+            ["destination", "cause", "verdict", "door"].map(|key| &contact[key]) == [to, cause, verdict, "federation"]
+        };
+        let wanted = [
+            (there.name(), "federation", "passed"),
+            (there.name(), "media", "passed"),
+            // By the key ring, for Synapse.
+            (there.name(), "keys", "passed"),
+            (notary, "keys", "answered"),
+        ];
+        let contacts = contacts_with(
+            || here.contacts(),
+            |contacts| {
+                wanted.iter().all(|(to, cause, verdict)| contacts.iter().any(|contact| is(contact, to, cause, verdict)))
+            },
+        );
+        let media = contacts.iter().find(|contact| is(contact, there.name(), "media", "passed")).unwrap();
+        assert!(media["bytes_in"].as_u64().unwrap() >= 3_000_000, "{media}");
+        // Nobody else: no notary, and nobody whom this test did not name.
+        let known = |contact: &Value| {
+            let to = contact["destination"].as_str().unwrap();
+            is(contact, notary, "keys", "answered") || to.split(':').next() == Some(there.name())
+        };
+        assert!(contacts.iter().all(known), "{contacts:#?}");
+    }
 }
 
 #[test]

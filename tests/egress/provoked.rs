@@ -15,6 +15,7 @@ use mantlet_testkit::recorder::RecordedRequest;
 use mantlet_testkit::synapse::{Options, Role, Session, Synapse};
 use serde_json::{Value, json};
 
+use crate::contacts_with;
 use crate::notary::Stranger;
 use crate::support::Gateway;
 use crate::support::outside::{Dns, TlsFront};
@@ -109,6 +110,17 @@ impl World {
         format!("{host}:{port}")
     }
 
+    /// Waits until the ledger has this host with this cause and verdict.
+    #[track_caller]
+    fn assert_noted(&self, host: &str, cause: &str, verdict: &str) {
+        let to = self.at(host);
+        let is = |contact: &Value| {
+            ["destination", "cause", "verdict", "door"].map(|key| &contact[key])
+                == [to.as_str(), cause, verdict, "proxy"]
+        };
+        contacts_with(|| self.gateway().contacts(), |contacts| contacts.iter().any(is));
+    }
+
     /// The first request that a host was asked for what begins so.
     fn asked(&self, host: &str, path: &str) -> RecordedRequest {
         let at = self.at(host);
@@ -141,11 +153,15 @@ fn door(outside: &Authority, dns: &Dns, front: &TlsFront, backend: &Backend) -> 
     std::fs::set_permissions(dir.path().join("our.key"), PermissionsExt::from_mode(0o600)).unwrap();
     outside.write(dir.path()).unwrap();
     let looked_into = hosts.map(|host| format!("[[egress.destination]]\nhost = \"{host}\"\naction = \"intercept\"\n"));
-    write("policy.toml", &format!("extends = \"balanced\"\n{}", looked_into.concat()));
+    let tunnels = [("push.test", "push"), ("preview.test", "preview")].map(|(host, cause)| {
+        format!("[[egress.destination]]\nhost = \"{host}\"\naction = \"tunnel\"\ncause = \"{cause}\"\n")
+    });
+    let listed = "[rules.identity_servers]\nservers = [\"ident.test\"]\n";
+    write("policy.toml", &format!("extends = \"balanced\"\n{listed}{}{}", looked_into.concat(), tunnels.concat()));
     let text = format!(
         "[[listener]]\nname = \"web\"\ndoor = \"proxy\"\nbind = \"127.0.0.1:0\"\nports = [{}, {}]\nextra_roots = [\"ca.crt\"]\n\
          [policy]\nfile = \"policy.toml\"\n[upstream.synapse]\nservers = [\"http://127.0.0.1:9\"]\n\
-         [egress]\nnameservers = [\"{}\"]\n[egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n\
+         [admin]\nbind = \"127.0.0.1:0\"\n[egress]\nnameservers = [\"{}\"]\n[egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n\
          [egress.addresses]\nallow = [\"127.0.1.0/24\", \"bridge.test\"]\n",
         front.addr().port(),
         backend.addr().port(),
@@ -206,6 +222,7 @@ fn an_application_service_is_told_in_the_clear_what_happens() {
     let records = world.gateway().records_with(record);
     let record = records.iter().find(|one| record(one)).unwrap();
     assert_eq!(["flow", "decision"].map(|field| &record[field]), [&json!("egress"), &json!("permit")]);
+    world.assert_noted("bridge.test", "appservice", "passed");
 }
 
 #[test]
@@ -220,6 +237,7 @@ fn a_page_is_fetched_for_a_preview_through_a_tunnel() {
     // Nobody reads, or changes, what goes through a tunnel.
     assert!(fetched.header("user-agent").is_some_and(|agent| agent.contains("Synapse")), "{:?}", fetched.headers);
     assert!(world.front.names().contains(&"preview.test".to_owned()));
+    world.assert_noted("preview.test", "preview", "tunnelled");
 }
 
 #[test]
@@ -242,6 +260,7 @@ fn an_identity_server_binds_and_is_asked_about_an_address() {
     for path in ["hash_details", "lookup", "store-invite"] {
         world.asked("ident.test", &format!("/_matrix/identity/v2/{path}"));
     }
+    world.assert_noted("ident.test", "identity", "passed");
     let written = world.gateway().written();
     assert!(!written.contains("ident.test") && !written.contains("example.org"), "{written}");
 }
@@ -253,6 +272,7 @@ fn single_sign_on_is_discovered_through_a_tunnel() {
     let asked = world.asked("sso.test", "/.well-known/openid-configuration");
     assert_eq!(asked.method, "GET");
     world.asked("sso.test", "/jwks");
+    world.assert_noted("sso.test", "other", "tunnelled");
     let tunnel = |record: &Value| record["endpoint"] == "tunnel" && record["status"] == 200;
     assert!(world.front.names().contains(&"sso.test".to_owned()));
     // A tunnel is written down when it ends, which may be long after.
@@ -271,6 +291,7 @@ fn statistics_about_users_stay_here() {
     );
     assert_eq!(record["status"], 200);
     assert!(!world.front.names().contains(&"stats.test".to_owned()));
+    world.assert_noted("stats.test", "statistics", "answered");
     let at = world.at("stats.test");
     assert!(world.backend.requests().iter().all(|request| request.header("host") != Some(&at)));
 }
@@ -285,6 +306,8 @@ fn a_notary_that_is_looked_into_hears_nothing_and_keys_come_all_the_same() {
     assert_eq!(keys.len(), 1, "{keys:?}");
     assert_eq!((keys[0].target_text().as_str(), keys[0].header("user-agent")), ("/_matrix/key/v2/server", None));
     assert!(!world.front.names().contains(&"notary.test".to_owned()));
+    world.assert_noted("notary.test", "keys", "answered");
+    world.assert_noted("127.0.1.1", "keys", "passed");
     let is = |record: &Value| record["endpoint"] == "key_get_remote_server_keys_batch";
     let records = world.gateway().records_with(is);
     let record = records.iter().find(|record| is(record)).unwrap();
@@ -308,5 +331,6 @@ fn a_push_gateway_is_told_through_a_tunnel() {
     let room = world.call(&alice, "POST", "/_matrix/client/v3/createRoom", &room)["room_id"].clone();
     let told = world.asked("push.test", "/_matrix/push/v1/notify");
     let said: Value = serde_json::from_slice(&told.body).unwrap();
+    world.assert_noted("push.test", "push", "tunnelled");
     assert_eq!((&said["notification"]["room_id"], &said["notification"]["sender"]), (&room, &json!(alice.user_id)));
 }

@@ -13,6 +13,7 @@ use mantlet_testkit::recorder::RecordedRequest;
 use mantlet_testkit::synapse::{Options, Role, Session, Synapse, free_port};
 use serde_json::{Value, json};
 
+use crate::contacts_with;
 use crate::support::Gateway;
 use crate::support::outside::{Dns, TlsFront};
 
@@ -46,7 +47,8 @@ fn web() -> &'static Web {
         let bundle = directory.path().join("bundle.pem");
         std::fs::write(&bundle, format!("{}{}", outside.pem(), ours.certificate)).unwrap();
         let intercept = |host| format!("[[egress.destination]]\nhost = \"{host}\"\naction = \"intercept\"\n");
-        write("policy.toml", &format!("extends = \"balanced\"\n{}", looked_into.map(intercept).concat()));
+        let tunnel = "[[egress.destination]]\nhost = \"tunnel.test\"\naction = \"tunnel\"\ncause = \"push\"\n";
+        write("policy.toml", &format!("extends = \"balanced\"\n{}{tunnel}", looked_into.map(intercept).concat()));
         // Each has to be told of the other before it starts.
         let proxy = format!("127.0.0.1:{}", free_port().unwrap());
         let url = format!("http://{proxy}");
@@ -65,7 +67,7 @@ fn web() -> &'static Web {
             "[[listener]]\nname = \"web\"\ndoor = \"proxy\"\nbind = \"{proxy}\"\nports = [{}]\nextra_roots = [\"ca.crt\"]\n\
              [[listener]]\nname = \"clients\"\ndoor = \"ingress\"\nbind = \"127.0.0.1:0\"\n\
              [policy]\nfile = \"policy.toml\"\n[upstream.synapse]\nservers = [\"{}\"]\n\
-             [egress]\nnameservers = [\"{}\"]\n[egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n\
+             [admin]\nbind = \"127.0.0.1:0\"\n[egress]\nnameservers = [\"{}\"]\n[egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n\
              [egress.addresses]\nallow = [\"127.0.1.0/24\"]\n",
             front.addr().port(),
             synapse.base_url(),
@@ -128,6 +130,17 @@ impl Web {
             "kind": "http", "app_id": "test", "app_display_name": "test", "device_display_name": "test", "lang": "en",
             "pushkey": key, "data": {"url": url},
         })
+    }
+
+    /// Waits until the ledger has this host with this cause and verdict.
+    #[track_caller]
+    fn assert_noted(&self, host: &str, cause: &str, verdict: &str) {
+        let to = format!("{host}:{}", self.port());
+        let is = |contact: &Value| {
+            ["destination", "cause", "verdict", "door"].map(|key| &contact[key])
+                == [to.as_str(), cause, verdict, "proxy"]
+        };
+        contacts_with(|| self.gateway().contacts(), |contacts| contacts.iter().any(is));
     }
 
     /// The first request that a host was asked with this in its body.
@@ -196,6 +209,8 @@ fn push_gateways_are_told_through_the_proxy_door_and_no_version_where_it_is_look
     }));
     let names = web.front.names();
     assert!(names.contains(&"push.test".to_owned()) && names.contains(&"tunnel.test".to_owned()), "{names:?}");
+    web.assert_noted("push.test", "push", "passed");
+    web.assert_noted("tunnel.test", "push", "tunnelled");
     let written = web.gateway().written();
     assert!(!written.contains("push.test") && !written.contains("tunnel.test"), "{written}");
 }
@@ -219,6 +234,9 @@ fn an_identity_server_that_is_looked_into_hears_nothing_of_an_address_that_is_re
     let records = web.gateway().records_with(|record| record["rule"] == "threepid_unbind");
     assert!(records.iter().any(|record| record["decision"] == "answer" && record["status"] == 404));
     assert!(!web.front.names().contains(&"is.test".to_owned()));
+    web.assert_noted("is.test", "identity", "answered");
+    let told = "mantlet_privacy_events_total{flow=\"egress\",rule=\"threepid_unbind\"}";
+    assert!(web.gateway().metric(told) >= 1.0);
 }
 
 #[test]

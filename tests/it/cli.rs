@@ -67,6 +67,11 @@ fn explain_tells_decision_rule_and_line() {
         (&["explain", "GET", "https://hs.example/_matrix/federation/v1/version"], 0, "answer with 200"),
         (&["explain", "GET", "/_synapse/admin/v1/users"], 3, "by internal_endpoints"),
         (
+            &["explain", "POST", "/_matrix/client/v3/account/3pid/unbind"],
+            3,
+            "told            as a privacy event, in the log",
+        ),
+        (
             &["explain", "--policy", "transparent", "GET", "/_matrix/client/v3/publicRooms"],
             0,
             "public_rooms would deny it, in report mode",

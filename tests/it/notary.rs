@@ -124,10 +124,10 @@ pub fn private(path: &Path, text: &str) {
 }
 
 /// A server's own key.
-struct Origin(Ed25519KeyPair);
+pub struct Origin(Ed25519KeyPair);
 
 impl Origin {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(Ed25519KeyPair::from_der(&Ed25519KeyPair::generate(), "a".into()).unwrap())
     }
 
@@ -146,7 +146,7 @@ impl Origin {
         serde_json::to_value(&object).unwrap()
     }
 
-    fn keys(&self, server: &str, seconds: i64) -> Value {
+    pub fn keys(&self, server: &str, seconds: i64) -> Value {
         self.signed(server, self.says(server, seconds))
     }
 }

@@ -3,20 +3,17 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::sync::Arc;
 use std::thread;
 
 use mantlet_testkit::backend::{Answer, Backend};
 use mantlet_testkit::certificate::Authority;
 use mantlet_testkit::http::{Request, response};
 use mantlet_testkit::recorder::RecordedRequest;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::{ClientConnection, StreamOwned};
 
 use crate::common::{SOON, assert_matrix_error, eventually, noise, ok};
 use crate::support::Gateway;
-use crate::support::outside::{Dns, TlsFront};
+use crate::support::outside::{Dns, TlsFront, tls};
 
 /// A door, and the world behind it: `push.test` and `other.test` are at one address, in TLS; `bridge.test` is within, in the clear.
 struct World {
@@ -79,13 +76,7 @@ impl World {
 
     /// A client's TLS in this tunnel.
     fn tls(&self, stream: TcpStream, name: &str) -> StreamOwned<ClientConnection, TcpStream> {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(self.authority.pem().as_bytes()).unwrap()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let config = builder.with_root_certificates(roots).with_no_client_auth();
-        let name = ServerName::try_from(name.to_owned()).unwrap();
-        StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), stream)
+        tls(stream, name, &self.authority.pem())
     }
 }
 

@@ -157,6 +157,7 @@ impl Side {
              tls = {{ certificate = {certificate:?}, key = {key:?} }}\n\
              [[listener]]\nname = \"out\"\ndoor = \"federation\"\nbind = \"unix:{}\"\nsecret_file = {secret:?}\n\
              extra_roots = [{:?}]\n[upstream.synapse]\nservers = [\"unix:{}\"]\n[policy]\nfile = \"policy.toml\"\n\
+             [admin]\nbind = \"127.0.0.1:0\"\n\
              [egress]\nstore = {:?}\nnameservers = [\"{}\"]\n{notary_key}[egress.addresses]\nallow = [\"127.0.1.0/24\"]\n",
             door.display(),
             directory.path().join("ca.crt"),
@@ -183,6 +184,11 @@ impl Side {
         let synapse = synapse.unwrap();
         let hop = Recorder::start_at(socket.as_path(), synapse.address()).unwrap();
         Side { gateway: Mutex::new(gateway), addr, hop, synapse, ca: authority.pem(), directory }
+    }
+
+    /// Whom Synapse asked, as its Mantlet's ledger says.
+    pub fn contacts(&self) -> Vec<Value> {
+        self.gateway.lock().unwrap_or_else(PoisonError::into_inner).contacts()
     }
 
     /// Whom Synapse tried to reach, where it is isolated.

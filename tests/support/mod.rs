@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use mantlet::config::address::{AdminAddress, ListenerAddress};
 use mantlet::config::gateway::Gateway as Config;
 use mantlet::server::{self, Running, Start};
+use mantlet_testkit::http::Request;
 use serde_json::Value;
 
 /// A gateway that serves for as long as this lives.
@@ -118,6 +119,12 @@ impl Gateway {
     pub fn metric(&self, name: &str) -> f64 {
         let line = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
         self.metrics().lines().find_map(line).unwrap_or_default()
+    }
+
+    /// The lines of its ledger, as the admin listener tells them.
+    pub fn contacts(&self) -> Vec<Value> {
+        let ledger = Request::new("GET", "/ledger").send(self.admin()).json();
+        ledger["contacts"].as_array().expect("the ledger is a list").clone()
     }
 
     /// The access records, once there are so many.

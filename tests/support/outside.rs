@@ -11,7 +11,8 @@ use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME, SRV};
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 use mantlet_testkit::certificate::{Authority, Leaf};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio_rustls::LazyConfigAcceptor;
@@ -140,6 +141,21 @@ fn answer(query: &Message, zone: &mut Zone, asked: &mut Vec<(String, RecordType)
         answer.metadata.response_code = ResponseCode::NXDomain;
     }
     answer
+}
+
+/// A client's TLS on this stream, with whoever has a certificate of this authority for this name.
+pub fn tls(
+    stream: std::net::TcpStream,
+    name: &str,
+    authority: &str,
+) -> StreamOwned<ClientConnection, std::net::TcpStream> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = builder.with_root_certificates(roots).with_no_client_auth();
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), stream)
 }
 
 /// Ends TLS in front of a plain server, with a certificate for some names.

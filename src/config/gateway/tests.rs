@@ -84,6 +84,7 @@ server_name = "example.org:8448"
 [egress]
 nameservers = ["127.0.0.53", "[::1]:5353"]
 store = "keys.redb"
+ledger = 500
 notary_key = "notary.key"
 next_hop = "http://proxy.corp:3128"
 next_hop_credentials = "credentials"
@@ -253,6 +254,7 @@ fn a_way_out_is_for_synapse_alone() {
             &format!("{good}\n[egress]\nnameservers = [\"dns.example\"]"),
             "\"dns.example\" is not the address of a name server",
         ),
+        (&format!("{good}\n[egress]\nledger = 50001"), "50001 lines are more than a ledger can have"),
         (
             &format!("{good}\n[egress.addresses]\nallow = [\"https://a\"]"),
             "\"https://a\" is no host, address or network",

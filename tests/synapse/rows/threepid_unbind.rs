@@ -1,4 +1,4 @@
-//! L05 and L06: no identity server is told to forget a binding, neither by whom asks it nor by Synapse for a client.
+//! L05, L06 and L31: no identity server is told to forget a binding, neither by whom asks it nor by Synapse for a client; and each try is told.
 
 use std::path::Path;
 
@@ -78,5 +78,7 @@ fn synapse_asks_no_identity_server_for_a_client() {
             }
         }
         assert_eq!(identity_server.connections(), asked, "{policy}: Synapse asked the identity server");
+        let told = "mantlet_privacy_events_total{flow=\"client\",rule=\"threepid_unbind\"}";
+        assert_eq!(gateway.metric(told), 6.0, "{policy}");
     }
 }
