@@ -195,12 +195,12 @@ impl Process {
         self.admin("/version").json()["generation"].as_u64().expect("a number")
     }
 
-    /// Whose it is, and whose what stands of it below `/proc`.
+    /// Whose it is, and whose what stands of it below `/proc/PID` (the directory itself is always its own).
     pub fn owner(&self) -> (u32, u32) {
-        let directory = std::fs::metadata(format!("/proc/{}", self.child.id())).expect("it runs");
+        let environment = std::fs::metadata(format!("/proc/{}/environ", self.child.id())).expect("it runs");
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
         let user = status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().next()?.parse().ok());
-        (user.expect("it has a user"), directory.uid())
+        (user.expect("it has a user"), environment.uid())
     }
 
     /// The memory it holds, in bytes.
