@@ -72,7 +72,7 @@ pub(super) fn examine(homeserver: &Homeserver, around: &Surroundings<'_>, report
             }
         }
     }
-    if let (Some(ours), false, true) = (&ours, is_ours_named, list.iter().all(|server| pins(server))) {
+    if let (Some(ours), false, true) = (&ours, is_ours_named, list.iter().all(pins)) {
         let what = format!(
             "the notary key {} of this gateway is not in `trusted_key_servers`: nobody looks at what it signs",
             ours.id()

@@ -59,7 +59,7 @@ fn settle(world: &World, process: &Process) {
     }
 }
 
-const BROKEN: &str = "the store of server keys cannot be used";
+const BROKEN: &str = "the store cannot be used";
 
 #[track_caller]
 fn end(mut process: Process) {
@@ -155,7 +155,7 @@ fn a_disk_that_is_full_is_done_without_and_used_again_when_there_is_room() {
     within(Duration::from_secs(75), "it is good again", || {
         later = servers(&world, &format!("later{}-", world.asked().len()), 1);
         ask(&process, &later);
-        process.log().contains("the store of server keys is good again")
+        process.log().contains("the store is good again")
     });
     // What was written first and last is there, by a copy of the file as it is on that disk.
     settle(&world, &process);

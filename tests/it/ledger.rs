@@ -100,8 +100,7 @@ impl World {
     /// What Synapse asks others in the clear.
     fn clear(&self, gateway: &Gateway, method: &str, path: &str, fields: &[(&str, &str)]) -> u16 {
         let url = format!("http://bridge.test:{}{path}", self.backend.addr().port());
-        let request =
-            fields.iter().fold(Request::new(method, url), |request, (name, value)| request.header(*name, value));
+        let request = fields.iter().fold(notify(method, url), |request, (name, value)| request.header(name, value));
         request.send(gateway.addr_of("web")).status
     }
 
@@ -127,6 +126,11 @@ impl World {
         assert_eq!(&answer, b"HTTP/1.1 200");
         tls
     }
+}
+
+/// A request with a body that is good for a notification.
+fn notify(method: &str, url: String) -> Request {
+    Request::new(method, url).body("{\"notification\":{\"devices\":[]}}")
 }
 
 /// What `mantlet ledger` says.
@@ -192,7 +196,7 @@ fn both_doors_write_down_whom_they_led_to_what_for_and_what_became_of_it() {
     assert_eq!(world.clear(&gateway, "GET", "/secret", &[]), 200);
     let named = format!("http://named.test:{}", world.backend.addr().port());
     for path in ["/x", "/_matrix/push/v1/notify"] {
-        let request = Request::new("POST", format!("{named}{path}"));
+        let request = notify("POST", format!("{named}{path}"));
         assert_eq!(request.send(gateway.addr_of("web")).status, 200);
     }
     let tunnels = [world.tunnel(&gateway, "push.test"), world.tunnel(&gateway, "other.test")];

@@ -128,7 +128,7 @@ impl World {
         let (here, port) = (format!("w{number}.way.test"), self.port());
         let with_port = format!("{host}:{port}");
         let says = |of: &str, what: Vec<u8>| self.says.lock().unwrap().insert(of.to_owned(), what);
-        let to = if number % 3 == 0 { host } else { &with_port };
+        let to = if number.is_multiple_of(3) { host } else { &with_port };
         match way {
             Way::Server => self.ask(to, "/_matrix/key/v2/server"),
             Way::Keys => {
