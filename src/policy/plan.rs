@@ -239,7 +239,8 @@ impl Policy {
 
     /// The rules that act at the proxy door by what is asked for, and so only where that can be read.
     pub fn outbound_rules(&self) -> impl Iterator<Item = &RuleInfo> {
-        let outbound = self.outbound.iter().map(|(_, gate)| gate.rule);
+        let gates = self.outbound.iter().map(|(_, gate)| gate.rule);
+        let outbound = gates.chain(self.outbound_readings.iter().map(|(_, reading)| reading.rule));
         let of_plan =
             |plan: &Plan| plan.to_servers.first().map(|gate| gate.rule).or(plan.reroute.as_ref().map(|to| to.rule));
         let rules: BTreeSet<_> = outbound.chain(self.plans.iter().filter_map(of_plan)).map(RuleIndex::index).collect();
