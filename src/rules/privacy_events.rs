@@ -11,7 +11,7 @@
 //!     [rules.privacy_events]
 //!     of = ["threepid_unbind"]      # rules, or "surface", "spelling", "unknown", "egress"
 //!     identifiers = false
-//!     webhook = "https://ops.example.org/privacy"    # none by default
+//!     webhook = "https://example/privacy"    # none by default
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
