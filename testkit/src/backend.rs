@@ -99,6 +99,11 @@ impl Backend {
         self.record.wait_requests(count, within)
     }
 
+    /// Waits for the first such request that has come to its last byte.
+    pub fn wait_request(&self, within: Duration, is: impl Fn(&RecordedRequest) -> bool) -> Result<RecordedRequest> {
+        self.record.wait_request(within, is)
+    }
+
     /// How many connections have been accepted.
     pub fn connections(&self) -> usize {
         self.record.connections()
@@ -271,6 +276,18 @@ mod tests {
         assert_eq!(Request::new("PUT", "/").body(big.clone()).send(backend.addr()).text(), big);
         let chunked = Request::new("PUT", "/").header("Transfer-Encoding", "chunked").body("3\r\nabc\r\n0\r\n\r\n");
         assert_eq!(chunked.send(backend.addr()).text(), "abc");
+    }
+
+    #[test]
+    fn a_request_that_is_waited_for_has_come_to_its_last_byte() {
+        let backend = Backend::start(|_| Answer::Bytes(response(200, &[], ""))).unwrap();
+        let mut client = Connection::open(backend.addr()).unwrap();
+        client.write(b"PUT /a HTTP/1.1\r\nContent-Length: 6\r\n\r\nabc").unwrap();
+        backend.wait_requests(1, SOON).unwrap();
+        let is = |request: &RecordedRequest| request.target == b"/a";
+        assert!(backend.wait_request(Duration::ZERO, is).is_err());
+        client.write(b"def").unwrap();
+        assert_eq!(backend.wait_request(SOON, is).unwrap().body, b"abcdef");
     }
 
     #[test]

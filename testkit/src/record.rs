@@ -114,6 +114,16 @@ impl Record {
             .map_err(|log| Error::new(format!("{} of {count} requests came within {within:?}", log.requests.len())))
     }
 
+    pub(crate) fn wait_request(
+        &self,
+        within: Duration,
+        is: impl Fn(&RecordedRequest) -> bool,
+    ) -> Result<RecordedRequest> {
+        let whole = |request: &&RecordedRequest| request.state == State::Complete && is(request);
+        self.wait(within, |log| log.requests.iter().find(whole).cloned())
+            .map_err(|log| Error::new(format!("none of {} requests was it within {within:?}", log.requests.len())))
+    }
+
     pub(crate) fn wait_closed(&self, within: Duration) -> Result<usize> {
         self.wait(within, |log| log.closed.pop_front())
             .map_err(|log| Error::new(format!("no connection of {} was closed within {within:?}", log.open)))

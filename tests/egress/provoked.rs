@@ -130,19 +130,13 @@ impl World {
         let at = self.at(host);
         let is =
             |request: &RecordedRequest| request.header("host") == Some(&at) && request.target_text().starts_with(path);
-        for count in 1..200 {
-            let asked = self.backend.wait_requests(count, Duration::from_secs(60)).unwrap_or_else(|error| {
-                panic!(
-                    "{host} was not asked for {path}: {error}\n{}\n{}",
-                    self.gateway().written(),
-                    self.synapse.log_tail()
-                )
-            });
-            if let Some(request) = asked.into_iter().find(is) {
-                return request;
-            }
-        }
-        panic!("{host} was not asked for {path}");
+        self.backend.wait_request(Duration::from_secs(60), is).unwrap_or_else(|error| {
+            panic!(
+                "{host} was not asked for {path}: {error}\n{}\n{}",
+                self.gateway().written(),
+                self.synapse.log_tail()
+            )
+        })
     }
 }
 

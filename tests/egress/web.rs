@@ -149,15 +149,9 @@ impl Web {
         let is = |request: &RecordedRequest| {
             request.header("host") == Some(&host) && String::from_utf8_lossy(&request.body).contains(body)
         };
-        for count in 1..100 {
-            let asked = self.backend.wait_requests(count, Duration::from_secs(60)).unwrap_or_else(|error| {
-                panic!("{host} was not asked: {error}\n{}\n{}", self.gateway().written(), self.synapse.log_tail())
-            });
-            if let Some(request) = asked.into_iter().find(is) {
-                return request;
-            }
-        }
-        panic!("{host} was not asked");
+        self.backend.wait_request(Duration::from_secs(60), is).unwrap_or_else(|error| {
+            panic!("{host} was not asked: {error}\n{}\n{}", self.gateway().written(), self.synapse.log_tail())
+        })
     }
 }
 
