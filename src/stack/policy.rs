@@ -95,7 +95,7 @@ where
     B: Into<Body>,
 {
     async fn judge(&self, mut known: Known) -> Result<Response<Body>, Error> {
-        let generation = self.current.load();
+        let generation = known.arrival.cut_by.take().unwrap_or_else(|| self.current.load());
         known.arrival.facts.note(|record| record.generation = generation.number);
         if let (Flow::Egress, Some(to)) = (known.flow, known.arrival.request.extensions().get::<Destination>()) {
             let cause = generation.policy.egress().cause(&to.host);
