@@ -50,7 +50,7 @@ fn bytes(bencher: Bencher<'_, '_>, list: &str) {
     let head = format!("GET {} HTTP/1.1\r\nHost: hs\r\n{}\r\n", sample::OPEN, fields.collect::<String>());
     let taken = |bytes: &mut Vec<u8>| {
         let takes = |name: &[u8]| policy.cut().is_some_and(|cut| cut.takes(name));
-        cut(&mut Heads::new(), bytes, |_| true, takes)
+        cut(&mut Heads::default(), bytes, |_| true, takes)
     };
     let mut bytes = head.clone().into_bytes();
     let length = taken(&mut bytes);

@@ -34,7 +34,7 @@ use crate::stack::{Chain, Pace, Peer};
 /// Serves HTTP/1.
 pub async fn serve_h1<IO: AsyncRead + AsyncWrite + Unpin>(listener: &Listener<impl Chain>, io: IO, peer: Rc<Peer>) {
     let limits = &listener.shared.limits;
-    let heads = RefCell::new(Heads::new());
+    let heads = RefCell::new(Heads::default());
     let cut_by = Cell::new(None);
     let service = service_fn(|mut request: Request<Incoming>| {
         let (chain, peer) = (Rc::clone(&listener.chain), Rc::clone(&peer));

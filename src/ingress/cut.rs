@@ -187,7 +187,7 @@ mod tests {
             }
             text.push_str("\r\n");
             let mut bytes = text.clone().into_bytes();
-            let left = cut(&mut Heads::new(), &mut bytes, |_| true, is_secret);
+            let left = cut(&mut Heads::default(), &mut bytes, |_| true, is_secret);
             taken += usize::from(left < bytes.len());
             let [mut before, mut after] =
                 [read_by_the_library(text.as_bytes()).await, read_by_the_library(&bytes[..left]).await];
@@ -207,7 +207,7 @@ mod tests {
 
     fn without_secrets(text: &str) -> String {
         let mut bytes = text.as_bytes().to_vec();
-        let left = cut(&mut Heads::new(), &mut bytes, |_| true, is_secret);
+        let left = cut(&mut Heads::default(), &mut bytes, |_| true, is_secret);
         bytes.truncate(left);
         String::from_utf8(bytes).unwrap()
     }

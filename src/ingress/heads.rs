@@ -50,9 +50,9 @@ enum At {
     Last,
 }
 
-impl Heads {
+impl Default for Heads {
     /// Before the first byte of a connection.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self {
             at: At::Start,
             line: [0; LINE],
@@ -65,7 +65,9 @@ impl Heads {
             handed: 0,
         }
     }
+}
 
+impl Heads {
     /// Reads on. Gives the first head that is among these bytes from its first to its last, if the library hands it over next.
     /// Before, it may have told where fields of it stand.
     pub fn read(&mut self, bytes: &[u8], mut field: impl FnMut(Range<usize>)) -> Option<Whole> {
@@ -213,8 +215,10 @@ mod tests {
     /// What is said of as many requests, in pieces of each size.
     fn verdicts<const N: usize>(text: &str) -> [bool; N] {
         let told = |piece| {
-            let mut heads = Heads::new();
-            text.as_bytes().chunks(piece).for_each(|piece| drop(heads.read(piece, drop)));
+            let mut heads = Heads::default();
+            text.as_bytes().chunks(piece).for_each(|piece| {
+                heads.read(piece, drop);
+            });
             [(); N].map(|()| heads.is_next_clear())
         };
         let whole = told(text.len());
@@ -242,8 +246,10 @@ mod tests {
             assert_eq!(verdicts(&text), [true, false, false, false], "{fields:?}");
         }
         // In one piece it can be seen; what a reader of pieces does not keep, it does not guess.
-        let mut heads = Heads::new();
-        post(&long, "abc").as_bytes().chunks(7).for_each(|piece| drop(heads.read(piece, drop)));
+        let mut heads = Heads::default();
+        post(&long, "abc").as_bytes().chunks(7).for_each(|piece| {
+            heads.read(piece, drop);
+        });
         assert!(!heads.is_next_clear());
     }
 
@@ -265,7 +271,7 @@ mod tests {
     fn a_head_in_one_piece_is_found_if_it_is_the_next() {
         let found =
             |heads: &mut Heads, text: &str| heads.read(text.as_bytes(), drop).map(|whole| (whole.at, whole.fields));
-        let mut heads = Heads::new();
+        let mut heads = Heads::default();
         let two = ["\r\n\n", GET, GET].concat();
         assert_eq!(found(&mut heads, &two), Some((3..3 + GET.len(), 4)));
         assert_eq!(found(&mut heads, GET), None, "two are waiting to be handed over");
@@ -288,7 +294,7 @@ mod tests {
     /// Hands bytes to the library in these pieces, and tells of each request that it makes of them whether it was clear.
     async fn told_by_the_library(text: &str, piece: usize) -> Vec<bool> {
         let (mut client, server) = tokio::io::duplex(1 << 20);
-        let (heads, told) = (RefCell::new(Heads::new()), RefCell::new(Vec::new()));
+        let (heads, told) = (RefCell::new(Heads::default()), RefCell::new(Vec::new()));
         let service = service_fn(async |request: Request<Incoming>| {
             told.borrow_mut().push(heads.borrow_mut().is_next_clear());
             let _ = request.into_body().collect().await;
