@@ -9,6 +9,7 @@ mod alone;
 mod dead_door;
 mod notary;
 mod provoked;
+mod proxy_alone;
 mod web;
 
 use std::time::{Duration, Instant};
