@@ -7,6 +7,7 @@ mod support;
 
 mod alone;
 mod dead_door;
+mod dead_proxy;
 mod notary;
 mod provoked;
 mod proxy_alone;

@@ -1,12 +1,15 @@
 //! One with a notary door: a server that it does not know asks it something, and whose keys those are it asks our notary.
 
+use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mantlet_testkit::backend::{Answer, Backend};
 use mantlet_testkit::certificate::Authority;
 use mantlet_testkit::http::{Request, json_response};
+use mantlet_testkit::recorder::RecordedRequest;
 use mantlet_testkit::synapse::{Options, Synapse, free_port};
 use ruma_common::CanonicalJsonObject;
 use ruma_common::serde::Base64;
@@ -151,4 +154,43 @@ fn a_notary_of_our_own_is_believed_with_its_key_pinned_and_without() {
     let (status, agents) = wrongly;
     assert!(status == 404 && agents.len() == 2, "{status} {agents:?}");
     assert!(agents[0].is_none() && agents[1].as_ref().is_some_and(|agent| agent.starts_with("Synapse/")), "{agents:?}");
+}
+
+#[test]
+fn whose_notary_is_gone_asks_each_server_itself_and_the_notary_again_when_it_is_back() {
+    let authority = Authority::new().unwrap();
+    let keys = Arc::new(Mutex::new(HashMap::<String, Vec<u8>>::new()));
+    let here = Arc::clone(&keys);
+    let says = move |request: &RecordedRequest| here.lock().unwrap()[request.header("host").unwrap()].clone();
+    let backend = Backend::start(move |request| Answer::Bytes(says(request))).unwrap();
+    let files = tempfile::tempdir().unwrap();
+    let notary = format!("localhost:{}", free_port().unwrap());
+    let synapse = Synapse::start(Options {
+        federation_ca: Some(authority.write(files.path()).unwrap()),
+        extra_yaml: json!({"trusted_key_servers": [{"server_name": notary}]}).to_string(),
+        ..Options::default()
+    });
+    let synapse = synapse.unwrap();
+    // Each time another stranger; who asked that one for its keys, first.
+    let asks = || {
+        let front = TlsFront::start(&authority, &["127.0.1.1"], "127.0.1.1:0".parse().unwrap(), backend.addr());
+        let name = front.addr().to_string();
+        let stranger = Stranger::new(&name);
+        keys.lock().unwrap().insert(name.clone(), stranger.keys());
+        let began = Instant::now();
+        assert_eq!(stranger.asks(&synapse), 404, "{}", synapse.log_tail());
+        let asked = backend.requests().into_iter().find(|request| request.header("host") == Some(&name)).unwrap();
+        (asked.header("user-agent").map(str::to_owned), began.elapsed())
+    };
+    let by_synapse = |agent: &Option<String>| agent.as_ref().is_some_and(|agent| agent.starts_with("Synapse/"));
+    let (agent, took) = asks();
+    println!("without its notary: {took:.1?}");
+    assert!(by_synapse(&agent), "{agent:?}");
+    let _gateway = notary_door(&authority, &notary);
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while by_synapse(&asks().0) {
+        // Here it is left alone for seconds only.
+        assert!(Instant::now() < deadline, "{}", synapse.log_tail());
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
 }
