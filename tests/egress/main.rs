@@ -8,6 +8,7 @@ mod support;
 mod alone;
 mod dead_door;
 mod dead_proxy;
+mod inside;
 mod notary;
 mod provoked;
 mod proxy_alone;
