@@ -80,19 +80,19 @@ impl Stranger {
 }
 
 /// What Synapse says to a stranger, and who asked that one for its keys: by their `User-Agent`, which Mantlet does not send.
-fn asked_by_a_stranger(believes: Believes) -> (u16, Vec<Option<String>>) {
+fn asked_by_a_stranger(believes: Believes, matrix_org: &str, lies: bool) -> (u16, Vec<Option<String>>) {
     let authority = Authority::new().unwrap();
     let keys = std::sync::Arc::new(std::sync::OnceLock::<Vec<u8>>::new());
     let here = std::sync::Arc::clone(&keys);
     let backend = Backend::start(move |_| Answer::Bytes(here.get().unwrap().clone())).unwrap();
     let front = TlsFront::start(&authority, &["127.0.1.1"], "127.0.1.1:0".parse().unwrap(), backend.addr());
     let stranger = Stranger::new(&front.addr().to_string());
-    keys.set(stranger.keys()).unwrap();
+    keys.set(if lies { Stranger::new("another.test").keys() } else { stranger.keys() }).unwrap();
 
     let files = tempfile::tempdir().unwrap();
     let ca = authority.write(files.path()).unwrap();
     let notary = format!("localhost:{}", free_port().unwrap());
-    let gateway = notary_door(&authority, &notary);
+    let gateway = notary_door(&authority, &notary, matrix_org);
     let mut trusted = json!({"server_name": notary});
     match believes {
         Believes::Anything => {}
@@ -110,18 +110,19 @@ fn asked_by_a_stranger(believes: Believes) -> (u16, Vec<Option<String>>) {
     let synapse = synapse.unwrap();
     let status = stranger.asks(&synapse);
     let records = gateway.records_with(|record| record["endpoint"] == "key_get_remote_server_keys_batch");
-    assert!(records.iter().all(|record| record["upstream"] == "(key ring)" && record["status"] == 200), "{records:?}");
+    assert!(records.iter().all(|record| record["rule"] == "notary" && record["status"] == 200), "{records:?}");
     let agents = backend.requests().iter().map(|request| request.header("user-agent").map(str::to_owned)).collect();
     (status, agents)
 }
 
 /// A notary of this name, at its port.
-fn notary_door(authority: &Authority, name: &str) -> Gateway {
+fn notary_door(authority: &Authority, name: &str, matrix_org: &str) -> Gateway {
     let dir = tempfile::tempdir().unwrap();
     authority.write(dir.path()).unwrap();
     let (certificate, key) = authority.issue(&["localhost"]).unwrap().write(dir.path()).unwrap();
     private(&dir.path().join("notary.key"), &format!("ed25519 notary {NOTARY_SEED}\n"));
-    std::fs::write(dir.path().join("policy.toml"), "extends = \"balanced\"\n").unwrap();
+    let policy = format!("extends = \"balanced\"\n[rules.notary]\nmatrix_org = \"{matrix_org}\"\n");
+    std::fs::write(dir.path().join("policy.toml"), policy).unwrap();
     let text = format!(
         "[[listener]]\nname = \"keys\"\ndoor = \"notary\"\nbind = \"{}\"\nserver_name = \"{name}\"\nextra_roots = [\"ca.crt\"]\n\
          tls = {{ certificate = {certificate:?}, key = {key:?} }}\n[policy]\nfile = \"policy.toml\"\n\
@@ -144,7 +145,7 @@ fn private(path: &Path, text: &str) {
 fn a_notary_of_our_own_is_believed_with_its_key_pinned_and_without() {
     let [unpinned, pinned, wrongly] = std::thread::scope(|scope| {
         [Believes::Anything, Believes::OurKey, Believes::AnotherKey]
-            .map(|believes| scope.spawn(move || asked_by_a_stranger(believes)))
+            .map(|believes| scope.spawn(move || asked_by_a_stranger(believes, "direct", false)))
             .map(|thread| thread.join().unwrap())
     });
     // Mantlet asked, once, and Synapse believed it.
@@ -154,6 +155,19 @@ fn a_notary_of_our_own_is_believed_with_its_key_pinned_and_without() {
     let (status, agents) = wrongly;
     assert!(status == 404 && agents.len() == 2, "{status} {agents:?}");
     assert!(agents[0].is_none() && agents[1].as_ref().is_some_and(|agent| agent.starts_with("Synapse/")), "{agents:?}");
+}
+
+#[test]
+fn a_server_that_says_keys_of_another_is_refused_and_with_empty_synapse_asks_each_itself() {
+    let [(lied, agents), (empty, asked)] = std::thread::scope(|scope| {
+        [("direct", true), ("empty", false)]
+            .map(|(matrix_org, lies)| scope.spawn(move || asked_by_a_stranger(Believes::Anything, matrix_org, lies)))
+            .map(|thread| thread.join().unwrap())
+    });
+    let by_synapse = |agent: &Option<String>| agent.as_ref().is_some_and(|agent| agent.starts_with("Synapse/"));
+    // It says keys, but those of another. Mantlet hands out none of them, and Synapse hears the same.
+    assert!(lied == 401 && agents[0].is_none() && agents[1..].iter().all(by_synapse), "{lied} {agents:?}");
+    assert!(empty == 404 && !asked.is_empty() && asked.iter().all(by_synapse), "{empty} {asked:?}");
 }
 
 #[test]
@@ -186,7 +200,7 @@ fn whose_notary_is_gone_asks_each_server_itself_and_the_notary_again_when_it_is_
     let (agent, took) = asks();
     println!("without its notary: {took:.1?}");
     assert!(by_synapse(&agent), "{agent:?}");
-    let _gateway = notary_door(&authority, &notary);
+    let _gateway = notary_door(&authority, &notary, "direct");
     let deadline = Instant::now() + Duration::from_secs(120);
     while by_synapse(&asks().0) {
         // Here it is left alone for seconds only.
