@@ -62,8 +62,9 @@ fn permit(bencher: Bencher<'_, '_>, policy: &Arc<Policy>, path: &str) {
     let headers = HeaderMap::new();
     let decide = || {
         let exchange = support::exchange(black_box(path), &headers);
-        let _ = black_box(policy.need(&exchange));
-        policy.decide(&exchange).decision
+        let steps = policy.steps(&exchange);
+        let _ = black_box(steps.need());
+        policy.decide(&steps, &exchange).decision
     };
     assert!(matches!(decide(), Decision::Permit(_)), "{path} should pass");
     bencher.bench(decide);

@@ -24,10 +24,6 @@ use crate::stack::{Chain, Client, Pace, Peer, UnlistedHop};
 pub async fn accept(listener: &Listener<impl Chain>, stream: Stream, admitted: &mut Admitted) {
     match stream {
         Stream::Tcp(stream, address) => {
-            // The kernel would hold back the second of two small writes for an acknowledgement of the first.
-            if stream.set_nodelay(true).is_err() {
-                return; // The client is gone already.
-            }
             let origin = Origin {
                 address: Some(address),
                 is_hop: listener.door == Door::Ingress && listener.shared.hops.contain(address),

@@ -1,10 +1,11 @@
 //! Drives one HTTP connection: hyper speaks, the chain answers, the pace ends it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,11 +19,14 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::cut::cut;
 use super::frames::Frames;
 use super::gathered::{Gathered, Shared};
-use super::heads::Heads;
+use super::heads::{Heads, Whole};
 use super::listener::{Drain, Listener};
+use crate::config::settings::Limits;
 use crate::observe::metrics::Refusal;
+use crate::snapshot::{Current, Generation};
 use crate::stack::canonical::Unclear;
 use crate::stack::pace::Phase;
 use crate::stack::{Chain, Pace, Peer};
@@ -30,22 +34,25 @@ use crate::stack::{Chain, Pace, Peer};
 /// Serves HTTP/1.
 pub async fn serve_h1<IO: AsyncRead + AsyncWrite + Unpin>(listener: &Listener<impl Chain>, io: IO, peer: Rc<Peer>) {
     let limits = &listener.shared.limits;
-    let heads = Rc::new(RefCell::new(Heads::new()));
+    let heads = RefCell::new(Heads::default());
+    let cut_by = Cell::new(None);
     let service = service_fn(|mut request: Request<Incoming>| {
         let (chain, peer) = (Rc::clone(&listener.chain), Rc::clone(&peer));
         if !heads.borrow_mut().is_next_clear() {
             request.extensions_mut().insert(Unclear);
         }
+        let cut_by = cut_by.take();
         let is_last = is_last(&request);
         async move {
-            let mut response = chain.answer(request, peer).await;
+            let mut response = chain.answer(request, peer, cut_by).await;
             if is_last {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)
         }
     });
-    let io = Paced { io, pace: Rc::clone(&peer.pace), follow: Follow::Heads(Rc::clone(&heads)) };
+    let follow = H1 { heads: &heads, cut_by: &cut_by, limits, policy: listener.policy.as_ref() };
+    let io = Paced { io, pace: Rc::clone(&peer.pace), follow, parting: Parting::new(&peer) };
     // The same bound holds for the head of a request.
     let buffer = BUFFER + usize::try_from(limits.head_bytes.get()).unwrap_or(BUFFER);
     let mut connection = http1::Builder::new()
@@ -84,9 +91,9 @@ pub async fn serve_h2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     let (chain, pace) = (Rc::clone(&listener.chain), Rc::clone(&peer.pace));
     let service = service_fn(move |request: Request<Incoming>| {
         let (chain, peer) = (Rc::clone(&chain), Rc::clone(&peer));
-        async move { Ok::<_, Infallible>(chain.answer(request, peer).await) }
+        async move { Ok::<_, Infallible>(chain.answer(request, peer, None).await) }
     });
-    let io = Paced { io, pace: Rc::clone(&pace), follow: Follow::Frames(Frames::new()) };
+    let io = Paced { io, pace: Rc::clone(&pace), follow: Frames::new(), parting: Parting::Spoken };
     let written = Rc::new(RefCell::new(Gathered::new(io)));
     let head_bytes = u32::try_from(limits.head_bytes.get()).unwrap_or(u32::MAX);
     let connection = http2::Builder::new(LocalExecutor)
@@ -208,47 +215,106 @@ fn count_refusal(listener: &Listener<impl Chain>, error: &hyper::Error) {
     }
 }
 
-/// Tells bytes that come in to the pace of their connection and to who follows them, and ends one of HTTP/2 that asks for too
-/// much.
-struct Paced<IO> {
+/// Tells bytes that come in to the pace of their connection and to who follows them.
+struct Paced<IO, F> {
     io: IO,
     pace: Rc<Pace>,
-    follow: Follow,
+    follow: F,
+    parting: Parting,
 }
 
-enum Follow {
-    Heads(Rc<RefCell<Heads>>),
-    Frames(Frames),
+/// How a connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Parting {
+    /// Its last word is said before it is closed.
+    Spoken,
+    /// The same, unless the client ends it first.
+    AsTheClientDoes,
+    /// To close it says it all: the client has ended its side, and nothing of what it sent is unread.
+    Closed,
 }
 
-impl<IO: AsyncRead + Unpin> AsyncRead for Paced<IO> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let read = Pin::new(&mut self.io).poll_read(cx, buf);
-        let new = &buf.filled()[before..];
-        if new.is_empty() {
-            return read;
+impl Parting {
+    fn new(peer: &Peer) -> Self {
+        // The end of TLS is a message of its own.
+        if peer.tls { Self::Spoken } else { Self::AsTheClientDoes }
+    }
+}
+
+/// Follows what a client sends.
+trait Follow {
+    /// Whether a request begins with these bytes, if none is under way.
+    const BEGINS: bool;
+
+    /// Looks at new bytes, and gives how many of them are left for the library.
+    fn read(&mut self, new: &mut [u8]) -> io::Result<usize>;
+}
+
+/// Follows the heads of HTTP/1, and takes out of them what the policy would remove.
+struct H1<'a> {
+    heads: &'a RefCell<Heads>,
+    /// For the next request, whose policy took something out of it: the same has to judge it.
+    cut_by: &'a Cell<Option<Arc<Generation>>>,
+    limits: &'a Limits,
+    policy: Option<&'a Current>,
+}
+
+impl Follow for H1<'_> {
+    const BEGINS: bool = true;
+
+    fn read(&mut self, new: &mut [u8]) -> io::Result<usize> {
+        let mut heads = self.heads.borrow_mut();
+        let generation = self.policy.map(Current::load);
+        let Some(takes) = generation.as_ref().and_then(|generation| generation.policy.cut()) else {
+            heads.read(new, drop);
+            return Ok(new.len());
+        };
+        // One that is too large is refused for what it was.
+        let is_small =
+            |head: &Whole| head.fields <= self.limits.fields && head.at.len() as u64 <= self.limits.head_bytes.get();
+        let left = cut(&mut heads, new, is_small, |name| takes.takes(name));
+        if left < new.len() {
+            self.cut_by.set(generation);
         }
-        let this = &mut *self;
-        match &mut this.follow {
-            Follow::Heads(heads) => {
-                this.pace.read(true);
-                heads.borrow_mut().read(new);
-                read
-            }
-            Follow::Frames(frames) => {
-                this.pace.read(false);
-                if frames.read(new) {
-                    read
-                } else {
-                    Poll::Ready(Err(io::Error::other("too many frames that bring nothing")))
-                }
-            }
+        Ok(left)
+    }
+}
+
+/// Ends a connection of HTTP/2 that asks for too much.
+impl Follow for Frames {
+    const BEGINS: bool = false;
+
+    fn read(&mut self, new: &mut [u8]) -> io::Result<usize> {
+        if Frames::read(self, new) {
+            Ok(new.len())
+        } else {
+            Err(io::Error::other("too many frames that bring nothing"))
         }
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Paced<IO> {
+impl<IO: AsyncRead + Unpin, F: Follow + Unpin> AsyncRead for Paced<IO, F> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        let new = &mut buf.filled_mut()[before..];
+        if new.is_empty() {
+            if matches!(read, Poll::Ready(Ok(()))) && self.parting == Parting::AsTheClientDoes {
+                self.parting = Parting::Closed;
+            }
+            return read;
+        }
+        self.pace.read(F::BEGINS);
+        let left = self.follow.read(new)?;
+        buf.set_filled(before + left);
+        read
+    }
+}
+
+impl<IO: AsyncWrite + Unpin, F: Unpin> AsyncWrite for Paced<IO, F> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
@@ -270,7 +336,10 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Paced<IO> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        match self.parting {
+            Parting::Spoken | Parting::AsTheClientDoes => Pin::new(&mut self.io).poll_shutdown(cx),
+            Parting::Closed => Pin::new(&mut self.io).poll_flush(cx),
+        }
     }
 }
 

@@ -4,6 +4,8 @@
 //! Where a head ends is as the library sees it: at the first empty line behind a line that is not, and `\n` ends a line with or
 //! without `\r`. Whatever else it may take offence at ends the connection, and nothing follows.
 
+use std::ops::Range;
+
 use memchr::memchr_iter;
 
 /// Longer than any line that counts here. Of one that comes in pieces, no more is kept.
@@ -17,12 +19,23 @@ pub struct Heads {
     line: [u8; LINE],
     /// The length of what has come of it.
     have: usize,
+    /// How many lines the head has behind its first.
+    fields: usize,
     length: Option<u64>,
     is_chunked: bool,
     is_unclear: bool,
     /// Heads that can be read in one way, until the first that cannot.
     clear: u64,
     handed: u64,
+}
+
+/// A head that came in one piece.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Whole {
+    /// Where it stands, from the first byte of its request line to the end of the empty line.
+    pub at: Range<usize>,
+    /// How many fields it has.
+    pub fields: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -37,13 +50,14 @@ enum At {
     Last,
 }
 
-impl Heads {
+impl Default for Heads {
     /// Before the first byte of a connection.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self {
             at: At::Start,
             line: [0; LINE],
             have: 0,
+            fields: 0,
             length: None,
             is_chunked: false,
             is_unclear: false,
@@ -51,40 +65,61 @@ impl Heads {
             handed: 0,
         }
     }
+}
 
-    /// Reads on.
-    pub fn read(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
+impl Heads {
+    /// Reads on. Gives the first head that is among these bytes from its first to its last, if the library hands it over next.
+    /// Before, it may have told where fields of it stand.
+    pub fn read(&mut self, bytes: &[u8], mut field: impl FnMut(Range<usize>)) -> Option<Whole> {
+        let (mut whole, mut begin) = (None, 0);
+        while begin < bytes.len() {
             match self.at {
-                At::Last => return,
+                At::Last => break,
                 At::Body(left) => {
-                    let skipped = left.min(bytes.len() as u64);
+                    let skipped = left.min((bytes.len() - begin) as u64);
                     self.at = if skipped == left { At::Start } else { At::Body(left - skipped) };
-                    bytes = &bytes[skipped as usize..];
+                    begin += skipped as usize;
                 }
-                At::Start | At::Fields => bytes = self.read_head(bytes),
+                At::Start | At::Fields => {
+                    let is_next = self.handed == self.clear && whole.is_none();
+                    let (end, head) = self.read_head(begin, bytes, is_next, &mut field);
+                    whole = whole.or(head.map(|at| Whole { at, fields: self.fields }));
+                    begin = end;
+                }
             }
         }
+        whole
     }
 
-    /// Reads lines until the head ends, and gives back what stands behind it.
-    fn read_head<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
-        let mut begin = 0;
-        for end in memchr_iter(b'\n', bytes) {
-            if self.have == 0 {
+    /// Reads lines until a head ends, and tells where it does. If it is wanted and began here, tells where it and its fields stand.
+    fn read_head(
+        &mut self,
+        mut begin: usize,
+        bytes: &[u8],
+        is_wanted: bool,
+        field: &mut impl FnMut(Range<usize>),
+    ) -> (usize, Option<Range<usize>>) {
+        let (mut head, first) = (None, begin);
+        for end in memchr_iter(b'\n', &bytes[first..]).map(|end| first + end) {
+            let (is_outside, is_whole) = (matches!(self.at, At::Start), self.have == 0);
+            if is_whole {
                 self.end_line(&bytes[begin..end], end - begin);
             } else {
                 self.keep(&bytes[begin..end]);
                 let (line, length) = (self.line, std::mem::take(&mut self.have));
                 self.end_line(&line[..length.min(LINE)], length);
             }
-            begin = end + 1;
-            if matches!(self.at, At::Body(_) | At::Last) {
-                return &bytes[begin..];
+            let (line, is_inside) = (begin..end + 1, matches!(self.at, At::Fields));
+            begin = line.end;
+            match (is_outside, is_inside) {
+                (true, true) => head = (is_wanted && is_whole).then_some(line.start),
+                (false, true) if head.is_some() => field(line),
+                (false, false) => return (begin, head.map(|head| head..begin)),
+                (true | false, _) => {}
             }
         }
         self.keep(&bytes[begin..]);
-        &[]
+        (bytes.len(), None)
     }
 
     /// Whether the next request that the library hands over was framed in one way only. To be asked once for each.
@@ -105,9 +140,12 @@ impl Heads {
     fn end_line(&mut self, line: &[u8], length: usize) {
         let is_empty = matches!(line, [] | b"\r");
         match self.at {
-            At::Start if !is_empty => self.at = At::Fields,
+            At::Start if !is_empty => (self.at, self.fields) = (At::Fields, 0),
             At::Fields if is_empty => self.end_head(),
-            At::Fields => self.field(line, line.len() == length),
+            At::Fields => {
+                self.fields += 1;
+                self.field(line, line.len() == length);
+            }
             At::Start | At::Body(_) | At::Last => {}
         }
     }
@@ -177,8 +215,10 @@ mod tests {
     /// What is said of as many requests, in pieces of each size.
     fn verdicts<const N: usize>(text: &str) -> [bool; N] {
         let told = |piece| {
-            let mut heads = Heads::new();
-            text.as_bytes().chunks(piece).for_each(|piece| heads.read(piece));
+            let mut heads = Heads::default();
+            text.as_bytes().chunks(piece).for_each(|piece| {
+                heads.read(piece, drop);
+            });
             [(); N].map(|()| heads.is_next_clear())
         };
         let whole = told(text.len());
@@ -206,8 +246,10 @@ mod tests {
             assert_eq!(verdicts(&text), [true, false, false, false], "{fields:?}");
         }
         // In one piece it can be seen; what a reader of pieces does not keep, it does not guess.
-        let mut heads = Heads::new();
-        post(&long, "abc").as_bytes().chunks(7).for_each(|piece| heads.read(piece));
+        let mut heads = Heads::default();
+        post(&long, "abc").as_bytes().chunks(7).for_each(|piece| {
+            heads.read(piece, drop);
+        });
         assert!(!heads.is_next_clear());
     }
 
@@ -225,10 +267,34 @@ mod tests {
         assert_eq!(verdicts(&[&post("Transfer-Encoding: chunked", "0\r\n\r\n"), GET].concat()), [true, false]);
     }
 
+    #[test]
+    fn a_head_in_one_piece_is_found_if_it_is_the_next() {
+        let found =
+            |heads: &mut Heads, text: &str| heads.read(text.as_bytes(), drop).map(|whole| (whole.at, whole.fields));
+        let mut heads = Heads::default();
+        let two = ["\r\n\n", GET, GET].concat();
+        assert_eq!(found(&mut heads, &two), Some((3..3 + GET.len(), 4)));
+        assert_eq!(found(&mut heads, GET), None, "two are waiting to be handed over");
+        for _ in 0..3 {
+            assert!(heads.is_next_clear());
+        }
+        let post = post("Content-Length: 5", "a\r\n\r\n");
+        assert_eq!(found(&mut heads, &post[..post.len() - 2]), Some((0..post.len() - 5, 2)));
+        assert!(heads.is_next_clear());
+        assert_eq!(found(&mut heads, &["\r\n", GET].concat()), Some((2..2 + GET.len(), 4)), "behind a body");
+        assert!(heads.is_next_clear());
+        for split in 1..GET.len() {
+            assert_eq!(found(&mut heads, &GET[..split]), None);
+            assert_eq!(found(&mut heads, &GET[split..]), None, "in two pieces, the second from {split}");
+            assert!(heads.is_next_clear());
+        }
+        assert_eq!(found(&mut heads, &GET.replace("\r\n", "\n")), Some((0..GET.len() - 6, 4)));
+    }
+
     /// Hands bytes to the library in these pieces, and tells of each request that it makes of them whether it was clear.
     async fn told_by_the_library(text: &str, piece: usize) -> Vec<bool> {
         let (mut client, server) = tokio::io::duplex(1 << 20);
-        let (heads, told) = (RefCell::new(Heads::new()), RefCell::new(Vec::new()));
+        let (heads, told) = (RefCell::new(Heads::default()), RefCell::new(Vec::new()));
         let service = service_fn(async |request: Request<Incoming>| {
             told.borrow_mut().push(heads.borrow_mut().is_next_clear());
             let _ = request.into_body().collect().await;
@@ -237,7 +303,7 @@ mod tests {
         let connection = http1::Builder::new().half_close(true).serve_connection(TokioIo::new(server), service);
         let write = async {
             for piece in text.as_bytes().chunks(piece) {
-                heads.borrow_mut().read(piece);
+                heads.borrow_mut().read(piece, drop);
                 if client.write_all(piece).await.is_err() {
                     break;
                 }

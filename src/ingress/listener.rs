@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Notify, watch};
 
@@ -17,6 +18,7 @@ use crate::config::gateway::Door;
 use crate::config::settings::Limits;
 use crate::egress::Proxy;
 use crate::observe::metrics::{ListenerMetrics, Metrics};
+use crate::snapshot::Current;
 use crate::stack::{Chain, TrustedHops};
 use crate::tls::server::Server as Tls;
 
@@ -24,6 +26,8 @@ use crate::tls::server::Server as Tls;
 pub struct Listener<C> {
     /// What its connections are served by.
     pub chain: Rc<C>,
+    /// The policy, where it says what is taken out of requests before they are read.
+    pub policy: Option<Current>,
     /// Who comes through it.
     pub door: Door,
     /// What it does with connections before they speak HTTP, where it is a proxy door.
@@ -110,6 +114,15 @@ pub enum Stream {
 }
 
 impl Socket {
+    /// What holds for all connections that come through it: the kernel must not hold back the second of two small writes for an
+    /// acknowledgement of the first. They have it from the socket, which saves each a system call.
+    fn prepare(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(socket) => SockRef::from(socket).set_tcp_nodelay(true),
+            Self::Unix(_) => Ok(()),
+        }
+    }
+
     async fn accept(&self) -> io::Result<Stream> {
         match self {
             Self::Tcp(socket) => {
@@ -150,6 +163,9 @@ impl<C: Chain> Listener<C> {
     /// The socket is closed then, while connections live on: who comes later is refused at once, and can go elsewhere.
     pub async fn run(self: Rc<Self>, socket: Socket) {
         let mut drain = self.shared.drain.clone();
+        if let Err(error) = socket.prepare() {
+            tracing::warn!(listener = %self.metrics.name(), %error, "TCP_NODELAY cannot be set: answers may come late");
+        }
         // A process that is gone before it served has nobody to serve.
         let _ = drain.wait_for(|drain| *drain != Drain::Starting).await;
         loop {
@@ -235,4 +251,20 @@ async fn wait_out(error: &io::Error) {
     }
     tracing::warn!(%error, "no connection can be accepted; trying again in a second. Raise the limit of open files (LimitNOFILE=)");
     tokio::time::sleep(Duration::from_secs(1)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_have_from_their_socket_that_nothing_is_held_back() {
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let socket = Socket::Tcp(socket);
+        socket.prepare().unwrap();
+        let (_client, accepted) = tokio::join!(TcpStream::connect(address), socket.accept());
+        let Ok(Stream::Tcp(stream, _)) = accepted else { panic!("{accepted:?}") };
+        assert!(stream.nodelay().unwrap());
+    }
 }

@@ -3,9 +3,10 @@
 mod acceptor;
 pub mod admission;
 mod connection;
+pub mod cut;
 mod frames;
 mod gathered;
-mod heads;
+pub mod heads;
 pub mod listener;
 mod proxy_header;
 

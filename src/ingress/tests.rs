@@ -113,6 +113,7 @@ async fn serve(
         let (chain, shared) = shared(*defect, upstream, metrics, drain.clone());
         let listener = Rc::new(Listener {
             chain: Rc::new(chain),
+            policy: None,
             door: Door::Ingress,
             proxy: None,
             tls: None,

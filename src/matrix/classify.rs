@@ -6,7 +6,6 @@
 //! two disagree.
 
 use std::borrow::Cow;
-use std::cmp::Ordering;
 use std::sync::LazyLock;
 
 use http::Method;
@@ -14,6 +13,7 @@ use memchr::memchr;
 
 use super::Flow;
 use super::endpoint::{Api, Endpoint};
+use super::segment::BySegment;
 
 /// What a path asks for by its spelling, and what it asks for once decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,10 @@ pub fn classify(method: &Method, path: &str) -> Classified {
 /// Tells in which direction a request for this path passes: other servers ask below `/_matrix/federation` and
 /// `/_matrix/key`, in any spelling, and clients ask all else.
 pub fn flow(path: &str) -> Flow {
+    // What most ask for is told by this alone.
+    if path.starts_with("/_matrix/client/") {
+        return Flow::Client;
+    }
     let path = decode(path.as_bytes());
     let mut segments = segments(&path);
     match (segments.next(), segments.next()) {
@@ -138,8 +142,8 @@ struct Trie {
 
 #[derive(Default)]
 struct Node {
-    /// Children by their segment, sorted `by_length`.
-    literals: Vec<(Box<[u8]>, usize)>,
+    /// Children by their segment.
+    literals: BySegment<usize>,
     /// Those of them whose dots Synapse's regular expressions leave unescaped.
     dotted: Vec<(Box<[u8]>, usize)>,
     /// The child of any segment, also an empty one.
@@ -163,8 +167,8 @@ impl Trie {
             Some(slash) => (&rest[..slash], Some(&rest[slash + 1..])),
             None => (rest, None),
         };
-        if let Ok(found) = node.literals.binary_search_by(|(literal, _)| by_length(literal, segment))
-            && let Some(endpoint) = self.find(node.literals[found].1, after, method, odd)
+        if let Some(child) = node.literals.get(segment)
+            && let Some(endpoint) = self.find(child, after, method, odd)
         {
             return Some(endpoint);
         }
@@ -190,9 +194,6 @@ impl Trie {
                 trie.insert(endpoint, &path);
             }
         }
-        for node in &mut trie.nodes {
-            node.literals.sort_by(|(one, _), (other, _)| by_length(one, other));
-        }
         trie
     }
 
@@ -211,7 +212,7 @@ impl Trie {
     fn child(&mut self, parent: usize, segment: &str, by_regex: bool) -> usize {
         let known = match segment.starts_with('{') {
             true => self.nodes[parent].variable,
-            false => self.nodes[parent].literals.iter().find(|(l, _)| **l == *segment.as_bytes()).map(|(_, c)| *c),
+            false => self.nodes[parent].literals.get(segment.as_bytes()),
         };
         if let Some(child) = known {
             return child;
@@ -223,17 +224,12 @@ impl Trie {
             parent.variable = Some(child);
             return child;
         }
-        parent.literals.push((segment.as_bytes().into(), child));
+        parent.literals.insert(segment.as_bytes(), child);
         if by_regex && segment.contains('.') {
             parent.dotted.push((segment.as_bytes().into(), child));
         }
         child
     }
-}
-
-/// The order of literals: length first, so that few comparisons look at the bytes.
-fn by_length(one: &[u8], other: &[u8]) -> Ordering {
-    one.len().cmp(&other.len()).then_with(|| one.cmp(other))
 }
 
 fn choose(endpoints: &[Endpoint], method: &str, odd: &mut Option<Endpoint>) -> Option<Endpoint> {

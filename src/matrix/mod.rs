@@ -2,6 +2,7 @@
 
 pub mod classify;
 pub mod endpoint;
+pub mod segment;
 pub mod server_name;
 pub mod token;
 pub mod x_matrix;

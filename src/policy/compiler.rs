@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::Mode;
 use super::body::BodyAction;
+use super::cut::Cut;
 use super::edit::HeadEdit;
 use super::egress::Egress;
 use super::limiter::Limiter;
@@ -226,6 +227,7 @@ impl<'a> Compiler<'a> {
         });
         let readings = self.plans.iter().flat_map(|plan| &plan.readings);
         let unbinding = readings.into_iter().find(|reading| reading.action == BodyAction::UnbindNowhere).cloned();
+        let cut = Cut::of(&Flow::INBOUND.map(|flow| &self.flows[flow as usize].request[..]));
         Policy {
             name: title.name,
             digest: title.digest,
@@ -234,6 +236,7 @@ impl<'a> Compiler<'a> {
             paths,
             plans: self.plans,
             flows: self.flows,
+            cut,
             egress: self.egress,
             outbound: self.outbound,
             outbound_readings: self.outbound_readings,

@@ -73,10 +73,14 @@ pub enum Need {
     Registration,
 }
 
-impl Policy {
-    /// What must be found out about this exchange before [`Policy::decide`].
-    pub fn need(&self, exchange: &Exchange<'_>) -> Need {
-        for step in self.steps(exchange) {
+/// What one request has to pass, in order: the operator's closed paths, its own shape, the gates of its endpoint.
+#[derive(Debug)]
+pub struct Steps<'a>(Vec<Step<'a>>);
+
+impl Steps<'_> {
+    /// What must be found out about the exchange before [`Policy::decide`].
+    pub fn need(&self) -> Need {
+        for step in &self.0 {
             match step {
                 Step::Gate(Gate { action: Action::RequireToken(_) | Action::RequireTokenOr(_), .. }) => {
                     return Need::Token;
@@ -90,7 +94,9 @@ impl Policy {
         }
         Need::Nothing
     }
+}
 
+impl Policy {
     /// The refusal of whoever asks the proxy door for this host, if the policy leaves no way there.
     pub fn closed_way(&self, host: &Host) -> Option<Denial> {
         match self.egress().way(host) {
@@ -126,8 +132,8 @@ impl Policy {
         if readings.is_empty() || !is_served() { Vec::new() } else { readings.iter().collect() }
     }
 
-    /// Judges an exchange.
-    pub fn decide(self: &Arc<Self>, exchange: &Exchange<'_>) -> Verdict {
+    /// Judges an exchange, which has to pass these steps.
+    pub fn decide(self: &Arc<Self>, steps: &Steps<'_>, exchange: &Exchange<'_>) -> Verdict {
         let mut reported = None;
         if let Some(denial) = exchange.destination.and_then(|host| self.closed_way(host)) {
             return Verdict { decision: Decision::Deny(denial), reported };
@@ -135,8 +141,8 @@ impl Policy {
         if exchange.destination.is_some_and(egress::is_reserved) {
             return Verdict { decision: Decision::Answer(self.unbound_nowhere()), reported };
         }
-        for step in self.steps(exchange) {
-            let gate = match step {
+        for step in &steps.0 {
+            let gate = match *step {
                 Step::Refuse(rule) => {
                     let denial = Denial { rule, location: None, answer: Answer::unrecognized() };
                     return Verdict { decision: Decision::Deny(denial), reported };
@@ -156,31 +162,35 @@ impl Policy {
         }
     }
 
-    /// What a request has to pass, in order: the operator's closed paths, its own shape, the gates of its endpoint.
-    fn steps<'a>(&'a self, exchange: &'a Exchange<'_>) -> impl Iterator<Item = Step<'a>> {
+    /// What a request has to pass.
+    pub fn steps<'a>(&'a self, exchange: &Exchange<'a>) -> Steps<'a> {
         // What an endpoint tells strangers is no concern of what Synapse asks others there.
         let is_inbound = exchange.flow.is_inbound();
         // Synapse answers OPTIONS before it looks at the path, with nothing but CORS: there is nothing to protect, and a
         // browser that gets no answer to its preflight shows a network error instead of our refusal.
         let is_preflight = exchange.classified.raw == Endpoint::Preflight;
-        let paths = (is_inbound && !is_preflight).then(|| self.paths.matching(exchange.path)).into_iter().flatten();
+        let mut steps = Vec::new();
+        let holds = |gate: &&Gate| gate.when.holds(exchange);
+        if is_inbound && !is_preflight {
+            steps.extend(self.paths.matching(exchange.path).filter(holds).map(Step::Gate));
+        }
+        steps.extend(self.refuse_shape(exchange).map(Step::Refuse));
         let gates = match is_inbound {
             true if is_preflight => &[],
             true => self.gates(exchange.classified.raw),
             false => self.gates_to_servers(exchange.classified.raw),
         };
-        let holds = |gate: &&Gate| gate.when.holds(exchange);
-        (paths.filter(holds).map(Step::Gate))
-            .chain(self.refuse_shape(exchange).map(Step::Refuse))
-            .chain(gates.iter().filter(holds).map(Step::Gate))
-            .chain(self.outbound_to(exchange).filter(holds).map(Step::Gate))
+        steps.extend(gates.iter().filter(holds).map(Step::Gate));
+        if exchange.destination.is_some() {
+            steps.extend(self.outbound_to(exchange).filter(holds).map(Step::Gate));
+        }
+        Steps(steps)
     }
 
     /// The gates of what the proxy door is asked for, where it can be read.
     fn outbound_to<'a>(&'a self, exchange: &Exchange<'a>) -> impl Iterator<Item = &'a Gate> {
         let asked = Asked::of(exchange);
-        let gates = exchange.destination.map(|_| self.outbound.iter()).into_iter().flatten();
-        gates.filter(move |(what, _)| asked.is(what)).map(|(_, gate)| gate)
+        self.outbound.iter().filter(move |(what, _)| asked.is(what)).map(|(_, gate)| gate)
     }
 
     /// What no rule needs to look at: endpoints that are not served, and spellings that two readers would read differently.
@@ -234,6 +244,7 @@ impl<'a> Asked<'a> {
     }
 }
 
+#[derive(Clone, Copy, Debug)]
 enum Step<'a> {
     Gate(&'a Gate),
     Refuse(RuleIndex),

@@ -7,6 +7,7 @@
 pub mod body;
 pub mod cause;
 pub mod compiler;
+pub mod cut;
 pub mod decision;
 pub mod edit;
 pub mod egress;
@@ -23,6 +24,7 @@ pub mod telling;
 pub use body::BodyAction;
 pub use cause::Cause;
 pub use compiler::Compiler;
+pub use cut::Cut;
 pub use decision::{Decision, Denial, Reported, Verdict};
 pub use edit::{FieldSet, HeadEdit};
 pub use exchange::{Exchange, KeysOf, Registration, TokenVerdict};

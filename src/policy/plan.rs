@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use super::Mode;
 use super::body::{BodyAction, Refusal};
+use super::cut::Cut;
 use super::decision::Denial;
 use super::edit::HeadEdit;
 use super::egress::Egress;
@@ -29,6 +30,8 @@ pub struct Policy {
     pub(super) paths: PathGates,
     pub(super) plans: Vec<Plan>,
     pub(super) flows: [Edits; Flow::ALL.len()],
+    /// What the flows that come in all remove.
+    pub(super) cut: Option<Cut>,
     pub(super) egress: Egress,
     pub(super) outbound: Vec<(Outbound, Gate)>,
     pub(super) outbound_readings: Vec<(Outbound, Reading)>,
@@ -329,6 +332,11 @@ impl Policy {
     /// The edits to requests of a flow.
     pub fn request_edits(&self, flow: Flow) -> &[Edit] {
         &self.flows[flow as usize].request
+    }
+
+    /// What of requests that come in may be taken away before they are read.
+    pub fn cut(&self) -> Option<&Cut> {
+        self.cut.as_ref()
     }
 
     /// The edits to responses of a flow.

@@ -220,11 +220,12 @@ impl Probe {
             registration: None,
             keys_of: Some(self.keys_of),
         };
-        let need = policy.need(&exchange);
+        let steps = policy.steps(&exchange);
+        let need = steps.need();
         let token = (need != Need::Nothing).then(|| self.suppose(&exchange));
         exchange.token = token.as_ref();
         exchange.registration = (need == Need::Registration).then_some(self.registration);
-        let mut verdict = policy.decide(&exchange);
+        let mut verdict = policy.decide(&steps, &exchange);
         let (flow, classified) = (exchange.flow, exchange.classified);
         let is_permitted = matches!(verdict.decision, Decision::Permit(_));
         let readings: Vec<_> = policy.readings_of(&exchange).into_iter().filter(|_| is_permitted).cloned().collect();

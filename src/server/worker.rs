@@ -17,7 +17,7 @@ use crate::keyring::Ring;
 use crate::ledger::Ledger;
 use crate::observe::access::Writer;
 use crate::observe::metrics::Metrics;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Current, Snapshot};
 use crate::stack::tokens::Tokens;
 use crate::stack::{self, Chain, TrustedHops, federation_stack, notary_stack, proxy_stack, stack};
 use crate::upstream::{Directory, Upstreams};
@@ -76,23 +76,23 @@ async fn serve(parts: Parts) {
         .doors
         .iter()
         .map(|door| match &door.leads {
-            Leads::In => open(door, Rc::clone(&ingress), None, &shared),
+            Leads::In => open(door, Rc::clone(&ingress), None, Some(chain.snapshot.current()), &shared),
             Leads::ToServers { secret, origins } => {
                 let client = origins.client().expect("a worker needs its resolver");
                 let chain = federation_stack(chain.clone(), secret.clone(), Rc::new(client), Arc::clone(&parts.ring));
-                open(door, Rc::new(chain), None, &shared)
+                open(door, Rc::new(chain), None, None, &shared)
             }
             Leads::ToTheWeb { terms, webs, origins } => {
                 let web = Rc::new(webs.web().expect("a worker needs its resolver"));
                 let client = Rc::new(origins.client().expect("a worker needs its resolver"));
                 let proxy = Proxy::new(Rc::clone(&web), terms.clone(), &chain);
                 let chain = proxy_stack(chain.clone(), terms.clone(), web, client, Arc::clone(&parts.ring));
-                open(door, Rc::new(chain), Some(proxy), &shared)
+                open(door, Rc::new(chain), Some(proxy), None, &shared)
             }
             Leads::ToOurNotary { name, origins } => {
                 let client = Rc::new(origins.client().expect("a worker needs its resolver"));
                 let chain = notary_stack(chain.clone(), name.clone(), client, Arc::clone(&parts.ring));
-                open(door, Rc::new(chain), None, &shared)
+                open(door, Rc::new(chain), None, None, &shared)
             }
         })
         .collect();
@@ -109,10 +109,17 @@ async fn serve(parts: Parts) {
 
 /// This worker's share of a listener, served by this chain.
 #[expect(clippy::expect_used, reason = "as above")]
-fn open<C: Chain>(door: &Door, chain: Rc<C>, proxy: Option<Proxy>, shared: &Rc<Shared>) -> tokio::task::JoinHandle<()> {
+fn open<C: Chain>(
+    door: &Door,
+    chain: Rc<C>,
+    proxy: Option<Proxy>,
+    policy: Option<Current>,
+    shared: &Rc<Shared>,
+) -> tokio::task::JoinHandle<()> {
     let socket = door.socket.socket().expect("a worker needs its sockets: raise the limit of open files");
     let listener = Listener {
         chain,
+        policy,
         door: door.leads.door(),
         proxy,
         tls: door.tls.clone(),

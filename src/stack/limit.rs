@@ -61,7 +61,7 @@ impl<S> Layer<S> for LimitLayer {
     }
 }
 
-impl<'a, S> Service<Arrival<Request<Incoming>>> for &'a Limit<S>
+impl<'a, S> Service<Arrival<Box<Request<Incoming>>>> for &'a Limit<S>
 where
     &'a S: Service<Arrival<BoxRequest>, Response = Response<Body>, Error = Error>,
 {
@@ -73,8 +73,8 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, arrival: Arrival<Request<Incoming>>) -> Self::Future {
-        let Arrival { request, peer, named, facts } = arrival;
+    fn call(&mut self, arrival: Arrival<Box<Request<Incoming>>>) -> Self::Future {
+        let Arrival { request, peer, named, facts, cut_by } = arrival;
         let most = self.limits.body.get();
         // Synapse answers a body that is too large by resetting the connection, and a reset tells a client nothing.
         if request.body().size_hint().lower() > most {
@@ -86,10 +86,10 @@ where
         }
         let flow = Rc::clone(facts.body());
         let request =
-            Box::new(request.map(|body| RequestBody::new(body, flow, most, self.limits.body_idle.duration())));
+            Box::new((*request).map(|body| RequestBody::new(body, flow, most, self.limits.body_idle.duration())));
         let patience = self.patience;
         let timer = tokio::time::sleep_until(Instant::now() + patience.first());
-        let inner = (&self.inner).call(Arrival { request, peer, named, facts: Rc::clone(&facts) });
+        let inner = (&self.inner).call(Arrival { request, peer, named, facts: Rc::clone(&facts), cut_by });
         LimitFuture::Waiting { inner, facts, timer, patience, bytes: 0 }
     }
 }

@@ -42,7 +42,7 @@ use crate::matrix::{Flow, ServerName};
 use crate::observe::access::{AccessRecord, Decision, Method, Mode, Protocol, Token, Writer};
 use crate::observe::metrics::{ListenerMetrics, Metrics};
 use crate::origin as origins;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Generation, Snapshot};
 use crate::upstream::Upstreams;
 use authenticate::Authenticator;
 use canonical::{Canonical, CanonicalLayer};
@@ -154,19 +154,33 @@ pub fn notary_stack(parts: Parts, name: ServerName, client: Rc<origins::Client>,
 /// Synapse gives up after a minute, and then takes the server for dead; before that, it takes our word for it.
 const SYNAPSE_WAITS: Duration = Duration::from_secs(54);
 
+/// A request as it comes to the first layer.
+type Come = (Request<Incoming>, Rc<Peer>, Option<Arc<Generation>>);
+
 /// A chain as a connection sees it.
 pub trait Chain: 'static {
-    /// Answers a request, whatever happens.
-    fn answer(&self, request: Request<Incoming>, peer: Rc<Peer>) -> impl Future<Output = Response<RecordedBody>>;
+    /// Answers a request, whatever happens. A generation that took something out of the request before is the one that judges it;
+    /// else it is the one in force.
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: Rc<Peer>,
+        cut_by: Option<Arc<Generation>>,
+    ) -> impl Future<Output = Response<RecordedBody>>;
 }
 
 impl<S: 'static> Chain for Record<S>
 where
-    for<'a> &'a Self: Service<(Request<Incoming>, Rc<Peer>), Response = Response<RecordedBody>, Error = Infallible>,
+    for<'a> &'a Self: Service<Come, Response = Response<RecordedBody>, Error = Infallible>,
 {
-    async fn answer(&self, request: Request<Incoming>, peer: Rc<Peer>) -> Response<RecordedBody> {
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: Rc<Peer>,
+        cut_by: Option<Arc<Generation>>,
+    ) -> Response<RecordedBody> {
         let mut chain = self;
-        let Ok(response) = chain.call((request, peer)).await;
+        let Ok(response) = chain.call((request, peer, cut_by)).await;
         response
     }
 }
@@ -206,6 +220,8 @@ pub struct Arrival<R> {
     pub named: Option<Box<Client>>,
     /// What the record will say.
     pub facts: Rc<Facts>,
+    /// Who took something out of it before it was read.
+    pub cut_by: Option<Arc<Generation>>,
 }
 
 /// What all requests of one connection share.

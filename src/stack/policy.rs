@@ -95,7 +95,7 @@ where
     B: Into<Body>,
 {
     async fn judge(&self, mut known: Known) -> Result<Response<Body>, Error> {
-        let generation = self.current.load();
+        let generation = known.arrival.cut_by.take().unwrap_or_else(|| self.current.load());
         known.arrival.facts.note(|record| record.generation = generation.number);
         if let (Flow::Egress, Some(to)) = (known.flow, known.arrival.request.extensions().get::<Destination>()) {
             let cause = generation.policy.egress().cause(&to.host);
@@ -196,9 +196,10 @@ where
             keys_of,
         };
         let readings = generation.policy.readings_of(&exchange);
-        let need = generation.policy.need(&exchange);
+        let steps = generation.policy.steps(&exchange);
+        let need = steps.need();
         if need == Need::Nothing {
-            return (generation.policy.decide(&exchange), readings);
+            return (generation.policy.decide(&steps, &exchange), readings);
         }
         let token = self.authenticator.verdict(&exchange, &generation.policy, client, facts.id()).await;
         facts.note(|record| record.token = access::Token::from(&token));
@@ -206,7 +207,7 @@ where
         if need == Need::Registration && !matches!(token, TokenVerdict::Valid { guest: false }) {
             exchange.registration = Some(self.authenticator.registration().await);
         }
-        (generation.policy.decide(&exchange), readings)
+        (generation.policy.decide(&steps, &exchange), readings)
     }
 
     async fn forward(&self, known: Known, permit: &Permit, generation: &Generation) -> Result<Response<Body>, Error> {

@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
-use super::{Arrival, Client, Peer};
+use super::{Arrival, Client, Come, Peer};
 use crate::error::Error;
 use crate::ledger::{Contact, Ledger};
 use crate::matrix::Flow;
@@ -78,26 +78,26 @@ impl<S> Layer<S> for RecordLayer {
     }
 }
 
-impl<'a, S> Service<(Request<Incoming>, Rc<Peer>)> for &'a Record<S>
+impl<'a, S> Service<Come> for &'a Record<S>
 where
-    &'a S: Service<Arrival<Request<Incoming>>, Response = Response<Body>, Error = Infallible>,
+    &'a S: Service<Arrival<Box<Request<Incoming>>>, Response = Response<Body>, Error = Infallible>,
 {
     type Response = Response<RecordedBody>;
     type Error = Infallible;
-    type Future = RecordFuture<<&'a S as Service<Arrival<Request<Incoming>>>>::Future>;
+    type Future = RecordFuture<<&'a S as Service<Arrival<Box<Request<Incoming>>>>>::Future>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, (request, peer): (Request<Incoming>, Rc<Peer>)) -> Self::Future {
+    fn call(&mut self, (request, peer, cut_by): Come) -> Self::Future {
         let named = peer.hops.as_ref().map(|hops| Box::new(Client::named_by(&peer.client, hops, request.headers())));
         if let Some(hint) = peer.hint {
             hint.look(request.headers());
         }
         let network = named.as_deref().unwrap_or(&peer.client).network;
         let facts = Rc::new(Facts::begin(&request, network, Rc::clone(&peer), Rc::clone(&self.books)));
-        let arrival = Arrival { request, peer, named, facts: Rc::clone(&facts) };
+        let arrival = Arrival { request: Box::new(request), peer, named, facts: Rc::clone(&facts), cut_by };
         RecordFuture { inner: (&self.inner).call(arrival), facts: Some(facts) }
     }
 }

@@ -35,19 +35,19 @@ impl<S> Layer<S> for RescueLayer {
     }
 }
 
-impl<'a, S> Service<Arrival<Request<Incoming>>> for &'a Rescue<S>
+impl<'a, S> Service<Arrival<Box<Request<Incoming>>>> for &'a Rescue<S>
 where
-    &'a S: Service<Arrival<Request<Incoming>>, Response = Response<Body>, Error = Error>,
+    &'a S: Service<Arrival<Box<Request<Incoming>>>, Response = Response<Body>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = RescueFuture<<&'a S as Service<Arrival<Request<Incoming>>>>::Future>;
+    type Future = RescueFuture<<&'a S as Service<Arrival<Box<Request<Incoming>>>>>::Future>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, arrival: Arrival<Request<Incoming>>) -> Self::Future {
+    fn call(&mut self, arrival: Arrival<Box<Request<Incoming>>>) -> Self::Future {
         let facts = Rc::clone(&arrival.facts);
         let inner = caught(|| (&self.inner).call(arrival));
         RescueFuture { inner, facts, teller: Rc::clone(&self.teller) }

@@ -15,6 +15,7 @@ mod exchanges;
 mod faults;
 mod federation_door;
 mod floods;
+mod heads;
 mod homeserver;
 mod interception;
 mod kept_keys;

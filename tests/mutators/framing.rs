@@ -16,6 +16,8 @@ pub const SEEDS: &[&str] = &[
     "PUT /_matrix/client/v3/x?y HTTP/1.1\r\nhost:hs:80\r\nConnection: close, X-A\r\nX-A: b\r\nContent-Length: 3\r\n\r\nabc",
     "GET /_matrix/client/a HTTP/1.1\r\nHost: hs\r\n\r\nPOST /_matrix/client/v3/login HTTP/1.1\r\nHost: hs\r\nContent-Length: 5\r\n\
      Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "GET /_matrix/client/a HTTP/1.1\r\nOrigin: a\r\nHost: hs\r\nSec-Fetch-Mode: b\r\nReferer: c\r\nContent-Length: 40\r\nVia: d\r\n\r\n\
+     Origin: GET /_matrix/client/b HTTP/1.1\r\nPOST /_matrix/client/b HTTP/1.1\r\nOrigin: e\r\nHost: hs\r\n\r\n",
     "HEAD /_matrix/client/versions HTTP/1.0\r\nHost: hs\r\nConnection: keep-alive\r\n\r\n",
     "POST /_matrix/client/v3/login HTTP/1.1\r\nHost: hs\r\nExpect: 100-continue\r\nContent-Length: 0\r\n\r\n",
 ];
@@ -44,6 +46,8 @@ pub const WORDS: &[&[u8]] = &[
     b"transfer-encoding",
     b"chunked",
     b"Host: other\r\n",
+    b"Origin: a\r\n",
+    b"\r\nSec-Fetch-Mode: ",
     b"Connection: Transfer-Encoding\r\n",
     b"Connection: host\r\n",
     b"Upgrade: h2c\r\n",
@@ -89,7 +93,7 @@ impl Framing {
         let upstream = Upstream::start();
         // Short, for what waits for more is the most frequent find.
         let limits = "[limits]\nhead = \"30ms\"\nfirst_byte = \"30ms\"\nkeep_alive = \"30ms\"\nbody_idle = \"30ms\"";
-        let gateway = Gateway::with(&upstream.url(), "[rules.threepid_unbind]\n", limits);
+        let gateway = Gateway::with(&upstream.url(), "[rules.threepid_unbind]\n[rules.request_headers]\n", limits);
         Self { upstream, gateway }
     }
 
