@@ -64,17 +64,18 @@ struct Letter {
 pub struct Courier {
     queue: Receiver<Letter>,
     egress: Egress,
+    next_hop: Option<NextHop>,
     all: Arc<Metrics>,
     metrics: EventMetrics,
     /// Whether it is told that a webhook cannot be reached.
     is_told: bool,
 }
 
-/// The two ends of what is told. Webhooks are found, reached and known as `[egress]` says.
-pub fn events(egress: &Egress, all: &Arc<Metrics>) -> (Events, Courier) {
+/// The two ends of what is told. Webhooks are found, reached and known as `[egress]` says, perhaps through this proxy.
+pub fn events(egress: &Egress, next_hop: Option<NextHop>, all: &Arc<Metrics>) -> (Events, Courier) {
     let (sender, queue) = channel(WAITING);
     let (all, metrics) = (Arc::clone(all), all.events());
-    let courier = Courier { queue, egress: egress.clone(), all, metrics: metrics.clone(), is_told: false };
+    let courier = Courier { queue, egress: egress.clone(), next_hop, all, metrics: metrics.clone(), is_told: false };
     (Events { queue: sender, metrics }, courier)
 }
 
@@ -205,9 +206,7 @@ impl Courier {
         let unusable = |problems: Problems| Error::caused_by(Kind::OriginConnect, problems.to_string());
         let roots = tls::client::config(&[] as &[&str]).map_err(unusable)?;
         let name_servers = NameServers::new(&self.egress.nameservers()).map_err(|problem| unusable(problem.into()))?;
-        let next_hop = self.egress.next_hop.as_ref().map(NextHop::read).transpose();
-        let next_hop = next_hop.map_err(|problem| unusable(problem.into()))?;
-        Webs::new(roots, name_servers, self.egress.guard(), next_hop, &self.all).web()
+        Webs::new(roots, name_servers, self.egress.guard(), self.next_hop.clone(), &self.all).web()
     }
 }
 

@@ -1,10 +1,12 @@
 //! The proxy through which a network is left. It is asked for addresses that were looked at, never for names.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -22,9 +24,15 @@ pub struct NextHop(Arc<Inner>);
 
 struct Inner {
     url: NextHopUrl,
-    credentials: Option<Basic>,
+    credentials: Option<Shown>,
     except: Option<Guard>,
     is_told: AtomicBool,
+}
+
+/// What it is shown, and where that is read.
+struct Shown {
+    file: PathBuf,
+    basic: ArcSwap<Basic>,
 }
 
 impl NextHop {
@@ -33,9 +41,32 @@ impl NextHop {
     /// # Errors
     /// What is wrong with the file of its credentials.
     pub fn read(config: &config::NextHop) -> Result<Self, Problem> {
-        let credentials = config.credentials_file.as_deref().map(Basic::read).transpose()?;
+        let read = |file: &PathBuf| {
+            Basic::read(file).map(|basic| Shown { file: file.clone(), basic: ArcSwap::from_pointee(basic) })
+        };
+        let credentials = config.credentials_file.as_ref().map(read).transpose()?;
         let except = config.except.clone().map(Guard::new);
         Ok(Self(Arc::new(Inner { url: config.url.clone(), credentials, except, is_told: AtomicBool::new(false) })))
+    }
+
+    /// The file of its credentials, if it is shown any.
+    pub fn file(&self) -> Option<&Path> {
+        self.0.credentials.as_ref().map(|shown| &*shown.file)
+    }
+
+    /// Reads its credentials again, for all who are led there; whether they are others now.
+    ///
+    /// # Errors
+    /// What is wrong with the file; what it was shown before, it is shown further.
+    pub fn reload(&self) -> Result<bool, Problem> {
+        let Some(Shown { file, basic }) = &self.0.credentials else { return Ok(false) };
+        let new = Basic::read(file)?;
+        let is_new = new != **basic.load();
+        if is_new {
+            basic.store(Arc::new(new));
+            self.0.is_told.store(false, Ordering::Relaxed);
+        }
+        Ok(is_new)
     }
 
     /// Whether this address of this host is reached through it, and not directly.
@@ -64,7 +95,7 @@ impl NextHop {
         let mut stream = TcpStream::connect(&*places).await.map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
         let credentials = match &self.0.credentials {
-            Some(basic) => format!("Proxy-Authorization: Basic {}\r\n", basic.as_str()),
+            Some(shown) => format!("Proxy-Authorization: Basic {}\r\n", shown.basic.load().as_str()),
             None => String::new(),
         };
         let request = format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n{credentials}\r\n");
@@ -85,7 +116,7 @@ impl NextHop {
             tracing::warn!(
                 status,
                 "the next hop refuses a connection: 407 is for want of next_hop_credentials, others for addresses or ports that \
-                 it does not let out to. This is said once"
+                 it does not let out to. This is said once, and once more for new credentials"
             );
         }
     }

@@ -7,11 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use mantlet::config::egress::Ports;
+use mantlet::server::reload::Trigger;
 use mantlet_testkit::backend::Backend;
 use mantlet_testkit::certificate::Authority;
 use mantlet_testkit::http::Request;
 
-use crate::common::{SOON, ok};
+use crate::common::{SOON, eventually, ok};
+use crate::notary::private;
 use crate::process;
 use crate::support::Gateway;
 use crate::support::outside::{Dns, TlsFront};
@@ -190,6 +192,32 @@ fn one_that_refuses_or_is_gone_is_as_a_server_that_is_down() {
     let gone = World::new(FEDERATION, "next_hop_except = []");
     gone.dns.remove("parent.test");
     assert_eq!((gone.ask(), gone.parent.heads().len()), (502, 0));
+}
+
+#[test]
+fn new_credentials_are_shown_without_a_restart_and_bad_ones_are_not_taken() {
+    let world = World::new(FEDERATION, ALL);
+    let (file, reload) =
+        (world.gateway.dir().join("credentials"), || world.gateway.reloader().reload(Trigger::Command));
+    let shown = || {
+        let heads = world.parent.heads();
+        let line = heads.last().unwrap().lines().find_map(|line| line.strip_prefix("Proxy-Authorization: Basic "));
+        line.unwrap().to_owned()
+    };
+    private(&file, "corp:old\n");
+    let told = "the policy is unchanged; the next hop is shown new credentials";
+    assert_eq!(reload().unwrap().message, told);
+    assert_eq!((world.ask(), shown().as_str()), (502, "Y29ycDpvbGQ="));
+    assert_eq!(reload().unwrap().message, "the policy is unchanged");
+    private(&file, "hidden");
+    let refused = reload().unwrap_err();
+    assert_eq!(refused.message, "the policy is unchanged; a new secret is refused, the old one stays");
+    let problems = refused.problems.to_string();
+    assert!(problems.contains("does not hold a user and a password") && !problems.contains("hidden"), "{problems}");
+    assert_eq!((world.ask(), shown().as_str()), (502, "Y29ycDpvbGQ="));
+    // Nobody has to ask for it.
+    private(&file, "corp:pass word\n");
+    eventually("the file is looked at", || world.ask() == 200);
 }
 
 #[test]
