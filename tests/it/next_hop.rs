@@ -272,7 +272,9 @@ fn new_credentials_are_shown_without_a_restart_and_bad_ones_are_not_taken() {
     let problems = refused.problems.to_string();
     assert!(problems.contains("does not hold a user and a password") && !problems.contains("hidden"), "{problems}");
     assert_eq!((world.ask(), shown().as_str()), (502, "Y29ycDpvbGQ="));
-    // Nobody has to ask for it.
+    // Nobody has to ask for it. Twice, for all files are looked at once soon after the start.
+    private(&file, "corp:other\n");
+    eventually("the file is looked at", || world.ask() == 502 && shown() == "Y29ycDpvdGhlcg==");
     private(&file, "corp:pass word\n");
     eventually("the file is looked at", || world.ask() == 200);
 }
