@@ -14,7 +14,7 @@ pub enum HeadEdit {
     KeepOnly(Arc<FieldSet>),
     /// Reduces `User-Agent` to its class: `browser`, `mobile`, `desktop`, `server`, `other`.
     ClassifyAgent,
-    /// Leaves of `User-Agent` the name of the product, without its version.
+    /// Leaves of Synapse's own `User-Agent` its name, without its version.
     Product,
     /// Where Synapse fetches a preview of a link: says neither who does, nor in which language.
     NeutralPreview,
@@ -148,7 +148,7 @@ impl HeadEdit {
             HeadEdit::Strip(set) => format!("remove {}", set.patterns().collect::<Vec<_>>().join(", ")),
             HeadEdit::KeepOnly(set) => format!("keep only {}", set.patterns().collect::<Vec<_>>().join(", ")),
             HeadEdit::ClassifyAgent => "reduce user-agent to its class".into(),
-            HeadEdit::Product => "reduce user-agent to the product's name".into(),
+            HeadEdit::Product => "reduce Synapse's user-agent to its name".into(),
             HeadEdit::NeutralPreview => "say neither who fetches a preview, nor in which language".into(),
             HeadEdit::Set(name, value) => format!("set {name}: {}", String::from_utf8_lossy(value.as_bytes())),
         }
@@ -160,11 +160,10 @@ fn is_preview(headers: &HeaderMap) -> bool {
     headers.get(USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(b"Synapse (bot;"))
 }
 
-/// The name of the first product, if a version stands behind it.
+/// Synapse's name, if its version stands behind it. Whatever else is said was chosen, by us or by an operator.
 fn product(headers: &HeaderMap) -> Option<HeaderValue> {
     let agent = headers.get(USER_AGENT)?.as_bytes();
-    let end = agent.iter().position(|byte| matches!(byte, b'/' | b' ')).filter(|end| agent[*end] == b'/')?;
-    HeaderValue::from_bytes(&agent[..end]).ok()
+    agent.starts_with(b"Synapse/").then_some(HeaderValue::from_static("Synapse"))
 }
 
 fn remove_where(headers: &mut HeaderMap, hit: impl Fn(&HeaderName) -> bool) {
@@ -247,12 +246,13 @@ mod tests {
     }
 
     #[test]
-    fn of_a_product_only_the_name_is_left() {
+    fn of_synapse_only_the_name_is_left() {
         for (agent, product) in [
             ("Synapse/1.163.2", "Synapse"),
             ("Synapse/1.163.2 (b=develop,1234567)", "Synapse"),
             ("Synapse (bot; +https://example.org)", "Synapse (bot; +https://example.org)"),
             ("Synapse", "Synapse"),
+            ("Mozilla/5.0 (compatible)", "Mozilla/5.0 (compatible)"),
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(USER_AGENT, agent.parse().unwrap());

@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use serde::Deserialize;
 
-use super::client::{Client, FORWARDED_FOR};
+use super::client::Client;
 use super::policy::set_own_fields;
 use super::registration::Registrar;
 use super::revoke::{Revocation, Revokes};
@@ -79,15 +79,17 @@ impl Authenticator {
             Ok(token) => token,
             Err(why) => return TokenVerdict::Unreadable(why),
         };
-        let question = Question::new(&token, exchange, policy, |headers| set_own_fields(headers, client, id));
-        let key = self.tokens.key(&token.value, &question.circumstances());
-        let verdict = self
-            .tokens
-            .verdict(key, || {
-                let this = self.clone();
-                async move { this.ask(question).await }
-            })
-            .await;
+        let named = named(exchange);
+        // What the answer depends on besides the token: an appservice's is good for some users and addresses only.
+        let circumstances = [named.as_bytes(), b"\n", client.forwarded_for.as_bytes()].concat();
+        let key = self.tokens.key(&token.value, &circumstances);
+        let ask = || {
+            let question =
+                Question::new(&token, named, exchange, policy, |headers| set_own_fields(headers, client, id));
+            let this = self.clone();
+            async move { this.ask(question).await }
+        };
+        let verdict = self.tokens.verdict(key, ask).await;
         self.metrics.token_verdict((&verdict).into());
         verdict
     }
@@ -161,12 +163,14 @@ struct Question {
 }
 
 impl Question {
-    fn new(token: &Token<'_>, exchange: &Exchange<'_>, policy: &Policy, own: impl FnOnce(&mut HeaderMap)) -> Self {
-        let mut arguments: Vec<String> = ["user_id", "device_id"]
-            .iter()
-            .filter_map(|name| Some((name, token::argument(exchange.query?, name)?)))
-            .map(|(name, value)| format!("{name}={}", percent_encode(&value, NON_ALPHANUMERIC)))
-            .collect();
+    fn new(
+        token: &Token<'_>,
+        named: String,
+        exchange: &Exchange<'_>,
+        policy: &Policy,
+        own: impl FnOnce(&mut HeaderMap),
+    ) -> Self {
+        let mut query = named;
         let mut headers = HeaderMap::new();
         for name in [header::HOST, header::USER_AGENT] {
             if let Some(value) = exchange.headers.get(&name) {
@@ -178,22 +182,31 @@ impl Question {
             Some(value) => {
                 headers.insert(header::AUTHORIZATION, value);
             }
-            None => arguments.push(format!("access_token={}", percent_encode(&token.value, NON_ALPHANUMERIC))),
+            None => add_argument(&mut query, "access_token", &token.value),
         }
         let mut request = Request::new(RequestBody::empty());
-        let query = if arguments.is_empty() { String::new() } else { format!("?{}", arguments.join("&")) };
         *request.uri_mut() = format!("{WHOAMI}{query}").parse().unwrap_or_else(|_| Uri::from_static(WHOAMI));
         own(&mut headers);
         *request.headers_mut() = headers;
         Self { permit: Permit::internal(Purpose::Whoami), request: Box::new(request) }
     }
+}
 
-    /// What the answer depends on besides the token: an appservice's token is good for some users and addresses only.
-    fn circumstances(&self) -> Vec<u8> {
-        let address = self.request.headers().get(FORWARDED_FOR).map_or(&b""[..], HeaderValue::as_bytes);
-        let query = self.request.uri().query().unwrap_or_default();
-        [query.as_bytes(), b"\n", address].concat()
+/// Whom an appservice names as the user and device it acts for, as a query.
+fn named(exchange: &Exchange<'_>) -> String {
+    let mut query = String::new();
+    for name in ["user_id", "device_id"] {
+        if let Some(value) = exchange.query.and_then(|query| token::argument(query, name)) {
+            add_argument(&mut query, name, &value);
+        }
     }
+    query
+}
+
+fn add_argument(query: &mut String, name: &str, value: &[u8]) {
+    query.push(if query.is_empty() { '?' } else { '&' });
+    query.extend([name, "="]);
+    query.extend(percent_encode(value, NON_ALPHANUMERIC));
 }
 
 /// The token as a field value, if it can stand in one.

@@ -1,8 +1,8 @@
-"""Runs a module of Python that can reach nobody but by unix sockets, and writes down whom it tried to reach.
+"""Runs a module of Python and writes down whom it tried to reach.
 
-isolated.py LOG MODULE ARGUMENT...
+isolated.py refuse|allow LOG MODULE ARGUMENT...
 
-Each line of LOG is what was tried and with whom. What is no unix socket fails as if there were no network.
+Each line of LOG is what was tried and with whom. With `refuse`, what is no unix socket fails as if there were no network.
 """
 
 import errno
@@ -11,7 +11,8 @@ import runpy
 import socket
 import sys
 
-log = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+refuses = sys.argv[1] == "refuse"
+log = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
 
 def watch(event, arguments):
@@ -24,18 +25,20 @@ def watch(event, arguments):
             return
         # Twisted's mail client asks once, at its start, what this machine calls itself.
         if address == socket.gethostname():
-            raise OSError(errno.ENETUNREACH, "nobody is there")
+            if refuses:
+                raise OSError(errno.ENETUNREACH, "nobody is there")
+            return
     else:
         return
     is_unix = event == "socket.connect" and isinstance(address, (str, bytes))
     if event == "socket.sendmsg" and address is None:
         return
     os.write(log, f"{event} {os.fsdecode(address) if is_unix else address}\n".encode())
-    if not is_unix:
+    if refuses and not is_unix:
         raise OSError(errno.ENETUNREACH, "nobody is there")
 
 
-sys.argv = sys.argv[2:]
+sys.argv = sys.argv[3:]
 module = sys.argv[0]
 sys.addaudithook(watch)
 runpy.run_module(module, run_name="__main__", alter_sys=True)

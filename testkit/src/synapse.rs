@@ -1,6 +1,7 @@
 //! The real Synapse on loopback, for as long as the value lives.
 
 mod config;
+mod place;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
@@ -18,9 +19,11 @@ use crate::error::{Context, Error, Result};
 use crate::http::{Request, Response};
 use crate::lease::{Leased, Network, Output, Word, script};
 use crate::socket::Address;
+use crate::tool;
 use crate::venv;
 
 use config::Instance;
+pub use place::{Packets, Place, Watch};
 
 /// What may differ from one Synapse to another. By default it protects nothing, so that only the gateway does.
 #[derive(Debug, Clone)]
@@ -41,8 +44,8 @@ pub struct Options {
     pub modules: Option<PathBuf>,
     /// Where clients are told to go. Default: itself. Most clients follow it, so tests through a gateway name that.
     pub public_baseurl: Option<String>,
-    /// Whether it can reach nobody but by unix sockets; then nobody reaches it otherwise. Default: false.
-    pub isolated: bool,
+    /// Where it runs. Default: among all others.
+    pub place: Place,
     /// More configuration; a key here replaces ours as a whole.
     pub extra_yaml: String,
 }
@@ -58,7 +61,7 @@ impl Default for Options {
             roots: None,
             modules: None,
             public_baseurl: None,
-            isolated: false,
+            place: Place::Here,
             extra_yaml: String::new(),
         }
     }
@@ -122,21 +125,31 @@ impl Synapse {
 
     /// How it is reached: by its socket alone, if it is isolated.
     pub fn address(&self) -> Address {
-        match self.socket_path().filter(|_| self.options.isolated) {
+        match self.socket_path().filter(|_| self.options.place != Place::Here) {
             Some(socket) => Address::from(socket.as_path()),
             None => self.addr().into(),
         }
     }
 
-    /// Whom an isolated one tried to reach, a line each: `socket.connect /path`.
+    /// Whom one that is not here tried to reach, a line each: `socket.connect /path`.
     pub fn attempts(&self) -> Vec<String> {
         let log = fs::read_to_string(self.directory.path().join("attempts")).unwrap_or_default();
         log.lines().map(str::to_owned).collect()
     }
 
+    /// All packets in a network that is watched, from before the last start until now. An error if one was missed.
+    pub fn packets(&self) -> Result<Vec<Packets>> {
+        Packets::told_at(&self.watch_path())
+    }
+
+    fn watch_path(&self) -> PathBuf {
+        self.directory.path().join("watch.sock")
+    }
+
     /// Its unix socket, if it has one.
     pub fn socket_path(&self) -> Option<PathBuf> {
-        (self.options.unix_socket || self.options.isolated).then(|| self.directory.path().join("synapse.sock"))
+        (self.options.unix_socket || self.options.place != Place::Here)
+            .then(|| self.directory.path().join("synapse.sock"))
     }
 
     /// What it was told, in the order in which it reads it.
@@ -198,22 +211,33 @@ impl Synapse {
         let python = venv::synapse_python()?;
         let file = |name: &str| self.directory.path().join(name).into_os_string();
         let (main, extra) = (file("homeserver.yaml"), file("extra.yaml"));
-        let (isolated, attempts) = (script("isolated.py"), file("attempts"));
+        let (isolated, watch, attempts) = (script("isolated.py"), script("watch.py"), file("attempts"));
         let variable = |name: &str, path: Option<&PathBuf>| {
             path.map(|path| [OsStr::new(name), OsStr::new("="), path.as_os_str()].into_iter().collect::<OsString>())
         };
         let roots = variable("SSL_CERT_FILE", self.options.roots.as_ref());
         let modules = variable("PYTHONPATH", self.options.modules.as_ref());
+        let settings;
         let mut command: Vec<&OsStr> = vec![OsStr::new("env")];
         command.extend(roots.as_deref().into_iter().chain(modules.as_deref()));
-        if self.options.isolated {
-            // Where the system lets us, there is no network at all; where it does not, Python alone stands in the way.
-            if has_namespaces() {
-                command.extend(["unshare", "--map-root-user", "--net", "--"].map(OsStr::new));
+        match &self.options.place {
+            Place::Here => command.extend([python.as_os_str(), "-m".as_ref()]),
+            Place::Alone => {
+                // Where somebody said that there are no namespaces, Python alone stands in the way.
+                if tool::namespaces()? {
+                    command.extend(["unshare", "--map-root-user", "--net", "--"].map(OsStr::new));
+                }
+                command.extend([python.as_os_str(), isolated.as_os_str(), "refuse".as_ref(), attempts.as_os_str()]);
             }
-            command.extend([python.as_os_str(), isolated.as_os_str(), attempts.as_os_str()]);
-        } else {
-            command.extend([python.as_os_str(), "-m".as_ref()]);
+            Place::Watched(Watch { dns, door }) => {
+                if !tool::namespaces()? {
+                    return Err(Error::new("nothing can be watched without namespaces"));
+                }
+                let dns = dns.map(|dns| (dns.ip().to_string(), dns.port()));
+                settings = json!({"control": self.watch_path(), "dns": dns, "door": door}).to_string();
+                command.extend([python.as_os_str(), "-I".as_ref(), watch.as_os_str(), settings.as_ref()]);
+                command.extend([python.as_os_str(), isolated.as_os_str(), "allow".as_ref(), attempts.as_os_str()]);
+            }
         }
         command.push("synapse.app.homeserver".as_ref());
         command.extend(["-c".as_ref(), main.as_os_str()]);
@@ -371,17 +395,6 @@ impl Synapse {
         keys["server_name"] == self.options.server_name
             && keys["verify_keys"].get(format!("ed25519:{}", self.key_id)).is_some()
     }
-}
-
-/// Whether a process may have a network of its own here.
-pub fn has_namespaces() -> bool {
-    let mut unshare = Command::new("unshare");
-    unshare
-        .args(["--map-root-user", "--net", "--", "true"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    unshare.status().is_ok_and(|status| status.success())
 }
 
 /// What a user made by shared secret may do.

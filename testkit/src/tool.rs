@@ -3,8 +3,9 @@
 use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 
 /// A program that some tests need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub enum Tool {
     Haproxy,
     /// Another one.
     Caddy,
+    /// Networks and disks of one's own: what runs in one has `unshare` before it.
+    Namespaces,
 }
 
 /// Names of tools, with commas, whose tests are left out. Without it a missing tool is a failure.
@@ -28,7 +31,8 @@ pub const WITHOUT: &str = "MANTLET_WITHOUT";
 
 impl Tool {
     /// All there are.
-    pub const ALL: [Tool; 6] = [Tool::Node, Tool::Nginx, Tool::Valgrind, Tool::Strace, Tool::Haproxy, Tool::Caddy];
+    pub const ALL: [Tool; 7] =
+        [Tool::Node, Tool::Nginx, Tool::Valgrind, Tool::Strace, Tool::Haproxy, Tool::Caddy, Tool::Namespaces];
 
     /// Its name in [`WITHOUT`].
     pub fn name(self) -> &'static str {
@@ -39,6 +43,7 @@ impl Tool {
             Tool::Strace => "strace",
             Tool::Haproxy => "haproxy",
             Tool::Caddy => "caddy",
+            Tool::Namespaces => "namespaces",
         }
     }
 
@@ -82,6 +87,7 @@ impl Tool {
             Tool::Strace => &["strace"],
             Tool::Haproxy => &["haproxy"],
             Tool::Caddy => &["caddy"],
+            Tool::Namespaces => &["unshare", "mount"],
         }
     }
 
@@ -93,8 +99,30 @@ impl Tool {
             Tool::Strace => "strace",
             Tool::Haproxy => "haproxy",
             Tool::Caddy => "caddy",
+            Tool::Namespaces => "util-linux mount",
         }
     }
+}
+
+/// Whether tests have networks and disks of their own: true, or somebody said that they are left out. The error says what is missing.
+pub fn namespaces() -> Result<bool> {
+    if Tool::Namespaces.left_out()? {
+        return Ok(false);
+    }
+    let programs = Tool::Namespaces.find()?;
+    let mut unshare = Command::new(&programs[0]);
+    unshare.args(["--map-root-user", "--net", "--mount", "--", "true"]).stdin(Stdio::null());
+    let output = unshare.output().context(|| "run unshare".into())?;
+    if output.status.success() {
+        return Ok(true);
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim_end().to_owned();
+    Err(Error::new(format!(
+        "this system lets nobody have a network of their own ({said}). Run the tests as root, in a container with \
+         --privileged, or allow it: sysctl kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0. \
+         To test without it: {WITHOUT}={}",
+        Tool::Namespaces.name()
+    )))
 }
 
 /// The tools of a list; a word that names none is an error, or something would be tested less than it seems.
@@ -142,6 +170,9 @@ mod tests {
         assert_eq!(names("node, strace").unwrap(), [Tool::Node, Tool::Strace]);
         assert_eq!(names("nginx,").unwrap(), [Tool::Nginx]);
         let error = names("nodejs").unwrap_err().to_string();
-        assert_eq!(error, "MANTLET_WITHOUT names \"nodejs\"; known are node, nginx, valgrind, strace, haproxy, caddy");
+        assert_eq!(
+            error,
+            "MANTLET_WITHOUT names \"nodejs\"; known are node, nginx, valgrind, strace, haproxy, caddy, namespaces"
+        );
     }
 }

@@ -1,13 +1,14 @@
 //! Two without a network: each has its Mantlet's federation door, and whatever others do with each other, they do.
 //!
-//! The door is a unix socket, and so is the way in, so that each Synapse can have a network of its own in which there is nothing.
+//! The door is a unix socket, and so is the way in, so that each Synapse can have a network of its own in which nobody is, and every
+//! packet is seen.
 //! One is found by its `.well-known`, the other by a service record. One has the default notary, the other believes Mantlet's
 //! signature only.
 
 use std::sync::OnceLock;
 
 use mantlet_testkit::certificate::Authority;
-use mantlet_testkit::synapse::has_namespaces;
+use mantlet_testkit::tool::namespaces;
 use serde_json::{Value, json};
 
 use crate::contacts_with;
@@ -21,9 +22,6 @@ struct World {
 fn world() -> &'static World {
     static WORLD: OnceLock<World> = OnceLock::new();
     WORLD.get_or_init(|| {
-        if !has_namespaces() {
-            eprintln!("no namespaces here: what keeps Synapse from the network is Python alone");
-        }
         let authority = Authority::new().unwrap();
         let outside = Outside::start(&authority, "hs1.test", "hs2.test");
         let sides = [("hs1.test", Notary::Default), ("hs2.test", Notary::Pinned)]
@@ -47,6 +45,21 @@ fn synapse_reaches_nobody_but_the_door() {
         let attempts = side.attempts();
         let door = format!("socket.connect {}", side.door());
         assert!(!attempts.is_empty() && attempts.iter().all(|attempt| *attempt == door), "{attempts:#?}");
+    }
+}
+
+#[test]
+fn no_packet_leaves_synapse_and_none_asks_the_dns() {
+    let named =
+        || directions().map(|(here, there, way)| (here, there, if way == "there" { "packet" } else { "packet-back" }));
+    federation::a_profile_is_read_from_the_other_server(named());
+    federation::a_room_is_found_and_joined_by_its_alias_and_both_sides_talk(named());
+    federation::media_come_over_with_a_token_and_every_byte(named());
+    federation::device_keys_are_found_on_the_other_server(named());
+    if namespaces().unwrap() {
+        for side in &world().sides {
+            assert_eq!(side.packets(), [], "{}", side.name());
+        }
     }
 }
 

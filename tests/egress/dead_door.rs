@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use mantlet_testkit::backend::{Answer, Backend};
 use mantlet_testkit::certificate::Authority;
 use mantlet_testkit::http::{Request, Response, json_response};
-use mantlet_testkit::synapse::{Options, Role, Session, Synapse};
+use mantlet_testkit::synapse::{Options, Place, Role, Session, Synapse};
 use serde_json::json;
 
 use crate::support::Gateway;
@@ -39,7 +39,7 @@ fn while_its_door_is_gone_synapse_serves_its_users_and_afterwards_the_world_is_t
     std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).unwrap();
     // Synapse comes first: it starts without its door.
     let synapse = Synapse::start(Options {
-        isolated: true,
+        place: Place::Alone,
         extra_yaml: json!({
             "instance_map": {"mantlet": {"path": directory.path().join("door.sock")}},
             "outbound_federation_restricted_to": ["mantlet"],

@@ -7,8 +7,11 @@ mod support;
 
 mod alone;
 mod dead_door;
+mod dead_proxy;
+mod inside;
 mod notary;
 mod provoked;
+mod proxy_alone;
 mod web;
 
 use std::time::{Duration, Instant};

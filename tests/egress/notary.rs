@@ -1,12 +1,15 @@
 //! One with a notary door: a server that it does not know asks it something, and whose keys those are it asks our notary.
 
+use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mantlet_testkit::backend::{Answer, Backend};
 use mantlet_testkit::certificate::Authority;
 use mantlet_testkit::http::{Request, json_response};
+use mantlet_testkit::recorder::RecordedRequest;
 use mantlet_testkit::synapse::{Options, Synapse, free_port};
 use ruma_common::CanonicalJsonObject;
 use ruma_common::serde::Base64;
@@ -77,19 +80,19 @@ impl Stranger {
 }
 
 /// What Synapse says to a stranger, and who asked that one for its keys: by their `User-Agent`, which Mantlet does not send.
-fn asked_by_a_stranger(believes: Believes) -> (u16, Vec<Option<String>>) {
+fn asked_by_a_stranger(believes: Believes, matrix_org: &str, lies: bool) -> (u16, Vec<Option<String>>) {
     let authority = Authority::new().unwrap();
     let keys = std::sync::Arc::new(std::sync::OnceLock::<Vec<u8>>::new());
     let here = std::sync::Arc::clone(&keys);
     let backend = Backend::start(move |_| Answer::Bytes(here.get().unwrap().clone())).unwrap();
     let front = TlsFront::start(&authority, &["127.0.1.1"], "127.0.1.1:0".parse().unwrap(), backend.addr());
     let stranger = Stranger::new(&front.addr().to_string());
-    keys.set(stranger.keys()).unwrap();
+    keys.set(if lies { Stranger::new("another.test").keys() } else { stranger.keys() }).unwrap();
 
     let files = tempfile::tempdir().unwrap();
     let ca = authority.write(files.path()).unwrap();
     let notary = format!("localhost:{}", free_port().unwrap());
-    let gateway = notary_door(&authority, &notary);
+    let gateway = notary_door(&authority, &notary, matrix_org);
     let mut trusted = json!({"server_name": notary});
     match believes {
         Believes::Anything => {}
@@ -107,18 +110,19 @@ fn asked_by_a_stranger(believes: Believes) -> (u16, Vec<Option<String>>) {
     let synapse = synapse.unwrap();
     let status = stranger.asks(&synapse);
     let records = gateway.records_with(|record| record["endpoint"] == "key_get_remote_server_keys_batch");
-    assert!(records.iter().all(|record| record["upstream"] == "(key ring)" && record["status"] == 200), "{records:?}");
+    assert!(records.iter().all(|record| record["rule"] == "notary" && record["status"] == 200), "{records:?}");
     let agents = backend.requests().iter().map(|request| request.header("user-agent").map(str::to_owned)).collect();
     (status, agents)
 }
 
 /// A notary of this name, at its port.
-fn notary_door(authority: &Authority, name: &str) -> Gateway {
+fn notary_door(authority: &Authority, name: &str, matrix_org: &str) -> Gateway {
     let dir = tempfile::tempdir().unwrap();
     authority.write(dir.path()).unwrap();
     let (certificate, key) = authority.issue(&["localhost"]).unwrap().write(dir.path()).unwrap();
     private(&dir.path().join("notary.key"), &format!("ed25519 notary {NOTARY_SEED}\n"));
-    std::fs::write(dir.path().join("policy.toml"), "extends = \"balanced\"\n").unwrap();
+    let policy = format!("extends = \"balanced\"\n[rules.notary]\nmatrix_org = \"{matrix_org}\"\n");
+    std::fs::write(dir.path().join("policy.toml"), policy).unwrap();
     let text = format!(
         "[[listener]]\nname = \"keys\"\ndoor = \"notary\"\nbind = \"{}\"\nserver_name = \"{name}\"\nextra_roots = [\"ca.crt\"]\n\
          tls = {{ certificate = {certificate:?}, key = {key:?} }}\n[policy]\nfile = \"policy.toml\"\n\
@@ -141,7 +145,7 @@ fn private(path: &Path, text: &str) {
 fn a_notary_of_our_own_is_believed_with_its_key_pinned_and_without() {
     let [unpinned, pinned, wrongly] = std::thread::scope(|scope| {
         [Believes::Anything, Believes::OurKey, Believes::AnotherKey]
-            .map(|believes| scope.spawn(move || asked_by_a_stranger(believes)))
+            .map(|believes| scope.spawn(move || asked_by_a_stranger(believes, "direct", false)))
             .map(|thread| thread.join().unwrap())
     });
     // Mantlet asked, once, and Synapse believed it.
@@ -151,4 +155,56 @@ fn a_notary_of_our_own_is_believed_with_its_key_pinned_and_without() {
     let (status, agents) = wrongly;
     assert!(status == 404 && agents.len() == 2, "{status} {agents:?}");
     assert!(agents[0].is_none() && agents[1].as_ref().is_some_and(|agent| agent.starts_with("Synapse/")), "{agents:?}");
+}
+
+#[test]
+fn a_server_that_says_keys_of_another_is_refused_and_with_empty_synapse_asks_each_itself() {
+    let [(lied, agents), (empty, asked)] = std::thread::scope(|scope| {
+        [("direct", true), ("empty", false)]
+            .map(|(matrix_org, lies)| scope.spawn(move || asked_by_a_stranger(Believes::Anything, matrix_org, lies)))
+            .map(|thread| thread.join().unwrap())
+    });
+    let by_synapse = |agent: &Option<String>| agent.as_ref().is_some_and(|agent| agent.starts_with("Synapse/"));
+    // It says keys, but those of another. Mantlet hands out none of them, and Synapse hears the same.
+    assert!(lied == 401 && agents[0].is_none() && agents[1..].iter().all(by_synapse), "{lied} {agents:?}");
+    assert!(empty == 404 && !asked.is_empty() && asked.iter().all(by_synapse), "{empty} {asked:?}");
+}
+
+#[test]
+fn whose_notary_is_gone_asks_each_server_itself_and_the_notary_again_when_it_is_back() {
+    let authority = Authority::new().unwrap();
+    let keys = Arc::new(Mutex::new(HashMap::<String, Vec<u8>>::new()));
+    let here = Arc::clone(&keys);
+    let says = move |request: &RecordedRequest| here.lock().unwrap()[request.header("host").unwrap()].clone();
+    let backend = Backend::start(move |request| Answer::Bytes(says(request))).unwrap();
+    let files = tempfile::tempdir().unwrap();
+    let notary = format!("localhost:{}", free_port().unwrap());
+    let synapse = Synapse::start(Options {
+        federation_ca: Some(authority.write(files.path()).unwrap()),
+        extra_yaml: json!({"trusted_key_servers": [{"server_name": notary}]}).to_string(),
+        ..Options::default()
+    });
+    let synapse = synapse.unwrap();
+    // Each time another stranger; who asked that one for its keys, first.
+    let asks = || {
+        let front = TlsFront::start(&authority, &["127.0.1.1"], "127.0.1.1:0".parse().unwrap(), backend.addr());
+        let name = front.addr().to_string();
+        let stranger = Stranger::new(&name);
+        keys.lock().unwrap().insert(name.clone(), stranger.keys());
+        let began = Instant::now();
+        assert_eq!(stranger.asks(&synapse), 404, "{}", synapse.log_tail());
+        let asked = backend.requests().into_iter().find(|request| request.header("host") == Some(&name)).unwrap();
+        (asked.header("user-agent").map(str::to_owned), began.elapsed())
+    };
+    let by_synapse = |agent: &Option<String>| agent.as_ref().is_some_and(|agent| agent.starts_with("Synapse/"));
+    let (agent, took) = asks();
+    println!("without its notary: {took:.1?}");
+    assert!(by_synapse(&agent), "{agent:?}");
+    let _gateway = notary_door(&authority, &notary, "direct");
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while by_synapse(&asks().0) {
+        // Here it is left alone for seconds only.
+        assert!(Instant::now() < deadline, "{}", synapse.log_tail());
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
 }

@@ -269,7 +269,7 @@ fn an_identity_server_binds_and_is_asked_about_an_address() {
 #[test]
 fn single_sign_on_is_discovered_through_a_tunnel() {
     let world = world();
-    // Synapse does so at its start, or does not start.
+    // Synapse does so at its start.
     let asked = world.asked("sso.test", "/.well-known/openid-configuration");
     assert_eq!(asked.method, "GET");
     world.asked("sso.test", "/jwks");

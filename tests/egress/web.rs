@@ -1,5 +1,5 @@
-//! One with a proxy door and a way in: it notifies push gateways, one that is looked into and one that is not, and would unbind at
-//! identity servers.
+//! One with a proxy door and a way in: it notifies push gateways, one that is looked into and one that is not, shows pages, and
+//! would unbind at identity servers.
 
 use std::os::unix::fs::PermissionsExt;
 use std::sync::{Mutex, MutexGuard, OnceLock};
@@ -8,7 +8,7 @@ use std::time::Duration;
 use mantlet::tls::ca;
 use mantlet_testkit::backend::{Answer, Backend};
 use mantlet_testkit::certificate::Authority;
-use mantlet_testkit::http::{Request, Response, json_response};
+use mantlet_testkit::http::{Request, Response, json_response, response};
 use mantlet_testkit::recorder::RecordedRequest;
 use mantlet_testkit::synapse::{Options, Role, Session, Synapse, free_port};
 use serde_json::{Value, json};
@@ -17,8 +17,8 @@ use crate::contacts_with;
 use crate::support::Gateway;
 use crate::support::outside::{Dns, TlsFront};
 
-/// A Synapse whose proxy is a door of ours, and whom it may ask: `push.test` and `is.test`, which are looked into, and `tunnel.test`,
-/// `is1.test` and `is2.test`, which are not.
+/// A Synapse whose proxy is a door of ours, and whom it may ask: `push.test`, `page.test` and `is.test`, which are looked into, and
+/// `tunnel.test`, `is1.test` and `is2.test`, which are not; `clear.test` is asked in the clear.
 struct Web {
     gateway: Mutex<Gateway>,
     backend: Backend,
@@ -32,11 +32,12 @@ fn web() -> &'static Web {
     static WEB: OnceLock<Web> = OnceLock::new();
     WEB.get_or_init(|| {
         let (dns, outside, directory) = (Dns::start(), Authority::new().unwrap(), tempfile::tempdir().unwrap());
-        let backend = Backend::start(|_| Answer::Bytes(json_response(200, &json!({"rejected": [], "success": true})))).unwrap();
-        let names = ["push.test", "tunnel.test", "is.test", "is1.test", "is2.test", "is3.test", "captcha.test"];
+        let backend = Backend::start(|request| Answer::Bytes(answer(request))).unwrap();
+        let names = ["push.test", "tunnel.test", "is.test", "is1.test", "is2.test", "is3.test", "captcha.test", "page.test"];
         let front = TlsFront::start(&outside, &names, "127.0.1.1:0".parse().unwrap(), backend.addr());
         names.iter().for_each(|name| dns.address(name, "127.0.1.1"));
-        let looked_into = ["push.test", "is.test", "captcha.test", "matrix.org", "vector.im"];
+        dns.address("clear.test", "127.0.0.1");
+        let looked_into = ["push.test", "is.test", "captcha.test", "page.test", "matrix.org", "vector.im"];
         let ours = ca::make(&looked_into.map(str::to_owned).into()).unwrap();
         let files = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| std::fs::write(files.path().join(name), text).unwrap();
@@ -48,7 +49,8 @@ fn web() -> &'static Web {
         std::fs::write(&bundle, format!("{}{}", outside.pem(), ours.certificate)).unwrap();
         let intercept = |host| format!("[[egress.destination]]\nhost = \"{host}\"\naction = \"intercept\"\n");
         let tunnel = "[[egress.destination]]\nhost = \"tunnel.test\"\naction = \"tunnel\"\ncause = \"push\"\n";
-        write("policy.toml", &format!("extends = \"balanced\"\n{}{tunnel}", looked_into.map(intercept).concat()));
+        let neutral = "[rules.url_previews]\npreviews = \"neutral\"\n";
+        write("policy.toml", &format!("extends = \"balanced\"\n{neutral}{}{tunnel}", looked_into.map(intercept).concat()));
         // Each has to be told of the other before it starts.
         let proxy = format!("127.0.0.1:{}", free_port().unwrap());
         let url = format!("http://{proxy}");
@@ -56,6 +58,7 @@ fn web() -> &'static Web {
             roots: Some(bundle),
             extra_yaml: json!({
                 "https_proxy": url, "http_proxy": url,
+                "url_preview_enabled": true, "url_preview_ip_range_blacklist": ["192.0.2.1"],
                 "enable_registration_captcha": true, "recaptcha_public_key": "public", "recaptcha_private_key": "private",
                 "recaptcha_siteverify_api": format!("https://captcha.test:{}/recaptcha/api/siteverify", front.addr().port()),
             })
@@ -64,12 +67,13 @@ fn web() -> &'static Web {
         });
         let synapse = synapse.unwrap();
         let text = format!(
-            "[[listener]]\nname = \"web\"\ndoor = \"proxy\"\nbind = \"{proxy}\"\nports = [{}]\nextra_roots = [\"ca.crt\"]\n\
+            "[[listener]]\nname = \"web\"\ndoor = \"proxy\"\nbind = \"{proxy}\"\nports = [{}, {}]\nextra_roots = [\"ca.crt\"]\n\
              [[listener]]\nname = \"clients\"\ndoor = \"ingress\"\nbind = \"127.0.0.1:0\"\n\
              [policy]\nfile = \"policy.toml\"\n[upstream.synapse]\nservers = [\"{}\"]\n\
              [admin]\nbind = \"127.0.0.1:0\"\n[egress]\nnameservers = [\"{}\"]\n[egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n\
-             [egress.addresses]\nallow = [\"127.0.1.0/24\"]\n",
+             [egress.addresses]\nallow = [\"127.0.1.0/24\", \"clear.test\"]\n",
             front.addr().port(),
+            backend.addr().port(),
             synapse.base_url(),
             dns.addr()
         );
@@ -77,6 +81,24 @@ fn web() -> &'static Web {
         Web { gateway: Mutex::new(gateway), backend, front, synapse, _dns: dns, _directory: directory }
     })
 }
+
+/// What they all say.
+fn answer(request: &RecordedRequest) -> Vec<u8> {
+    let page =
+        "<html><head><title>What is far away</title><meta property=\"og:image\" content=\"/picture\"></head></html>";
+    match request.target_text().as_str() {
+        "/page" => response(200, &[("Content-Type", "text/html; charset=utf-8")], page),
+        "/elsewhere" => response(302, &[("Location", "/page")], ""),
+        "/picture" => response(200, &[("Content-Type", "image/png")], PICTURE),
+        _ => json_response(200, &json!({"rejected": [], "success": true})),
+    }
+}
+
+/// One pixel.
+const PICTURE: &[u8] =
+    b"\x89\x50\x4e\x47\x0d\x0a\x1a\x0a\x00\x00\x00\x0d\x49\x48\x44\x52\x00\x00\x00\x01\x00\x00\x00\x01\x08\x00\x00\x00\
+      \x00\x3a\x7e\x9b\x55\x00\x00\x00\x0a\x49\x44\x41\x54\x78\x9c\x63\xf8\x0f\x00\x01\x01\x01\x00\xb1\x38\xf6\x14\x00\
+      \x00\x00\x00\x49\x45\x4e\x44\xae\x42\x60\x82";
 
 impl Web {
     fn gateway(&self) -> MutexGuard<'_, Gateway> {
@@ -231,6 +253,39 @@ fn an_identity_server_that_is_looked_into_hears_nothing_of_an_address_that_is_re
     web.assert_noted("is.test", "identity", "answered");
     let told = "mantlet_privacy_events_total{flow=\"egress\",rule=\"threepid_unbind\"}";
     assert!(web.gateway().metric(told) >= 1.0);
+}
+
+#[test]
+fn a_page_that_is_looked_into_or_in_the_clear_does_not_see_that_a_matrix_server_reads_it() {
+    let web = web();
+    let reader = web.synapse.register("reader", "a password", Role::User).unwrap();
+    let (port, plain) = (web.port(), web.backend.addr().port());
+    let fetched = |scheme: &str, host: &str, port: u16, first: &str| {
+        let url = format!("{scheme}%3A%2F%2F{host}%3A{port}%2F{first}");
+        let target = format!("/_matrix/client/v1/media/preview_url?url={url}");
+        let shown = web.through(&reader, "GET", &target, "").json();
+        assert_eq!(shown["og:title"], "What is far away", "{shown}\n{}", web.synapse.log_tail());
+        assert!(shown["og:image"].as_str().is_some_and(|image| image.starts_with("mxc://")), "{shown}");
+        let host = format!("{host}:{port}");
+        ["/page", "/picture"].map(|path| {
+            let is = |request: &RecordedRequest| request.header("host") == Some(&host) && request.target_text() == path;
+            let request = web.backend.wait_request(Duration::from_secs(60), is).unwrap();
+            request.headers.iter().map(|(name, value)| format!("{name}: {value}").to_lowercase()).collect::<Vec<_>>()
+        })
+    };
+    for fields in
+        [fetched("https", "page.test", port, "elsewhere"), fetched("http", "clear.test", plain, "page")].concat()
+    {
+        assert!(fields.contains(&"user-agent: mozilla/5.0 (compatible)".to_owned()), "{fields:#?}");
+        let tells = |field: &&String| ["synapse", "matrix", "accept-language"].iter().any(|word| field.contains(word));
+        assert_eq!(fields.iter().find(tells), None);
+    }
+    // Nobody reads, or changes, what goes through a tunnel.
+    for fields in fetched("https", "tunnel.test", port, "page") {
+        let says = |what: &str| fields.iter().any(|field| field.starts_with(what));
+        assert!(says("user-agent: synapse (bot;") && says("accept-language: en"), "{fields:#?}");
+    }
+    web.assert_noted("page.test", "preview", "passed");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use mantlet_testkit::http::Request;
-use mantlet_testkit::synapse::has_namespaces;
+use mantlet_testkit::tool::namespaces;
 
 use crate::common::{eventually, within};
 use crate::notary::{World, names, now, private, wanted};
@@ -118,8 +118,7 @@ fn with_a_small_disk(site: &Site, at: &Path) -> (Process, PathBuf) {
 
 #[test]
 fn a_disk_that_is_full_is_done_without_and_used_again_when_there_is_room() {
-    if !has_namespaces() {
-        eprintln!("no namespaces here: no disk of one's own to fill");
+    if !namespaces().unwrap() {
         return;
     }
     let world = World::new();

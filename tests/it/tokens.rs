@@ -91,6 +91,34 @@ fn a_verdict_is_believed_for_a_while_by_all_workers() {
     assert_eq!(gateway.metric("mantlet_token_cache_entries"), 2.0);
 }
 
+/// An application service's token is good for some users, devices and addresses, and for others it is not.
+#[test]
+fn a_verdict_is_for_one_user_one_device_and_one_address() {
+    let upstream = knowing_all();
+    let gateway = Gateway::start(&url(&upstream), POLICY);
+    let from = |last: u8| std::net::IpAddr::from([127, 0, 0, last]);
+    let ask = |query: &str, from| {
+        let request = Request::new("GET", format!("{ROOMS}?{query}")).bearer("bridge-1");
+        assert_eq!(request.send_from(from, gateway.addr()).status, 200);
+    };
+    let ways = [
+        ("limit=1", 1),
+        ("user_id=@b:hs", 1),
+        ("user_id=@c:hs", 1),
+        ("user_id=@b:hs&device_id=D", 1),
+        ("device_id=D", 1),
+        ("limit=1", 2),
+    ];
+    for (count, (query, last)) in ways.into_iter().enumerate() {
+        ask(query, from(last));
+        assert_eq!(whoamis(&upstream).len(), count + 1, "{query} from {last}");
+    }
+    for (query, last) in ways {
+        ask(&format!("{query}&since=x"), from(last));
+    }
+    assert_eq!(whoamis(&upstream).len(), ways.len(), "all of it is remembered");
+}
+
 #[test]
 fn a_verdict_is_believed_no_longer_than_it_may() {
     let upstream = knowing_all();

@@ -10,7 +10,8 @@ use mantlet_testkit::backend::{Answer, Backend};
 use mantlet_testkit::certificate::Authority;
 use mantlet_testkit::http::{Request, Response, json_response};
 use mantlet_testkit::recorder::{RecordedRequest, Recorder};
-use mantlet_testkit::synapse::{Options, Role, Session, Synapse};
+use mantlet_testkit::synapse::{Options, Packets, Place, Role, Session, Synapse, Watch};
+use mantlet_testkit::tool::namespaces;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -125,8 +126,8 @@ impl Side {
         Side { gateway: Mutex::new(gateway), addr, hop, synapse, ca: authority.pem(), directory }
     }
 
-    /// The same without any way out but its Mantlet's federation door: Synapse has no network, and sees none. The name is found
-    /// in the outside world.
+    /// The same without any way out but its Mantlet's federation door: Synapse has a network of its own, in which nobody is. The
+    /// name is found in the outside world.
     pub fn start_behind_a_door(authority: &Authority, name: &str, outside: &Outside, notary: Notary) -> Side {
         let directory = tempfile::tempdir().unwrap();
         let (certificate, key) = authority.issue(&["localhost", name]).unwrap().write(directory.path()).unwrap();
@@ -171,7 +172,7 @@ impl Side {
         let synapse = Synapse::start(Options {
             public_baseurl: Some(format!("https://{name}")),
             server_name: name.to_owned(),
-            isolated: true,
+            place: if namespaces().unwrap() { Place::Watched(Watch::default()) } else { Place::Alone },
             extra_yaml: json!({
                 "instance_map": {"mantlet": {"path": door}},
                 "outbound_federation_restricted_to": ["mantlet"],
@@ -191,9 +192,14 @@ impl Side {
         self.gateway.lock().unwrap_or_else(PoisonError::into_inner).contacts()
     }
 
-    /// Whom Synapse tried to reach, where it is isolated.
+    /// Whom Synapse tried to reach, where it is behind a door.
     pub fn attempts(&self) -> Vec<String> {
         self.synapse.attempts()
+    }
+
+    /// Every packet in the network of one that is watched.
+    pub fn packets(&self) -> Vec<Packets> {
+        self.synapse.packets().unwrap()
     }
 
     /// The federation door's socket, where there is one.
