@@ -160,7 +160,7 @@ impl Courier {
         let body = Bytes::from(json!({ "events": events }).to_string());
         let post = async || {
             let sent = timeout(PATIENCE, self.post(webhook, body.clone(), web)).await;
-            sent.unwrap_or_else(|_late| Err(Refused::ForNow(Kind::OriginSilent)))
+            sent.unwrap_or(Err(Refused::ForNow(Kind::OriginSilent)))
         };
         let may_repeat = || {
             // Where many wait behind them, each pause would cost others their place.
