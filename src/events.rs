@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
-use http::{Method, Request};
+use http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::{sleep, timeout};
@@ -64,17 +64,18 @@ struct Letter {
 pub struct Courier {
     queue: Receiver<Letter>,
     egress: Egress,
+    next_hop: Option<NextHop>,
     all: Arc<Metrics>,
     metrics: EventMetrics,
     /// Whether it is told that a webhook cannot be reached.
     is_told: bool,
 }
 
-/// The two ends of what is told. Webhooks are found, reached and known as `[egress]` says.
-pub fn events(egress: &Egress, all: &Arc<Metrics>) -> (Events, Courier) {
+/// The two ends of what is told. Webhooks are found, reached and known as `[egress]` says, perhaps through this proxy.
+pub fn events(egress: &Egress, next_hop: Option<NextHop>, all: &Arc<Metrics>) -> (Events, Courier) {
     let (sender, queue) = channel(WAITING);
     let (all, metrics) = (Arc::clone(all), all.events());
-    let courier = Courier { queue, egress: egress.clone(), all, metrics: metrics.clone(), is_told: false };
+    let courier = Courier { queue, egress: egress.clone(), next_hop, all, metrics: metrics.clone(), is_told: false };
     (Events { queue: sender, metrics }, courier)
 }
 
@@ -157,28 +158,40 @@ impl Courier {
         let Some(webhook) = letters.first().and_then(|letter| letter.telling.webhook.as_ref()) else { return };
         let events: Vec<_> = letters.iter().map(|letter| &letter.text).collect();
         let body = Bytes::from(json!({ "events": events }).to_string());
-        let sent = timeout(PATIENCE, self.post(webhook, body, web)).await;
-        match sent.unwrap_or_else(|_late| Err(Error::new(Kind::OriginSilent))) {
+        let post = async || {
+            let sent = timeout(PATIENCE, self.post(webhook, body.clone(), web)).await;
+            sent.unwrap_or(Err(Refused::ForNow(Kind::OriginSilent)))
+        };
+        let may_repeat = || {
+            // Where many wait behind them, each pause would cost others their place.
+            let has_time = self.queue.len() < AT_ONCE;
+            if has_time {
+                self.metrics.delivered(Delivery::Repeated, events.len());
+            }
+            has_time
+        };
+        match tried(post, may_repeat).await {
             Ok(()) => {
                 self.metrics.delivered(Delivery::Sent, events.len());
                 if std::mem::take(&mut self.is_told) {
                     tracing::info!("the webhook for privacy events takes them again");
                 }
             }
-            Err(error) => {
+            Err(kind) => {
                 self.metrics.delivered(Delivery::Failed, events.len());
                 if !std::mem::replace(&mut self.is_told, true) {
-                    let kind = error.kind().as_str();
+                    let kind = kind.as_str();
                     tracing::warn!(
                         kind,
-                        "the webhook for privacy events does not take them; they are in the log alone"
+                        "the webhook for privacy events does not take them; they are in the log alone. This is said once, \
+                         until it takes them again"
                     );
                 }
             }
         }
     }
 
-    async fn post(&self, webhook: &Webhook, body: Bytes, web: &mut Option<Web>) -> Result<(), Error> {
+    async fn post(&self, webhook: &Webhook, body: Bytes, web: &mut Option<Web>) -> Result<(), Refused> {
         let usual = if webhook.is_encrypted { 443 } else { 80 };
         let to =
             Destination::parse(webhook.server.as_str(), Some(usual)).ok_or_else(|| Error::new(Kind::OriginUnknown))?;
@@ -194,10 +207,12 @@ impl Courier {
             Some(web) => web,
             None => web.insert(self.web()?),
         };
-        let response = web.send(&to, request).await?.release(&permit);
-        match response.status().is_success() {
-            true => Ok(()),
-            false => Err(Error::new(Kind::OriginGarbled)),
+        let status = web.send(&to, request).await?.release(&permit).status();
+        match status {
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Err(Refused::ForNow(Kind::OriginGarbled)),
+            _ if status.is_success() => Ok(()),
+            _ if status.is_server_error() => Err(Refused::ForNow(Kind::OriginGarbled)),
+            _ => Err(Refused::ForGood(Kind::OriginGarbled)),
         }
     }
 
@@ -205,9 +220,41 @@ impl Courier {
         let unusable = |problems: Problems| Error::caused_by(Kind::OriginConnect, problems.to_string());
         let roots = tls::client::config(&[] as &[&str]).map_err(unusable)?;
         let name_servers = NameServers::new(&self.egress.nameservers()).map_err(|problem| unusable(problem.into()))?;
-        let next_hop = self.egress.next_hop.as_ref().map(NextHop::read).transpose();
-        let next_hop = next_hop.map_err(|problem| unusable(problem.into()))?;
-        Webs::new(roots, name_servers, self.egress.guard(), next_hop, &self.all).web()
+        Webs::new(roots, name_servers, self.egress.guard(), self.next_hop.clone(), &self.all).web()
+    }
+}
+
+/// Why a webhook did not take what it was brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refused {
+    /// It may take it later.
+    ForNow(Kind),
+    /// It will not.
+    ForGood(Kind),
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        match error.kind() {
+            // The operator has to change something first.
+            kind @ (Kind::OriginForbidden | Kind::OriginUntrusted) => Self::ForGood(kind),
+            kind => Self::ForNow(kind),
+        }
+    }
+}
+
+/// Posts until it is taken, with growing pauses, as long as it may be repeated.
+async fn tried(
+    mut post: impl AsyncFnMut() -> Result<(), Refused>,
+    mut may_repeat: impl FnMut() -> bool,
+) -> Result<(), Kind> {
+    let mut pauses = PAUSES.into_iter();
+    loop {
+        match (post().await, pauses.next()) {
+            (Ok(()), _) => return Ok(()),
+            (Err(Refused::ForNow(_)), Some(pause)) if may_repeat() => sleep(pause).await,
+            (Err(Refused::ForNow(kind) | Refused::ForGood(kind)), _) => return Err(kind),
+        }
     }
 }
 
@@ -219,3 +266,50 @@ const AT_ONCE: usize = 100;
 const PAUSE: Duration = Duration::from_secs(1);
 /// For one request.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Between a request that failed and the next with the same letters.
+const PAUSES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(25)];
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const BUSY: Result<(), Refused> = Err(Refused::ForNow(Kind::OriginClosed));
+
+    /// When it is posted, in seconds since the first time, and what came of it: each answer once, the last for ever. It may be
+    /// repeated so often.
+    async fn posted(answers: &[Result<(), Refused>], mut repeated: usize) -> (Vec<u64>, Result<(), Kind>) {
+        let (began, times) = (Instant::now(), RefCell::new(Vec::new()));
+        let post = async || {
+            let mut times = times.borrow_mut();
+            times.push(began.elapsed().as_secs());
+            answers[(times.len() - 1).min(answers.len() - 1)]
+        };
+        let may_repeat = || {
+            repeated = repeated.saturating_sub(1);
+            repeated > 0
+        };
+        let outcome = tried(post, may_repeat).await;
+        (times.into_inner(), outcome)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_taken_is_brought_again_with_growing_pauses_and_then_given_up() {
+        assert_eq!(posted(&[Ok(())], 9).await, (vec![0], Ok(())));
+        assert_eq!(posted(&[BUSY, Ok(())], 9).await, (vec![0, 1], Ok(())));
+        assert_eq!(posted(&[BUSY, BUSY, BUSY, Ok(())], 9).await, (vec![0, 1, 6, 31], Ok(())));
+        assert_eq!(posted(&[BUSY], 9).await, (vec![0, 1, 6, 31], Err(Kind::OriginClosed)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waiting_does_not_change_and_what_keeps_others_waiting_is_not_brought_again() {
+        let forbidden = Refused::from(Error::new(Kind::OriginForbidden));
+        assert_eq!(posted(&[Err(forbidden), Ok(())], 9).await, (vec![0], Err(Kind::OriginForbidden)));
+        assert_eq!(posted(&[BUSY, Err(forbidden)], 9).await, (vec![0, 1], Err(Kind::OriginForbidden)));
+        assert_eq!(posted(&[BUSY, BUSY, Ok(())], 2).await, (vec![0, 1], Err(Kind::OriginClosed)));
+        assert_eq!(posted(&[BUSY, Ok(())], 1).await, (vec![0], Err(Kind::OriginClosed)));
+    }
+}

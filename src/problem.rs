@@ -73,6 +73,11 @@ impl Problems {
         self.0.push(problem);
     }
 
+    /// The value, or one problem more.
+    pub fn take<T>(&mut self, result: Result<T, Problem>) -> Option<T> {
+        result.map_err(|problem| self.push(problem)).ok()
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -382,13 +382,20 @@ mod tests {
         std::fs::create_dir(dir.path().join("later")).unwrap();
         // Not before its time.
         assert_eq!(file.read(KEYS, "a.example"), None);
+        assert!(file.database.is_none() && !file.path.exists());
         file.again = None;
-        assert_eq!((file.read(KEYS, "a.example"), file.is_told), (None, true));
+        assert_eq!((file.read(KEYS, "a.example"), file.is_told, file.is_good.get()), (None, true, 0));
         assert_eq!((file.write(&rows), file.is_told, file.pause), (Written::Yes, false, SHORTEST));
+        assert_eq!(file.is_good.get(), 1);
         // One that fails again soon is left alone for longer.
         file.fail("for once");
+        assert!(file.database.is_none());
         file.again = Some(Instant::now());
         assert_eq!((file.write(&rows), file.is_told, file.pause), (Written::Yes, false, 2 * SHORTEST));
+        // One that has been good for long enough is new again.
+        file.again = Instant::now().checked_sub(LONGEST + SHORTEST);
+        assert!(file.again.is_some());
+        assert_eq!((file.write(&rows), file.pause), (Written::Yes, SHORTEST));
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub struct NextHop {
     pub except: Option<Vec<Allowed>>,
 }
 
-/// `http://host:port`
+/// `http://host:port`, or `https://host:port`
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct NextHopUrl {
@@ -31,29 +31,37 @@ pub struct NextHopUrl {
     pub host: Host,
     /// Never 0.
     pub port: u16,
+    /// Whether it is spoken to in TLS, and known by its certificate.
+    pub is_encrypted: bool,
 }
 
 impl TryFrom<String> for NextHopUrl {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        const HELP: &str = "write \"http://proxy.corp:3128\", and its credentials into a file: next_hop_credentials";
+        const HELP: &str = "write \"http://proxy.corp:3128\" or \"https://proxy.corp:3129\", and its credentials into a file: next_hop_credentials";
         // Not echoed: what stands before an @ is a secret.
         if text.contains('@') {
             return Err(format!("the URL of the next hop takes no user or password\n{HELP}"));
         }
-        let place = text.strip_prefix("http://").map(|rest| rest.strip_suffix('/').unwrap_or(rest));
-        let place = place.and_then(ServerName::parse);
-        match place.and_then(|place| Some(Self { host: place.host().clone(), port: place.port()? })) {
-            Some(url) => Ok(url),
-            None => Err(format!("{text:?} is not the URL of a proxy that is asked in plain HTTP\n{HELP}")),
-        }
+        let read = || {
+            let (scheme, rest) = text.split_once("://")?;
+            let is_encrypted = match scheme {
+                "http" => false,
+                "https" => true,
+                _ => return None,
+            };
+            let place = ServerName::parse(rest.strip_suffix('/').unwrap_or(rest))?;
+            Some(Self { host: place.host().clone(), port: place.port()?, is_encrypted })
+        };
+        read().ok_or_else(|| format!("{text:?} is not the URL of a proxy that is asked in HTTP\n{HELP}"))
     }
 }
 
 impl Serialize for NextHopUrl {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(&format_args!("http://{}:{}", self.host, self.port))
+        let scheme = if self.is_encrypted { "https" } else { "http" };
+        to.collect_str(&format_args!("{scheme}://{}:{}", self.host, self.port))
     }
 }
 

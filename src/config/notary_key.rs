@@ -4,9 +4,10 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use ruma_common::CanonicalJsonObject;
 use ruma_common::serde::Base64;
 use ruma_signatures::{Ed25519KeyPair, sign_json};
@@ -74,9 +75,59 @@ impl NotaryKey {
     }
 }
 
+impl PartialEq for NotaryKey {
+    fn eq(&self, other: &Self) -> bool {
+        (self.0.version(), self.0.public_key()) == (other.0.version(), other.0.public_key())
+    }
+}
+
 impl fmt::Debug for NotaryKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "NotaryKey({})", self.id())
+    }
+}
+
+/// The key of a file that is read again while it is signed with. Clones are one.
+#[derive(Clone, Debug)]
+pub struct NotaryKeyFile(Arc<Kept>);
+
+#[derive(Debug)]
+struct Kept {
+    path: PathBuf,
+    key: ArcSwap<NotaryKey>,
+}
+
+impl NotaryKeyFile {
+    /// Reads it for the first time.
+    ///
+    /// # Errors
+    /// As of [`NotaryKey::read`].
+    pub fn read(path: &Path) -> Result<Self, Problem> {
+        let key = ArcSwap::from_pointee(NotaryKey::read(path)?);
+        Ok(Self(Arc::new(Kept { path: path.to_owned(), key })))
+    }
+
+    /// The key as it is now. What is signed as a whole takes it once.
+    pub fn key(&self) -> NotaryKey {
+        NotaryKey::clone(&self.0.key.load())
+    }
+
+    /// Where it is read.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// Reads it again; whether it is another key now.
+    ///
+    /// # Errors
+    /// As of [`NotaryKey::read`]; the old key stays.
+    pub fn reload(&self) -> Result<bool, Problem> {
+        let new = NotaryKey::read(&self.0.path)?;
+        let is_new = new != self.key();
+        if is_new {
+            self.0.key.store(Arc::new(new));
+        }
+        Ok(is_new)
     }
 }
 
@@ -123,6 +174,14 @@ mod tests {
             let told = read(odd, 0o600).unwrap_err();
             assert!(told.contains("is not of the form") && !told.contains(&seed[1..]), "{told}");
         }
+        // Nor does it take the place of one.
+        read(SPECIFICATION, 0o600).unwrap();
+        let file = NotaryKeyFile::read(&path).unwrap();
+        assert_eq!(file.reload(), Ok(false));
+        read("", 0o600).unwrap_err();
+        assert!(file.reload().is_err() && file.key().id() == "ed25519:1");
+        read(&SPECIFICATION.replace(" 1 ", " 2 "), 0o600).unwrap();
+        assert_eq!((file.reload(), file.clone().key().id().as_str()), (Ok(true), "ed25519:2"));
         let missing = NotaryKey::read(Path::new("/nowhere/at/all")).unwrap_err();
         assert!(missing.what.contains("does not exist") && missing.help.is_some());
     }

@@ -84,7 +84,7 @@ impl fmt::Debug for Secret {
 }
 
 /// `user:password` as it stands behind `Basic ` in a header: to be shown, where [`Secret`] is to be compared with.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Basic(Arc<str>);
 
 impl Basic {

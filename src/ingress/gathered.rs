@@ -110,15 +110,19 @@ mod tests {
 
     use super::*;
 
-    /// Takes so many bytes at once, and shows each write.
+    /// Takes so many bytes at once, and shows each write, and what else is asked of it.
     #[derive(Default)]
     struct Slow {
         takes: usize,
         writes: Vec<Vec<u8>>,
+        is_gone: bool,
     }
 
     impl AsyncWrite for Slow {
         fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            if self.is_gone {
+                return Poll::Ready(Ok(0));
+            }
             let now = std::mem::take(&mut self.takes).min(buf.len());
             if now == 0 {
                 return Poll::Pending;
@@ -127,7 +131,8 @@ mod tests {
             Poll::Ready(Ok(now))
         }
 
-        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.writes.push(b"flush".to_vec());
             Poll::Ready(Ok(()))
         }
 
@@ -151,17 +156,17 @@ mod tests {
         }
         assert!(gathered.borrow().io.writes.is_empty());
         assert!(matches!(gathered.borrow_mut().poll_drain(cx), Poll::Ready(Ok(()))));
-        assert_eq!(gathered.borrow().io.writes, [b"onetwo"]);
+        assert_eq!(gathered.borrow().io.writes, [&b"onetwo"[..], b"flush"]);
         gathered.borrow_mut().io.takes = 3;
         assert!(Pin::new(&mut writer).poll_write(cx, b"six").is_ready());
         let large = vec![7; MOST + 1];
         assert!(Pin::new(&mut writer).poll_write(cx, &large).is_pending(), "it went before what was written before");
-        assert_eq!(gathered.borrow().io.writes[1], b"six");
+        assert_eq!(gathered.borrow().io.writes[2], b"six");
         gathered.borrow_mut().io.takes = usize::MAX;
         assert!(
             matches!(Pin::new(&mut writer).poll_write(cx, &large), Poll::Ready(Ok(length)) if length == large.len())
         );
-        assert_eq!(gathered.borrow().io.writes[2], large);
+        assert_eq!(gathered.borrow().io.writes[3], large);
     }
 
     #[test]
@@ -172,6 +177,40 @@ mod tests {
         assert!(Pin::new(&mut writer).poll_shutdown(cx).is_pending());
         gathered.borrow_mut().io.takes = usize::MAX;
         assert!(Pin::new(&mut writer).poll_shutdown(cx).is_ready());
-        assert_eq!(gathered.borrow().io.writes, [&b"th"[..], b"ree", b"end"]);
+        assert_eq!(gathered.borrow().io.writes, [&b"th"[..], b"ree", b"flush", b"end"]);
+    }
+
+    #[test]
+    fn no_more_is_gathered_than_a_record_holds() {
+        let ((gathered, mut writer), cx) = (slow(usize::MAX), &mut Context::from_waker(Waker::noop()));
+        let nearly = vec![7; MOST - 3];
+        assert!(Pin::new(&mut writer).poll_write(cx, &nearly).is_ready());
+        assert!(Pin::new(&mut writer).poll_write(cx, b"one").is_ready());
+        assert!(gathered.borrow().io.writes.is_empty());
+        assert!(Pin::new(&mut writer).poll_write(cx, b"two").is_ready());
+        assert_eq!(gathered.borrow().io.writes, [[&nearly[..], b"one"].concat()]);
+        assert_eq!(gathered.borrow().out, b"two"[..]);
+    }
+
+    #[test]
+    fn the_pieces_of_one_write_stay_together() {
+        let ((gathered, mut writer), cx) = (slow(usize::MAX), &mut Context::from_waker(Waker::noop()));
+        assert!(writer.is_write_vectored());
+        let pieces = [b"one", b"two"].map(|piece| IoSlice::new(piece));
+        assert!(matches!(Pin::new(&mut writer).poll_write_vectored(cx, &pieces), Poll::Ready(Ok(6))));
+        assert!(gathered.borrow_mut().poll_drain(cx).is_ready());
+        assert_eq!(gathered.borrow().io.writes, [&b"onetwo"[..], b"flush"]);
+    }
+
+    #[test]
+    fn one_that_has_sent_all_holds_no_memory_and_one_that_takes_nothing_fails() {
+        let ((gathered, mut writer), cx) = (slow(usize::MAX), &mut Context::from_waker(Waker::noop()));
+        assert!(Pin::new(&mut writer).poll_write(cx, b"one").is_ready());
+        assert!(gathered.borrow_mut().poll_drain(cx).is_ready());
+        assert_eq!(gathered.borrow().out.capacity(), 0);
+        gathered.borrow_mut().io.is_gone = true;
+        assert!(Pin::new(&mut writer).poll_write(cx, b"two").is_ready());
+        let drained = gathered.borrow_mut().poll_drain(cx);
+        assert!(matches!(drained, Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::WriteZero));
     }
 }

@@ -168,7 +168,7 @@ fn shared(defect: Defect, upstream: u16, metrics: &Arc<Metrics>, drain: watch::R
         metrics: Arc::clone(metrics),
         access: Arc::new(Writer::start(Format::Off, Box::new(std::io::sink()), 1, metrics).unwrap()),
         ledger: Ledger::new(0, None, metrics),
-        events: events(&Egress::default(), metrics).0,
+        events: events(&Egress::default(), None, metrics).0,
         routes: Routes::default(),
         upstreams: Upstreams::new(&directory),
         server_name: None,

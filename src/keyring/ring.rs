@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::document::{Refused, ServerKeys};
 use super::entry::{Entry, Look};
 use super::query::{self, Wanted};
-use crate::config::notary_key::NotaryKey;
+use crate::config::notary_key::NotaryKeyFile;
 use crate::error::{Error, Kind};
 use crate::ledger::{Contact, Door, Ledger, Verdict};
 use crate::matrix::ServerName;
@@ -33,7 +33,7 @@ use crate::store::{Row, Store, Table};
 pub struct Ring {
     entries: Cache<ServerName, Arc<Entry>>,
     store: Option<Store>,
-    notary_key: Option<NotaryKey>,
+    notary_key: Option<NotaryKeyFile>,
     /// Servers that are asked at once.
     places: Semaphore,
     /// Of those, the ones that have been silent for a while do not keep others waiting.
@@ -55,7 +55,12 @@ pub struct Keys {
 impl Ring {
     /// An empty ring, which keeps keys in this store and signs its answers with this key, where there are any, and notes in this
     /// ledger whom it asks.
-    pub fn new(store: Option<Store>, notary_key: Option<NotaryKey>, ledger: Arc<Ledger>, metrics: &Metrics) -> Self {
+    pub fn new(
+        store: Option<Store>,
+        notary_key: Option<NotaryKeyFile>,
+        ledger: Arc<Ledger>,
+        metrics: &Metrics,
+    ) -> Self {
         Self {
             entries: Cache::new(MOST_SERVERS),
             store,
@@ -108,7 +113,7 @@ impl Keys {
 
     /// What a server of this name would say of its own keys, if our notary key were its own; `None` where we have none.
     pub fn own(&self, name: &ServerName) -> Option<Response<Body>> {
-        let key = self.ring.notary_key.as_ref()?;
+        let key = self.ring.notary_key.as_ref()?.key();
         let object = json!({
             "server_name": name.as_str(),
             "valid_until_ts": now() + DAY,
@@ -224,9 +229,9 @@ impl Keys {
 
     /// The object with our own signature beside the server's, where we have a key.
     fn signed(&self, notary: &ServerName, text: &Arc<str>) -> Bytes {
-        let signed = self.ring.notary_key.as_ref().and_then(|key| {
+        let signed = self.ring.notary_key.as_ref().and_then(|file| {
             let mut object: CanonicalJsonObject = serde_json::from_str(text).ok()?;
-            key.sign(notary.as_str(), &mut object).then_some(())?;
+            file.key().sign(notary.as_str(), &mut object).then_some(())?;
             serde_json::to_vec(&object).ok()
         });
         signed.map_or_else(|| Bytes::copy_from_slice(text.as_bytes()), Bytes::from)

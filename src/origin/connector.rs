@@ -16,11 +16,13 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName as TlsName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 
-use super::next_hop::NextHop;
+use super::next_hop::{NextHop, Outward};
 use super::resolver::Resolver;
 use super::url::Url;
 use crate::addresses::is_federation_port;
@@ -30,7 +32,7 @@ use crate::matrix::Host;
 use crate::policy::Cause;
 
 /// A connection to another server.
-pub(super) type Stream = TlsStream<TcpStream>;
+pub(super) type Stream = TlsStream<Outward>;
 
 /// Opens them for one worker.
 pub(super) struct Connector {
@@ -60,6 +62,7 @@ impl Connector {
         https: u16,
         ledger: Arc<Ledger>,
     ) -> Self {
+        let next_hop = next_hop.map(|hop| hop.known_by(&tls));
         let mut once = ClientConfig::clone(&tls);
         once.alpn_protocols = vec![b"http/1.1".to_vec()];
         let once = TlsConnector::from(Arc::new(once));
@@ -132,7 +135,11 @@ pub(super) fn broken(error: &hyper::Error) -> Error {
 ///
 /// # Errors
 /// [`Kind::OriginUntrusted`], [`Kind::OriginConnect`]
-pub(super) async fn secure(tls: &TlsConnector, stream: TcpStream, name: &Host) -> Result<Stream, Error> {
+pub(super) async fn secure<IO: AsyncRead + AsyncWrite + Unpin>(
+    tls: &TlsConnector,
+    stream: IO,
+    name: &Host,
+) -> Result<TlsStream<IO>, Error> {
     let name = match name {
         Host::Address(address) => TlsName::from(*address),
         Host::Name(name) => {
@@ -157,11 +164,14 @@ pub(super) async fn reach(
     next_hop: Option<&NextHop>,
     host: &Host,
     port: u16,
-) -> Result<TcpStream, Error> {
+) -> Result<Outward, Error> {
     let addresses = resolver.addresses(host).await?;
     let open = async |address: IpAddr| match next_hop.filter(|hop| hop.leads_to(host, address)) {
         Some(hop) => hop.connect(resolver, SocketAddr::new(address, port)).await,
-        None => directly(address, port).await.map_err(|error| Error::caused_by(Kind::OriginConnect, error)),
+        None => match directly(address, port).await {
+            Ok(stream) => Ok(Either::Left(stream)),
+            Err(error) => Err(Error::caused_by(Kind::OriginConnect, error)),
+        },
     };
     let stream = tokio::time::timeout(CONNECT, first_to_answer(&addresses, open)).await;
     stream.unwrap_or_else(|_late| Err(Error::new(Kind::OriginConnect)))
@@ -174,10 +184,10 @@ async fn directly(address: IpAddr, port: u16) -> io::Result<TcpStream> {
 }
 
 /// Connects to the first address that answers: the next one is tried when one fails, and also while it hesitates.
-async fn first_to_answer(
+async fn first_to_answer<IO>(
     addresses: &[IpAddr],
-    open: impl AsyncFn(IpAddr) -> Result<TcpStream, Error>,
-) -> Result<TcpStream, Error> {
+    open: impl AsyncFn(IpAddr) -> Result<IO, Error>,
+) -> Result<IO, Error> {
     let mut waiting = addresses.iter().take(MOST_ADDRESSES);
     let mut attempts = FuturesUnordered::new();
     let mut last = Error::new(Kind::OriginConnect);

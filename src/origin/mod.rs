@@ -12,6 +12,6 @@ mod url;
 pub mod web;
 
 pub use client::{Client, Follow, Origins};
-pub use next_hop::NextHop;
+pub use next_hop::{NextHop, Outward};
 pub use resolver::NameServers;
 pub use web::{Destination, Web, Webs};

@@ -7,12 +7,11 @@ use std::time::Instant;
 use http::{HeaderValue, Response};
 use hyper::body::Incoming;
 use rustls::ClientConfig;
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::client::{REACH, again, passable};
 use super::connector::{reach, secure};
-use super::next_hop::NextHop;
+use super::next_hop::{NextHop, Outward};
 use super::pool::{Pool, Way};
 use super::resolver::{NameServers, Resolver};
 use crate::addresses::Guard;
@@ -101,6 +100,7 @@ impl Webs {
         next_hop: Option<NextHop>,
         metrics: &Metrics,
     ) -> Self {
+        let next_hop = next_hop.map(|hop| hop.known_by(&tls));
         Self { name_servers, guard, next_hop, tls: TlsConnector::from(tls), metrics: metrics.upstream(WEB) }
     }
 
@@ -127,7 +127,7 @@ impl Web {
     ///
     /// # Errors
     /// [`Kind::OriginUnknown`], [`Kind::OriginForbidden`], [`Kind::OriginConnect`]
-    pub async fn connect(&self, to: &Destination) -> Result<TcpStream, Error> {
+    pub async fn connect(&self, to: &Destination) -> Result<Outward, Error> {
         self.reach(to).await.inspect_err(|error| self.note(error))
     }
 
@@ -171,7 +171,7 @@ impl Web {
         passable(way.send(request).await)
     }
 
-    async fn reach(&self, to: &Destination) -> Result<TcpStream, Error> {
+    async fn reach(&self, to: &Destination) -> Result<Outward, Error> {
         let reached =
             tokio::time::timeout(REACH, reach(&self.resolver, self.next_hop.as_ref(), &to.host, to.port)).await;
         reached.unwrap_or_else(|_late| Err(Error::new(Kind::OriginConnect)))

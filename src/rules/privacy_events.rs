@@ -4,8 +4,9 @@
 //! Rule: each exchange that a rule of the list refused or answered is one event: a line of the log, a count in
 //!   `mantlet_privacy_events_total`, and, where there is a `webhook`, a part of a POST to it. What comes from others, and what
 //!   Synapse asks others, are told alike. An event says when, which rule, which endpoint, in which direction, and the id of
-//!   the record. Only with `identifiers` does it say who: the client's address and, if it is known, user; the host that
-//!   was to be asked. Nobody waits for the webhook; its host has to be public, or allowed in `[egress.addresses]`.
+//!   the record. Only with `identifiers` does it say who: the client's address and, if it is known, user; of what Synapse
+//!   asks, the host that was to be asked and the user that was to be named there. Nobody waits for the webhook, which is
+//!   tried again three times; its host has to be public, or allowed in `[egress.addresses]`.
 //! Cost: one more line of the log for each try. Who gets the webhook's POST learns how often it is tried.
 //! Example:
 //!     [rules.privacy_events]

@@ -8,7 +8,7 @@ mod notify;
 mod opened;
 pub mod reload;
 pub mod reuseport;
-mod secrets;
+pub mod secrets;
 mod socket_file;
 mod watch;
 mod worker;
@@ -25,7 +25,6 @@ use tokio::sync::watch as latest;
 
 use crate::config::address::{AdminAddress, ListenerAddress};
 use crate::config::gateway::{self as config, Gateway, Listener};
-use crate::config::notary_key::NotaryKey;
 use crate::config::secret::Secret;
 use crate::config::settings::AccessLog;
 use crate::events::events;
@@ -37,7 +36,7 @@ use crate::matrix::ServerName;
 use crate::matrix::endpoint::Endpoint;
 use crate::observe::access::{Format, Writer};
 use crate::observe::metrics::{ListenerMetrics, Metrics};
-use crate::origin::{NameServers, NextHop, Origins, Webs};
+use crate::origin::{NameServers, Origins, Webs};
 use crate::problem::{Problem, Problems};
 use crate::stack::TrustedHops;
 use crate::stack::forward::Terms;
@@ -138,9 +137,8 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         ledger: Some(Arc::clone(&ledger)),
         store: store_thread,
     };
-    let notary_key = gateway.egress.notary_key.as_deref().map(NotaryKey::read).transpose()?;
-    let ring = Arc::new(Ring::new(store, notary_key, Arc::clone(&ledger), &metrics));
-    let (events, courier) = events(&gateway.egress, &metrics);
+    let ring = Arc::new(Ring::new(store, reloader.notary_key(), Arc::clone(&ledger), &metrics));
+    let (events, courier) = events(&gateway.egress, reloader.next_hop(), &metrics);
     let doors = Arc::new(doors);
     let directory = Directory::new(&gateway.upstreams, gateway.limits.patience.duration(), &metrics);
     let admission = Admission::new(gateway.limits.connections, gateway.limits.per_address);
@@ -349,7 +347,7 @@ enum Leads {
 impl Leads {
     fn read(
         listener: &Listener,
-        secret: Option<Secret>,
+        reloader: &Reloader,
         gateway: &Gateway,
         ledger: &Arc<Ledger>,
         metrics: &Metrics,
@@ -359,12 +357,12 @@ impl Leads {
         }
         let egress = &gateway.egress;
         let tls = tls::client::config(&listener.extra_roots)?;
-        let (servers, hop) = (NameServers::new(&egress.nameservers())?, next_hop(gateway)?);
+        let (servers, hop) = (NameServers::new(&egress.nameservers())?, reloader.next_hop());
         let (guard, ports) = (egress.guard(), egress.ports);
         let origins =
             Origins::new(Arc::clone(&tls), servers.clone(), guard, hop.clone(), ports, Arc::clone(ledger), metrics);
         let origins = Box::new(origins);
-        match (&listener.proxy, &listener.notary, secret) {
+        match (&listener.proxy, &listener.notary, reloader.secret(listener)) {
             (Some(door), _, credentials) => {
                 let terms = Terms { credentials, ports: door.ports.clone() };
                 let webs = Webs::new(tls, servers, egress.guard(), hop, metrics);
@@ -400,7 +398,7 @@ fn bind(
         false => Inherited::none(),
     };
     for listener in &gateway.listeners {
-        let opened = Leads::read(listener, reloader.secret(listener), gateway, ledger, metrics).and_then(|leads| {
+        let opened = Leads::read(listener, reloader, gateway, ledger, metrics).and_then(|leads| {
             let socket = Opened::open(listener, worker_count(gateway), &mut inherited)?;
             stays_near(listener, &socket)?;
             Ok((socket, leads))
@@ -445,10 +443,6 @@ fn stays_near(listener: &Listener, socket: &Opened) -> Result<(), Problem> {
         }
         (config::Door::Federation | config::Door::Proxy | config::Door::Notary | config::Door::Ingress, _) => Ok(()),
     }
-}
-
-fn next_hop(gateway: &Gateway) -> Result<Option<NextHop>, Problem> {
-    gateway.egress.next_hop.as_ref().map(NextHop::read).transpose()
 }
 
 /// The store, and the thread that reads and writes it, where something is kept.

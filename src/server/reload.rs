@@ -9,12 +9,14 @@ use std::time::SystemTime;
 
 use crate::config::compiled::Compiled;
 use crate::config::gateway::{Gateway, Listener, PolicySource};
+use crate::config::notary_key::NotaryKeyFile;
 use crate::config::secret::Secret;
 use crate::observe::metrics::{Metrics, Reload};
+use crate::origin::NextHop;
 use crate::policy::Policy;
 use crate::problem::{Problem, Problems};
 use crate::server::certificates::Certificates;
-use crate::server::secrets::Secrets;
+use crate::server::secrets::{Renewed, Secrets};
 use crate::snapshot::{Generation, Snapshot};
 use crate::tls::leaves::Interception;
 
@@ -88,7 +90,7 @@ impl Reloader {
             Compiled::load(&gateway.policy),
             Certificates::read(&gateway.listeners, &metrics),
             Interception::read(gateway),
-            Secrets::read(&gateway.listeners),
+            Secrets::read(gateway),
         );
         let (compiled, certificates, interception, secrets) = match read {
             (Ok(compiled), Ok(certificates), Ok(interception), Ok(secrets)) => {
@@ -130,7 +132,7 @@ impl Reloader {
         let is_refused = [policy.is_err(), certificates.is_err(), secrets.is_err()];
         let what = ["the new policy", "a new certificate", "a new secret"].into_iter().zip(is_refused);
         let refused: Vec<_> = what.filter_map(|(what, is_refused)| is_refused.then_some(what)).collect();
-        let new = renewed(*certificates.as_ref().unwrap_or(&0)) + &rekeyed(*secrets.as_ref().unwrap_or(&0));
+        let new = renewed(*certificates.as_ref().unwrap_or(&0)) + &secrets.as_ref().copied().unwrap_or_default().told();
         let mut problems = Problems::default();
         problems.0.extend([certificates.err(), secrets.err()].into_iter().flatten().flat_map(|found| found.0));
         let message = match (refused.as_slice(), &policy) {
@@ -167,11 +169,11 @@ impl Reloader {
         result
     }
 
-    /// Reads the secrets again; each door wants what is good of its own. Gives how many want another.
+    /// Reads the secrets again: those of doors, of the next hop, and the notary key. Each that is good is in force then.
     ///
     /// # Errors
-    /// All that is wrong with them; a door with a bad one wants what it wanted before.
-    pub fn reload_secrets(&self, trigger: Trigger) -> Result<usize, Problems> {
+    /// All that is wrong with them; a bad one leaves what it was before.
+    pub fn reload_secrets(&self, trigger: Trigger) -> Result<Renewed, Problems> {
         // One at a time, as below.
         let _loaded = self.lock();
         let result = self.secrets.reload();
@@ -253,6 +255,16 @@ impl Reloader {
         self.secrets.of(listener)
     }
 
+    /// The proxy through which others are reached.
+    pub(super) fn next_hop(&self) -> Option<NextHop> {
+        self.secrets.next_hop()
+    }
+
+    /// The key that is signed with.
+    pub(super) fn notary_key(&self) -> Option<NotaryKeyFile> {
+        self.secrets.notary_key()
+    }
+
     /// What the listeners show.
     pub(super) fn certificates(&self) -> &Certificates {
         &self.certificates
@@ -326,14 +338,6 @@ fn renewed(listeners: usize) -> String {
         0 => String::new(),
         1 => "; 1 listener shows new certificates".to_owned(),
         more => format!("; {more} listeners show new certificates"),
-    }
-}
-
-fn rekeyed(doors: usize) -> String {
-    match doors {
-        0 => String::new(),
-        1 => "; 1 door wants a new secret".to_owned(),
-        more => format!("; {more} doors want new secrets"),
     }
 }
 

@@ -20,6 +20,7 @@ mod rescue;
 mod revoke;
 mod route;
 pub mod tokens;
+mod unbound;
 mod web;
 mod whose_keys;
 

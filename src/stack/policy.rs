@@ -1,6 +1,7 @@
 //! 6 Judges a request by one generation: permits it, answers it, or refuses it.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::LocalBoxFuture;
@@ -16,7 +17,7 @@ use super::read::read;
 use super::revoke::Revokes;
 use super::route::Cleared;
 use super::whose_keys::WhoseKeys;
-use super::{Arrival, Facts};
+use super::{Arrival, Facts, unbound};
 use crate::error::Error;
 use crate::events::{Event, Events};
 use crate::matrix::Flow;
@@ -25,6 +26,7 @@ use crate::observe::access::{self, Mode};
 use crate::origin::Destination;
 use crate::policy;
 use crate::policy::decision::Need;
+use crate::policy::telling::{Identifiers, Telling};
 use crate::policy::{Decision, Denial, Exchange, Held, KeysOf, Permit, Reading, RuleIndex, TokenVerdict, Verdict};
 use crate::snapshot::{Current, Generation, Snapshot};
 
@@ -110,7 +112,7 @@ where
         let (Verdict { decision, reported }, readings) = self.decide(&known, keys_of, &generation).await;
         let (facts, flow) = (Rc::clone(&known.arrival.facts), known.flow);
         if let Some(reported) = reported {
-            self.tell(&known, reported.rule, (reported.action, Mode::Report), &generation);
+            self.tell(&known, reported.rule, (reported.action, Mode::Report), None, &generation);
             let counters = generation.counters(reported.rule);
             if reported.action == "answer" {
                 counters.answer.inc()
@@ -132,19 +134,24 @@ where
                 match refused {
                     None => self.forward(known, &permit, &generation).await,
                     Some(denial) => {
-                        self.tell(&known, denial.rule, ("deny", Mode::Enforce), &generation);
+                        self.tell(&known, denial.rule, ("deny", Mode::Enforce), None, &generation);
                         generation.counters(denial.rule).deny.inc();
                         Ok(answer(&denial, access::Decision::Deny, flow, &generation, &facts))
                     }
                 }
             }
             Decision::Answer(denial) => {
-                self.tell(&known, denial.rule, ("answer", Mode::Enforce), &generation);
+                let user = match self.tells_who(&known, denial.rule, &generation) {
+                    // Kept apart, as above.
+                    true => Box::pin(unbound::user(&mut known.arrival.request)).await,
+                    false => None,
+                };
+                self.tell(&known, denial.rule, ("answer", Mode::Enforce), user, &generation);
                 generation.counters(denial.rule).answer.inc();
                 Ok(answer(&denial, access::Decision::Answer, flow, &generation, &facts))
             }
             Decision::Deny(denial) => {
-                self.tell(&known, denial.rule, ("deny", Mode::Enforce), &generation);
+                self.tell(&known, denial.rule, ("deny", Mode::Enforce), None, &generation);
                 generation.counters(denial.rule).deny.inc();
                 Ok(answer(&denial, access::Decision::Deny, flow, &generation, &facts))
             }
@@ -152,8 +159,24 @@ where
         }
     }
 
-    /// Tells what a rule did to a request, or would have done, if the policy wants it told.
-    fn tell(&self, known: &Known, rule: RuleIndex, (action, mode): (&'static str, Mode), generation: &Generation) {
+    /// Whether the policy wants it told whose request of Synapse's this rule answered.
+    fn tells_who(&self, known: &Known, rule: RuleIndex, generation: &Generation) -> bool {
+        let telling = generation.policy.tells_of(rule);
+        let is_told =
+            |telling: &Arc<Telling>| telling.mode == policy::Mode::Enforce && telling.identifiers == Identifiers::Told;
+        !known.flow.is_inbound() && telling.is_some_and(is_told)
+    }
+
+    /// Tells what a rule did to a request, or would have done, if the policy wants it told; and who is meant, where the request
+    /// itself says so and is Synapse's.
+    fn tell(
+        &self,
+        known: &Known,
+        rule: RuleIndex,
+        (action, mode): (&'static str, Mode),
+        named: Option<Arc<str>>,
+        generation: &Generation,
+    ) {
         let Some(telling) = generation.policy.tells_of(rule) else { return };
         let Arrival { request, facts, .. } = &known.arrival;
         let is_inbound = known.flow.is_inbound();
@@ -165,7 +188,10 @@ where
             endpoint: facts.endpoint().id(),
             id: facts.id(),
             client: is_inbound.then(|| known.arrival.client().address),
-            user: self.authenticator.known_user(&Credentials::of(request)).filter(|_| is_inbound),
+            user: match is_inbound {
+                true => self.authenticator.known_user(&Credentials::of(request)),
+                false => named,
+            },
             host: request.extensions().get::<Destination>().map(|destination| destination.host.clone()),
         };
         self.events.tell(event, telling);

@@ -850,7 +850,9 @@ fn a_secret_that_is_changed_is_wanted_without_a_restart_and_a_bad_one_is_not_tak
     let refused = told().unwrap_err();
     assert_eq!(refused.message, "the new policy and a new secret are refused, the old ones stay");
     assert_eq!((refused.problems.0.len(), with("another")), (2, 200));
-    // Nobody has to ask for it.
+    // Nobody has to ask for it. Twice, for all files are looked at once soon after the start.
     std::fs::write(&file, "fourth\n").unwrap();
     eventually("the file is looked at", || with("fourth") == 200);
+    std::fs::write(&file, "fifth\n").unwrap();
+    eventually("the file is looked at again", || with("fifth") == 200);
 }

@@ -67,6 +67,8 @@ trusted_key_servers: [{server_name: matrix.org}]
 database: {name: sqlite3, args: {database: /data/homeserver.db}}
 "#;
 
+const KEY_SERVERS: &str = "trusted_key_servers: [{server_name: matrix.org}]";
+
 const BRIDGE: &str = r#"id: bridge
 url: http://10.20.0.7:29318
 as_token: hidden-from-everybody-5
@@ -123,6 +125,7 @@ fn what_leads_past_a_door_is_found_where_it_stands() {
     let site = site();
     let mapped = "instance_map:\n  out: {host: localhost, port: 46900}\n";
     let restricted = "outbound_federation_restricted_to: [out]";
+    let https = "https_proxy: http://synapse:hidden-from-everybody-4@127.0.0.1:8118";
     for (old, new, place, words) in [
         // The federation door.
         (restricted, "", "", "sets no `outbound_federation_restricted_to`"),
@@ -130,21 +133,18 @@ fn what_leads_past_a_door_is_found_where_it_stands() {
         (restricted, "outbound_federation_restricted_to: out", "11:1", "has to be a list"),
         (restricted, "outbound_federation_restricted_to: []", "11:1", "asks no other server at all"),
         (restricted, "outbound_federation_restricted_to: [master]", "11:37", "past Mantlet, without a word"),
+        (restricted, "outbound_federation_restricted_to: [main]", "11:37", "\"main\" is Synapse's name for its own"),
         (restricted, "outbound_federation_restricted_to: [out, other]", "11:42", "\"other\" is not in `instance_map`"),
         (restricted, "outbound_federation_restricted_to: [1]", "11:37", "names what is a number"),
         (mapped, "", "9:37", "\"out\" is not in `instance_map`"),
         ("port: 46900", "port: 46901", "10:8", "\"out\" is at localhost:46901, where no federation door is"),
         ("{host: localhost, port: 46900}", "{path: /run/door.sock}", "10:8", "at /run/door.sock, where no"),
+        ("{host: localhost, port: 46900}", "localhost", "10:8", "says of \"out\" what is a string, not a map"),
         ("port: 46900}", "port: 46900, tls: true}", "10:8", "Synapse wants TLS"),
         ("host: localhost, ", "", "10:8", "does not say where \"out\" is"),
         ("worker_replication_secret: hidden-from-everybody-1\n", "", "11:1", "Synapse does not start"),
         ("everybody-1", "everybody-9", "12:1", "not the secret of the federation door out"),
-        (
-            restricted,
-            "outbound_federation_restricted_to: [out]\nfederation_sender_instances: [out]",
-            "12:1",
-            "silently",
-        ),
+        ("secret: hidden-from-everybody-1", "secret: 12", "12:1", "is a number, not a string"),
         (
             restricted,
             "outbound_federation_restricted_to: [out]\nstream_writers: {typing: out}",
@@ -164,6 +164,8 @@ fn what_leads_past_a_door_is_found_where_it_stands() {
             "22:23",
             "are pinned",
         ),
+        (KEY_SERVERS, "trusted_key_servers: matrix.org", "22:1", "is a string, and has to be a list"),
+        (KEY_SERVERS, "perspectives: {servers: {}}", "22:1", "is an old name for `trusted_key_servers`"),
         ("[example.org, example.com]", "[example.com]", "21:1", "example.org itself is not in"),
         // The proxy door.
         ("https_proxy: http://synapse:hidden-from-everybody-4@127.0.0.1:8118\n", "", "", "cannot be seen from here"),
@@ -173,11 +175,15 @@ fn what_leads_past_a_door_is_found_where_it_stands() {
             "17:1",
             "there is no proxy",
         ),
+        (https, "https_proxy: \"\"", "16:1", "there is no proxy, whatever"),
+        (https, "https_proxy: 8118", "16:1", "is a number, and has to be a string"),
+        ("@127.0.0.1:8118", "@:8118", "16:1", "is not the URL of a proxy"),
         ("@127.0.0.1:8118", "@127.0.0.1:8119", "16:1", "leads to 127.0.0.1:8119, where no proxy door is"),
         ("@127.0.0.1:8118", "@127.0.0.1", "16:1", "leads to 127.0.0.1:1080"),
         ("https_proxy: http:", "https_proxy: https:", "16:1", "speaks none"),
         ("synapse:hidden-from-everybody-4@127", "127", "16:1", "wants credentials"),
         ("everybody-4@127", "everybody-9@127", "16:1", "not the credentials"),
+        ("[localhost, 127.0.0.1, bridge.other.internal]", "localhost", "18:1", "is a string, and has to be a list"),
         ("[localhost, 127", "[\"*\", 127", "18:18", "nothing passes the proxy door"),
         ("[localhost, 127", "[push.example.org, 127", "18:18", "push.example.org, and all names that end so"),
         ("report_stats: false", "report_stats: true", "20:1", "are sent to matrix.org"),
@@ -191,6 +197,7 @@ fn what_leads_past_a_door_is_found_where_it_stands() {
         ("\"::1\"", "\"0.0.0.0\"", "6:5", "listens on 0.0.0.0"),
         ("type: http", "type: http\n    tls: true", "6:5", "it speaks TLS"),
         ("port: 8008", "port: 8009", "", "has no listener there"),
+        ("https://matrix.example.org/", "https://", "2:1", "is no URL"),
         ("https://matrix.example.org/", "http://matrix.example.org:8008", "2:1", "Synapse's own"),
         ("server_name: \"example.org\"", "server_name: \"other.org\"", "1:1", "this is other.org"),
         ("server_name: \"example.org\"", "server_name: \"example.org\"\nbind_port: 8448", "2:1", "everybody reaches"),
@@ -203,6 +210,182 @@ fn what_leads_past_a_door_is_found_where_it_stands() {
             ran.code == Some(1) && findings(&ran).iter().any(|line| is_told(line) || of_bridge(line)),
             "{new}: {ran:?}"
         );
+    }
+}
+
+#[test]
+fn a_door_that_is_a_worker_too_is_found() {
+    let site = site();
+    for duty in [
+        "federation_sender_instances",
+        "pusher_instances",
+        "run_background_tasks_on",
+        "notify_appservices_from_worker",
+        "update_user_directory_from_worker",
+        "media_instance_running_background_jobs",
+    ] {
+        for (names, is_found) in [("out", true), ("[other, out]", true), ("[other]", false), ("other", false)] {
+            let ran =
+                with(&site, "homeserver.yaml", GOOD, "\nreport_stats", &format!("\n{duty}: {names}\nreport_stats"));
+            let words = format!("homeserver.yaml:20:1: \"out\" is a worker in `{duty}`: ");
+            let found = findings(&ran);
+            assert_eq!(found.len(), usize::from(is_found), "{duty}: {names}: {ran:?}");
+            assert!(found.iter().all(|line| line.starts_with(&words)), "{ran:?}");
+        }
+    }
+    let ran = with(&site, "homeserver.yaml", GOOD, "\nreport_stats", "\nstream_writers: {typing: other}\nreport_stats");
+    assert_eq!(findings(&ran), [""; 0]);
+}
+
+/// What is found of these settings beside the good ones, and what is noted, with this gateway file and this policy.
+fn judged(site: &Site, gateway: &str, policy: &str, homeserver: &str) -> (Vec<String>, Vec<String>) {
+    site.write("mantlet.toml", gateway);
+    site.write("policy.toml", policy);
+    site.write("homeserver.yaml", homeserver);
+    let ran = check(site);
+    assert!(ran.err.is_empty(), "{ran:?}");
+    let notes = ran.out.lines().filter(|line| line.starts_with("note: ")).map(str::to_owned).collect();
+    (findings(&ran).into_iter().map(str::to_owned).collect(), notes)
+}
+
+#[test]
+fn what_leads_past_no_door_is_not_found() {
+    let site = site();
+    let good = |what: &str, gateway: &str, policy: &str, homeserver: &str| {
+        assert_eq!(judged(&site, gateway, policy, homeserver), (vec![], vec![]), "{what}");
+    };
+    let balanced = "extends = \"balanced\"";
+    let more = |lines: &str| format!("{GOOD}{lines}\n");
+    for lines in [
+        "bind_port:",
+        "ip_range_whitelist: []",
+        "email:\nsentry: {}\nmodules: []\nsaml2_config: {}\nmedia_storage_providers: []",
+        "opentracing: {enabled: false}\nmatrix_authentication_service: {enabled: false}",
+        "url_preview_enabled: false\naccount_threepid_delegates: {}",
+        "worker_replication_secret_path: \"\"",
+        "federation_domain_whitelist: []",
+    ] {
+        good(lines, GATEWAY, balanced, &more(lines));
+    }
+    let listener = "    resources: [{names: [client, federation]}]\n";
+    let others = "    tls: false\n  - {port: 9093, type: http, bind_addresses: [\"127.0.0.1\"], resources: [{names: [replication]}]}\n";
+    good("a listener of workers", GATEWAY, balanced, &GOOD.replace(listener, &format!("{listener}{others}")));
+    let socket = GATEWAY.replace("http://127.0.0.1:8008", "unix:/run/synapse/main.sock");
+    let listens =
+        "  - port: 8008\n    type: http\n    bind_addresses: [\"127.0.0.1\", \"::1\"]\n    x_forwarded: yes\n";
+    good("a socket", &socket, balanced, &GOOD.replace(listens, "  - path: /run/synapse/main.sock\n    type: http\n"));
+    let workers = GATEWAY.replace(
+        "[policy]",
+        "[upstream.media]\nservers = [\"http://127.0.0.1:8009\"]\n[[route]]\n\
+        path = \"/_matrix/media/.*\"\nupstream = \"media\"\n[policy]",
+    );
+    good("a worker elsewhere", &workers, balanced, GOOD);
+    // One port, on two machines or addresses.
+    let same = GATEWAY.replace("127.0.0.1:8480", "127.0.0.2:8008");
+    good("one port", &same, balanced, &GOOD.replace("https://matrix.example.org/", "http://matrix.example.org:8008"));
+}
+
+#[test]
+fn statistics_are_found_where_nobody_answers_them() {
+    let site = site();
+    let authority = format!("{GATEWAY}\n[egress.ca]\ncertificate = \"ca.crt\"\nkey = \"ca.key\"\n");
+    let (unread, reported) = (GATEWAY, GOOD.replace("report_stats: false", "report_stats: true"));
+    site.write("mantlet.toml", &authority);
+    assert_eq!(site.run(&["ca", "init"]).code, Some(0));
+    let way = |action: &str| {
+        format!(
+            "extends = \"transparent\"\n[[egress.destination]]\nhost = \"matrix.org\"\naction = \"{action}\"\n\
+        [rules.notary]\nmode = \"enforce\"\n"
+        )
+    };
+    let answered = "[rules.usage_stats]\nmode = \"enforce\"\n";
+    for (gateway, policy, is_found) in [
+        (unread, way("tunnel"), true),
+        (unread, way("deny"), false),
+        (&authority, way("tunnel") + answered, true),
+        (&authority, way("intercept") + answered, false),
+        (&authority, way("intercept"), true),
+    ] {
+        let (found, _) = judged(&site, gateway, &policy, &reported);
+        assert_eq!(
+            found.iter().filter(|line| line.contains("are sent to matrix.org")).count(),
+            usize::from(is_found),
+            "{policy}: {found:?}"
+        );
+        assert_eq!(found.len(), usize::from(is_found), "{found:?}");
+    }
+    // Without a proxy door a policy denies nothing.
+    let (found, _) = judged(&site, &without(&["proxy"]), &way("deny"), &reported);
+    assert!(found.iter().any(|line| line.contains("are sent to matrix.org")), "{found:?}");
+}
+
+/// The gateway file without this door, or these.
+fn without(doors: &[&str]) -> String {
+    doors.iter().fold(GATEWAY.to_owned(), |text, door| {
+        let (start, rest) = text.split_once(&format!("[[listener]]\ndoor = \"{door}\"")).unwrap();
+        format!("{start}{}", rest.split_once("\n\n").unwrap().1)
+    })
+}
+
+#[test]
+fn without_a_door_it_is_said_once_what_passes_unseen() {
+    let site = site();
+    let balanced = "extends = \"balanced\"";
+    let noted = |gateway: &str, homeserver: &str| judged(&site, gateway, balanced, homeserver);
+    // What a bridge is, and which proxy is set, is nobody's business without a proxy door.
+    site.write("bridge.yaml", &BRIDGE.replace("10.20.0.7", "10.21.0.7"));
+    let (found, notes) =
+        noted(&without(&["proxy"]), &GOOD.replace("\nhttps_proxy: ", "\nhttps_proxy: http://elsewhere # "));
+    assert!(
+        found.is_empty() && notes.len() == 1 && notes[0].contains("the gateway has no proxy door"),
+        "{found:?} {notes:?}"
+    );
+    site.write("bridge.yaml", BRIDGE);
+    let none = without(&["proxy", "federation"]);
+    let alone = GOOD.replace("outbound_federation_restricted_to: [out]\n", "");
+    let alone = alone.replace(KEY_SERVERS, "trusted_key_servers: []");
+    let (found, notes) = noted(&none, &alone);
+    assert!(
+        found.is_empty() && notes.len() == 2 && notes[0].contains("the gateway has no federation door"),
+        "{found:?} {notes:?}"
+    );
+    // Nobody is asked, or somebody else is.
+    for homeserver in
+        [alone.replace("[example.org, example.com]", "[]"), GOOD.replace(KEY_SERVERS, "trusted_key_servers: []")]
+    {
+        for gateway in [&none, &without(&["federation"])] {
+            let (found, notes) = noted(gateway, &homeserver);
+            assert!(!found.iter().chain(&notes).any(|line| line.contains("federation")), "{found:?} {notes:?}");
+        }
+    }
+}
+
+#[test]
+fn a_federation_door_in_tls_is_asked_in_tls() {
+    let site = site();
+    let (certificate, key) = Authority::new().unwrap().issue(&["localhost"]).unwrap().write(site.path()).unwrap();
+    let bind = "bind = \"127.0.0.1:46900\"";
+    let gateway = GATEWAY.replace(bind, &format!("{bind}\ntls = {{ certificate = {certificate:?}, key = {key:?} }}"));
+    let balanced = "extends = \"balanced\"";
+    let (found, _) = judged(&site, &gateway, balanced, GOOD);
+    assert!(
+        found.len() == 1 && found[0].starts_with("homeserver.yaml:10:8: the federation door speaks TLS, and"),
+        "{found:?}"
+    );
+    let (found, _) = judged(&site, &gateway, balanced, &GOOD.replace("46900}", "46900, tls: true}"));
+    assert_eq!(found, [""; 0]);
+}
+
+#[test]
+fn a_listener_that_a_firewall_may_guard_is_noted() {
+    let site = site();
+    let balanced = "extends = \"balanced\"";
+    let elsewhere = GATEWAY.replace("http://127.0.0.1:8008", "http://10.0.0.5:8008");
+    for (gateway, address) in [(GATEWAY, "10.0.0.5"), (&elsewhere, "0.0.0.0"), (&elsewhere, "10.0.0.5")] {
+        let homeserver = GOOD.replace("[\"127.0.0.1\", \"::1\"]", &format!("[\"{address}\"]"));
+        let (found, notes) = judged(&site, gateway, balanced, &homeserver);
+        let words = format!("note: homeserver.yaml:6:5: port 8008 (client, federation) listens on {address}: ");
+        assert!(found.is_empty() && notes.len() == 1 && notes[0].starts_with(&words), "{found:?} {notes:?}");
     }
 }
 
@@ -233,9 +416,18 @@ fn an_application_service_that_the_proxy_door_does_not_reach_is_found() {
             ),
         }
     }
+    // The second place where a service may be asked.
+    let ran = read("\nas_token", "\nio.element.msc4512.proxy_url: http://10.21.0.7:29318\nas_token");
+    assert!(
+        findings(&ran).len() == 1 && findings(&ran)[0].contains("bridge.yaml:3:31: the application service at 10.21"),
+        "{ran:?}"
+    );
     site.write("policy.toml", "extends = \"strict\"");
     let ran = read("bridge", "bridge");
-    assert!(findings(&ran).iter().any(|line| line.contains("leaves no way to the application service at 10.20.0.7")));
+    let is_no_way = |line: &&str| {
+        line.contains("bridge.yaml:2:6: the policy leaves no way to the application service at 10.20.0.7")
+    };
+    assert!(findings(&ran).iter().any(is_no_way), "{ran:?}");
 }
 
 #[test]
@@ -247,15 +439,42 @@ fn a_policy_without_the_rule_and_a_gateway_without_the_door_leave_the_notary_to_
         findings(&ran).iter().any(|line| line.starts_with("homeserver.yaml:22:23: matrix.org is asked")),
         "{ran:?}"
     );
-    site.write("homeserver.yaml", &GOOD.replace("trusted_key_servers: [{server_name: matrix.org}]", ""));
+    site.write("homeserver.yaml", &GOOD.replace(KEY_SERVERS, ""));
     assert!(findings(&check(&site)).iter().any(|line| line.contains("sets no `trusted_key_servers`")));
+    // Which has another name here, and is told of under that.
+    site.write("homeserver.yaml", &GOOD.replace(KEY_SERVERS, "perspectives: {servers: {}}"));
+    assert_eq!(findings(&check(&site)).len(), 1);
+    let pinned = KEY_SERVERS.replace("matrix.org", "matrix.org, verify_keys: {\"ed25519:a\": x}");
+    site.write("homeserver.yaml", &GOOD.replace(KEY_SERVERS, &pinned));
+    let ran = check(&site);
+    assert!(
+        findings(&ran).len() == 1 && findings(&ran)[0].starts_with("homeserver.yaml:22:23: matrix.org is asked"),
+        "{ran:?}"
+    );
+    assert!(findings(&ran)[0].ends_with("and only its word counts"), "{ran:?}");
+    // Our own notary is asked by that name.
+    let notary = "[[listener]]\ndoor = \"notary\"\nbind = \"127.0.0.1:8449\"\nserver_name = \"keys.example.org:8449\"\n\n[upstream";
+    site.write("mantlet.toml", &GATEWAY.replacen("[upstream", notary, 1));
+    for (name, found) in [("keys.example.org:8449", 0), ("keys.example.com:8449", 1)] {
+        site.write(
+            "homeserver.yaml",
+            &GOOD.replace("{server_name: matrix.org}", &format!("{{server_name: \"{name}\"}}")),
+        );
+        assert_eq!(findings(&check(&site)).len(), found, "{name}");
+    }
+    site.write("mantlet.toml", GATEWAY);
     site.write("homeserver.yaml", &GOOD.replace("[{server_name: matrix.org}]", "[]"));
     assert_eq!(check(&site).code, Some(0));
     site.write("policy.toml", "extends = \"balanced\"");
-    let (start, rest) = GATEWAY.split_once("[[listener]]\ndoor = \"federation\"").unwrap();
-    let (_, end) = rest.split_once("\n\n").unwrap();
-    site.write("mantlet.toml", &format!("{start}{end}"));
+    site.write("homeserver.yaml", GOOD);
+    site.write("mantlet.toml", &without(&["federation"]));
+    let ran = check(&site);
+    assert!(findings(&ran).iter().any(|line| line.contains("matrix.org is asked")), "{ran:?}");
+    site.write("mantlet.toml", GATEWAY);
     site.write("homeserver.yaml", &GOOD.replace("outbound_federation_restricted_to: [out]", ""));
+    let ran = check(&site);
+    assert!(findings(&ran).iter().any(|line| line.contains("matrix.org is asked")), "{ran:?}");
+    site.write("mantlet.toml", &without(&["federation"]));
     let ran = check(&site);
     assert!(findings(&ran).iter().any(|line| line.contains("the service records of other servers")), "{ran:?}");
     assert!(findings(&ran).iter().any(|line| line.contains("matrix.org is asked")), "{ran:?}");
@@ -272,8 +491,15 @@ fn our_own_notary_key_may_be_pinned() {
         site.write("homeserver.yaml", &GOOD.replace("[{server_name: matrix.org}]", &entry));
         check(&site)
     };
-    assert_eq!(pinned("XGX0JRS2Af3be3knz2fBiRbApjm2Dh61gXDJA8kcJNI").code, Some(0));
+    let ran = pinned("XGX0JRS2Af3be3knz2fBiRbApjm2Dh61gXDJA8kcJNI");
+    assert!(ran.code == Some(0) && ran.out.ends_with("findings 0, notes 0\n"), "{ran:?}");
+    assert!(pinned("XGX0JRS2Af3be3knz2fBiRbApjm2Dh61gXDJA8kcJNI=").out.ends_with("findings 0, notes 0\n"));
     assert!(findings(&pinned("AAX0JRS2Af3be3knz2fBiRbApjm2Dh61gXDJA8kcJNI"))[0].contains("are pinned"));
+    let is_looked_at = |ran: &Ran| !ran.out.contains("note: homeserver.yaml:22:1: the notary key ed25519:notary");
+    assert!(!is_looked_at(&pinned("AAX0JRS2Af3be3knz2fBiRbApjm2Dh61gXDJA8kcJNI")));
+    // Where nothing is pinned, the servers' own signatures are enough.
+    site.write("homeserver.yaml", GOOD);
+    assert!(check(&site).out.ends_with("findings 0, notes 0\n"));
 }
 
 #[test]
@@ -291,26 +517,82 @@ fn a_name_that_no_certificate_is_for_is_not_where_clients_are_told_to_go() {
         assert!(
             code == 0 || ran.out.contains("homeserver.yaml:2:1: `public_baseurl` is at matrix.example.org, and no")
         );
+        // A door behind another proxy may be where clients come.
+        let gateway = std::fs::read_to_string(site.path().join("mantlet.toml")).unwrap();
+        let plain = "[[listener]]\ndoor = \"ingress\"\nname = \"plain\"\nbind = \"127.0.0.1:8481\"\n\n[upstream";
+        site.write("mantlet.toml", &gateway.replacen("[upstream", plain, 1));
+        assert_eq!(check(&site).code, Some(0));
     }
 }
 
 #[test]
 fn what_cannot_be_seen_from_here_is_noted_and_fails_nothing() {
     let site = site();
-    for (old, new, words) in [
-        ("host: localhost", "host: mantlet.container", "whether mantlet.container:46900 is a federation door"),
-        ("@127.0.0.1:8118", "@mantlet.container:8118", "whether mantlet.container:8118 is a proxy door"),
-        ("no_proxy_hosts: [localhost, 127.0.0.1, bridge.other.internal]", "", "the environment's `no_proxy` counts"),
-        ("[localhost, 127", "[10.0.0.0/8, localhost, 127", "10.0.0.0/8 in `no_proxy_hosts` does nothing"),
-        ("[bridge.yaml, ", "[gone.yaml, bridge.yaml, ", "gone.yaml does not exist"),
-        ("public_baseurl: \"https://matrix.example.org/\"\n", "", "tells its users https://example.org/"),
-        ("report_stats", "email: {smtp_host: x}\nreport_stats", "goes past both doors: mail"),
-        ("report_stats", "sentry: {dsn: hidden-from-everybody}\nreport_stats", "goes past both doors: errors"),
-        ("report_stats", "account_threepid_delegates: {msisdn: \"https://sms.test\"}\nreport_stats", "sms.test hears"),
-        ("secret: hidden-from-everybody-1", "secret_path: /gone/secret", "nobody compared the secrets"),
+    for (old, new, place, words) in [
+        ("host: localhost", "host: mantlet.container", "10:8", "whether mantlet.container:46900 is a federation door"),
+        ("@127.0.0.1:8118", "@mantlet.container:8118", "16:1", "whether mantlet.container:8118 is a proxy door"),
+        (
+            "no_proxy_hosts: [localhost, 127.0.0.1, bridge.other.internal]",
+            "",
+            "",
+            "the environment's `no_proxy` counts",
+        ),
+        (
+            "no_proxy_hosts: [",
+            "ip_range_whitelist: [10.0.0.0/8]\nno_proxy_hosts: [",
+            "18:1",
+            "`ip_range_whitelist` lets Synapse",
+        ),
+        (
+            "public_baseurl: \"https://matrix.example.org/\"\n",
+            "public_baseurl:\n",
+            "",
+            "tells its users https://example.org/",
+        ),
+        ("[localhost, 127", "[10.0.0.0/8, localhost, 127", "18:18", "10.0.0.0/8 in `no_proxy_hosts` does nothing"),
+        ("[bridge.yaml, ", "[gone.yaml, bridge.yaml, ", "19:28", "gone.yaml does not exist"),
+        ("public_baseurl: \"https://matrix.example.org/\"\n", "", "", "tells its users https://example.org/"),
+        ("report_stats", "email: {smtp_host: x}\nreport_stats", "20:1", "goes past both doors: mail"),
+        (
+            "report_stats",
+            "modules: [{module: x}]\nreport_stats",
+            "20:1",
+            "goes past both doors: whatever these modules",
+        ),
+        ("report_stats", "media_storage_providers: [x]\nreport_stats", "20:1", "goes past both doors: media"),
+        ("report_stats", "saml2_config: {sp_config: x}\nreport_stats", "20:1", "goes past both doors: metadata"),
+        ("report_stats", "opentracing: {enabled: true}\nreport_stats", "20:1", "goes past both doors: traces"),
+        (
+            "report_stats",
+            "matrix_authentication_service: {enabled: true}\nreport_stats",
+            "20:1",
+            "questions about tokens",
+        ),
+        ("report_stats", "worker_app: x\nreport_stats", "20:1", "this is a worker's configuration"),
+        (
+            "report_stats",
+            "default_identity_server: \"https://is.test\"\nreport_stats",
+            "20:26",
+            "the identity server is.test",
+        ),
+        (
+            "report_stats",
+            "url_preview_enabled: true\nurl_preview_ip_range_blacklist: []\nreport_stats",
+            "21:1",
+            "counts for names no longer",
+        ),
+        ("report_stats", "sentry: {dsn: hidden-from-everybody}\nreport_stats", "20:1", "goes past both doors: errors"),
+        (
+            "report_stats",
+            "account_threepid_delegates: {msisdn: \"https://sms.test\"}\nreport_stats",
+            "20:38",
+            "sms.test hears",
+        ),
+        ("secret: hidden-from-everybody-1", "secret_path: /gone/secret", "12:1", "nobody compared the secrets"),
     ] {
+        let place = if place.is_empty() { "note: ".to_owned() } else { format!("note: homeserver.yaml:{place}: ") };
         let ran = with(&site, "homeserver.yaml", GOOD, old, new);
-        let is_noted = ran.out.lines().any(|line| line.starts_with("note: ") && line.contains(words));
+        let is_noted = ran.out.lines().any(|line| line.starts_with(&place) && line.contains(words));
         let is_alone = new.is_empty() || findings(&ran).is_empty();
         assert!(is_noted && is_alone, "{new}: {ran:?}");
     }

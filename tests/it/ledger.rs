@@ -14,7 +14,7 @@ use mantlet_testkit::http::{Request, json_response, response};
 use serde_json::{Value, json};
 
 use crate::common::{SOON, eventually, ok};
-use crate::notary::Origin;
+use crate::notary::{Origin, private};
 use crate::process::{self, Ran};
 use crate::support::Gateway;
 use crate::support::outside::{self, Dns, TlsFront};
@@ -68,20 +68,20 @@ impl World {
     fn gateway(&self, egress: &str) -> Gateway {
         let dir = tempfile::tempdir().unwrap();
         self.authority.write(dir.path()).unwrap();
-        std::fs::write(dir.path().join("secret"), "hook-secret\n").unwrap();
-        std::fs::set_permissions(dir.path().join("secret"), PermissionsExt::from_mode(0o600)).unwrap();
+        private(&dir.path().join("secret"), "hook-secret\n");
+        private(&dir.path().join("credentials"), "synapse:web-secret\n");
         std::fs::write(dir.path().join("policy.toml"), POLICY).unwrap();
         let text = format!(
             "[[listener]]\nname = \"out\"\ndoor = \"federation\"\nbind = \"127.0.0.1:0\"\nsecret_file = \"secret\"\n\
              extra_roots = [\"ca.crt\"]\n[[listener]]\nname = \"web\"\ndoor = \"proxy\"\nbind = \"127.0.0.1:0\"\n\
-             ports = [{}, {}]\n[policy]\nfile = \"policy.toml\"\n[upstream.synapse]\nservers = [\"http://127.0.0.1:9\"]\n\
+             ports = PORTS\n[[listener]]\nname = \"guarded\"\ndoor = \"proxy\"\nbind = \"127.0.0.1:0\"\n\
+             credentials_file = \"credentials\"\nports = PORTS\n[policy]\nfile = \"policy.toml\"\n[upstream.synapse]\nservers = [\"http://127.0.0.1:9\"]\n\
              [admin]\nbind = \"unix:{}\"\n[egress]\nnameservers = [\"{}\"]\n{egress}\n\
              [egress.addresses]\nallow = [\"127.0.1.0/24\", \"bridge.test\", \"named.test\"]\n",
-            self.web.addr().port(),
-            self.backend.addr().port(),
             dir.path().join("admin.sock").display(),
             self.dns.addr()
         );
+        let text = text.replace("PORTS", &format!("[{}, {}]", self.web.addr().port(), self.backend.addr().port()));
         let ports = Ports { https: self.web.addr().port(), federation: self.home.addr().port() };
         Gateway::load(dir, &text, |config| config.egress.ports = ports)
     }
@@ -106,9 +106,14 @@ impl World {
 
     /// What is answered to CONNECT, and the tunnel.
     fn connect(&self, gateway: &Gateway, host: &str, port: u16) -> (u16, TcpStream) {
-        let mut stream = TcpStream::connect(gateway.addr_of("web")).unwrap();
+        self.connect_at(gateway, "web", &format!("CONNECT {host}:{port} HTTP/1.0\r\n"))
+    }
+
+    /// The same at this door, with this beginning of a head.
+    fn connect_at(&self, gateway: &Gateway, door: &str, head: &str) -> (u16, TcpStream) {
+        let mut stream = TcpStream::connect(gateway.addr_of(door)).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
-        write!(stream, "CONNECT {host}:{port} HTTP/1.0\r\n\r\n").unwrap();
+        write!(stream, "{head}\r\n").unwrap();
         let (mut head, mut byte) = (Vec::new(), [0]);
         while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|read| read == 1) {
             head.push(byte[0]);
@@ -269,9 +274,27 @@ fn a_stranger_to_a_door_writes_nothing_into_the_ledger() {
     let gateway = world.gateway("");
     let unsigned = Request::new("GET", "matrix-federation://stranger.test/_matrix/federation/v1/version");
     assert_eq!(unsigned.send(gateway.addr_of("out")).status, 502);
+    let to = format!("push.test:{}", world.web.addr().port());
+    let url = format!("http://bridge.test:{}/_matrix/push/v1/notify", world.backend.addr().port());
+    let wrong = "Basic c3luYXBzZTp3cm9uZw==";
+    for shown in ["", &format!("Proxy-Authorization: {wrong}\r\n")] {
+        let head = format!("CONNECT {to} HTTP/1.0\r\n{shown}");
+        assert_eq!(world.connect_at(&gateway, "guarded", &head).0, 407);
+    }
+    for clear in [notify("POST", url.clone()), notify("POST", url.clone()).header("Proxy-Authorization", wrong)] {
+        assert_eq!(clear.send(gateway.addr_of("guarded")).status, 407);
+    }
+    // What is written down is written down before its record is.
+    assert_eq!(gateway.records(5).len(), 5);
     assert_eq!(contacts(&gateway), [json!(null); 0]);
     let ran = run(&gateway, &[]);
     assert_eq!((ran.code, ran.out.as_str()), (Some(0), "nobody was asked\n"));
+    let known = "Basic c3luYXBzZTp3ZWItc2VjcmV0";
+    let clear = notify("POST", url).header("Proxy-Authorization", known);
+    assert_eq!(clear.send(gateway.addr_of("guarded")).status, 200);
+    let head = format!("CONNECT {to} HTTP/1.0\r\nProxy-Authorization: {known}\r\n");
+    assert_eq!(world.connect_at(&gateway, "guarded", &head).0, 200);
+    assert_has(&gateway, &["bridge.test push proxy passed 1"]);
 }
 
 #[test]

@@ -3,13 +3,14 @@
 use std::path::Path;
 use std::time::Duration;
 
+use mantlet::server::reload::Trigger;
 use mantlet_testkit::http::{Request, Response, json_response};
 use ruma_common::CanonicalJsonObject;
 use ruma_common::serde::Base64;
 use ruma_signatures::verify_json;
 use serde_json::{Value, json};
 
-use crate::common::assert_matrix_error;
+use crate::common::{assert_matrix_error, eventually};
 use crate::interception;
 use crate::notary::{DIRECT, World, names, now, private, wanted};
 use crate::support::Gateway;
@@ -156,6 +157,42 @@ fn a_notary_of_our_own_answers_questions_for_keys_under_its_name() {
         ["egress", "key_get_remote_server_keys_batch", "(key ring)", "permit", "notary", "out"]
     );
     world.assert_matrix_org_heard_nothing();
+}
+
+#[test]
+fn a_new_notary_key_signs_without_a_restart_and_a_bad_one_is_not_taken() {
+    let world = World::new();
+    let servers = [world.honest("one", 3600)];
+    let gateway = our_notary(&world, NOTARY, DIRECT, "notary_key = \"notary.key\"");
+    let (file, reload) = (gateway.dir().join("notary.key"), || gateway.reloader().reload(Trigger::Command));
+    // Who signs as the notary, by what it answers and by what it says of itself.
+    let signers = || {
+        let get = Request::new("GET", "/_matrix/key/v2/server").header("Host", "a");
+        let (keys, own) = (ask(&servers).send(gateway.addr()).json(), get.send(gateway.addr()).json());
+        [&keys["server_keys"][0], &own].map(|object| {
+            let signatures = object["signatures"]["notary.gw:8449"].as_object().unwrap();
+            signatures.keys().cloned().collect::<Vec<_>>().join(" ")
+        })
+    };
+    assert_eq!(signers(), ["ed25519:notary"; 2]);
+    private(&file, &KEY.replace("notary", "second"));
+    let told = "the policy is unchanged; the notary key is new, and has to be pinned anew where it was: mantlet check \
+                prints it";
+    assert_eq!(reload().unwrap().message, told);
+    assert_eq!(signers(), ["ed25519:second"; 2]);
+    assert_eq!(reload().unwrap().message, "the policy is unchanged");
+    private(&file, "ed25519 hidden");
+    let refused = reload().unwrap_err();
+    assert_eq!(refused.message, "the policy is unchanged; a new secret is refused, the old one stays");
+    let problems = refused.problems.to_string();
+    assert!(problems.contains("is not of the form") && !problems.contains("hidden"), "{problems}");
+    assert_eq!(signers(), ["ed25519:second"; 2]);
+    // Nobody has to ask for it. Twice, for all files are looked at once soon after the start.
+    private(&file, &KEY.replace("notary", "third"));
+    eventually("the file is looked at", || signers() == ["ed25519:third"; 2]);
+    private(&file, KEY);
+    eventually("the file is looked at", || signers() == ["ed25519:notary"; 2]);
+    assert_eq!(world.asked().len(), 1);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use mantlet::server::reload::Trigger;
 use mantlet_testkit::backend::{Answer, Backend};
-use mantlet_testkit::http::Request;
+use mantlet_testkit::http::{Request, json_response, response};
 use mantlet_testkit::recorder::RecordedRequest;
 use serde_json::{Value, json};
 
@@ -122,7 +122,7 @@ fn a_webhook_hears_what_happened_and_no_more() {
 fn who_it_was_is_told_only_to_whoever_asks_for_it() {
     let (dns, hook) = (Dns::start(), homeserver());
     let upstream = backend(|request| match request.target_text().ends_with("/account/whoami") {
-        true => Answer::Bytes(mantlet_testkit::http::json_response(200, &json!({"user_id": "@carol:hs.test"}))),
+        true => Answer::Bytes(json_response(200, &json!({"user_id": "@carol:hs.test"}))),
         false => ok(),
     });
     let gateway = telling(&upstream, &dns, &hook, "identifiers = true\n", "\"hook.test\"");
@@ -137,7 +137,39 @@ fn who_it_was_is_told_only_to_whoever_asks_for_it() {
     let who =
         |event: &Value| ["flow", "client", "user", "host"].map(|key| event[key].as_str().unwrap_or("-").to_owned());
     assert_eq!(who(&events[0]), ["client", "127.0.0.1", "@carol:hs.test", "-"]);
-    assert_eq!(who(&events[1]), ["egress", "-", "-", "identity.test"]);
+    // The other way, Synapse says whose it is in the body.
+    assert_eq!(who(&events[1]), ["egress", "-", "@carol:hs.test", "identity.test"]);
+    // A stranger may say whatever there, and is not believed; nor is what is no name of a user.
+    assert_eq!(Request::new("POST", IDENTITY_UNBIND).body(BODY).send(gateway.addr_of("in")).status, 404);
+    let out = || Request::new("POST", format!("http://identity.test{IDENTITY_UNBIND}"));
+    let long = format!("{{\"mxid\":\"@{}:hs.test\"}}", "a".repeat(300));
+    for body in ["", "{}", "no JSON", "{\"mxid\":7}", "{\"mxid\":\"carol\"}", "{\"mxid\":\"@carol\\n:hs\"}", &long] {
+        assert_eq!(out().body(body).send(gateway.addr_of("web")).status, 404, "{body}");
+    }
+    eventually("all are sent", || delivered(&gateway, "sent") == 10.0);
+    let events = self::events(&hook);
+    assert_eq!(who(&events[2]), ["client", "127.0.0.1", "-", "-"]);
+    for event in &events[3..] {
+        assert_eq!(who(event), ["egress", "-", "-", "identity.test"]);
+    }
+}
+
+#[test]
+fn a_webhook_that_fails_hears_it_again_and_one_that_refuses_does_not() {
+    let (upstream, dns) = (homeserver(), Dns::start());
+    let mut answers = [503, 404].into_iter();
+    let hook = backend(move |_| Answer::Bytes(response(answers.next().unwrap_or(200), &[], "")));
+    let gateway = telling(&upstream, &dns, &hook, "", "\"hook.test\"");
+    unbind(&gateway);
+    eventually("it is given up", || delivered(&gateway, "failed") == 1.0);
+    unbind(&gateway);
+    eventually("the next is sent", || delivered(&gateway, "sent") == 1.0);
+    assert_eq!((delivered(&gateway, "repeated"), delivered(&gateway, "dropped")), (1.0, 0.0));
+    let (records, events) = (gateway.records(2), events(&hook));
+    let ids: Vec<_> = events.iter().map(|event| &event["id"]).collect();
+    assert_eq!(ids, [&records[0]["id"], &records[0]["id"], &records[1]["id"]]);
+    // Each time it is the same, word for word.
+    assert_eq!(events[0], events[1]);
 }
 
 #[test]
@@ -177,13 +209,15 @@ fn what_only_reports_is_counted_and_told_to_nobody() {
     let gateway = telling(&upstream, &dns, &hook, "mode = \"report\"\n", "\"hook.test\"");
     unbind(&gateway);
     assert_eq!(gateway.metric("mantlet_privacy_events_total{flow=\"client\",rule=\"threepid_unbind\"}"), 1.0);
-    // What is in force is told, and in order: had the other been told, it would be there first.
+    // What is in force is told, and in order: had the other been told, it would be there first, or with it.
     let policy = std::fs::read_to_string(gateway.policy_file()).unwrap();
     std::fs::write(gateway.policy_file(), policy.replace("report", "enforce")).unwrap();
     gateway.reloader().reload(Trigger::Command).unwrap();
     unbind(&gateway);
     eventually("it is sent", || delivered(&gateway, "sent") >= 1.0);
-    assert_eq!((delivered(&gateway, "sent"), events(&hook).len()), (1.0, 1));
+    let records = gateway.records(2);
+    let told: Vec<_> = events(&hook).into_iter().map(|event| event["id"].clone()).collect();
+    assert_eq!((delivered(&gateway, "sent"), told), (1.0, vec![records[1]["id"].clone()]));
 }
 
 #[test]

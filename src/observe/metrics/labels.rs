@@ -129,7 +129,9 @@ words! {
     pub enum Delivery {
         /// It was taken.
         Sent = "sent",
-        /// It was not.
+        /// It was not, and is sent again.
+        Repeated = "repeated",
+        /// It was not, and is not sent any more.
         Failed = "failed",
         /// Too many waited.
         Dropped = "dropped",
