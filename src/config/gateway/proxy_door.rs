@@ -7,7 +7,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_spanned::Spanned;
 
-use super::{Check, Files, ListenerTable, lossy_option};
+use super::file::ListenerTable;
+use super::{Check, Files, lossy_option};
 use crate::config::address::ListenerAddress;
 use crate::config::secret::Secret;
 use crate::config::settings::networks;

@@ -1,6 +1,7 @@
 use super::*;
 use crate::config::settings::{AccessLog, LogLevel};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 fn parse(text: &str) -> Result<Gateway, Problems> {
     Gateway::parse("mantlet.toml", text, Path::new(""))
