@@ -51,7 +51,7 @@ fn hop_by_hop(name: &HeaderName) -> Option<usize> {
 /// The fields that always end here. `Proxy-Authorization` belongs to them: to Synapse it is the worker secret of its own
 /// outbound proxy, which no client may ever offer. `Expect` does because the HTTP library answers `100-continue` itself, when
 /// the body is first asked for.
-const HOP_BY_HOP: [&str; 10] = [
+pub const HOP_BY_HOP: [&str; 10] = [
     "connection",
     "expect",
     "keep-alive",

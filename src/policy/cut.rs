@@ -7,6 +7,7 @@
 use super::Mode;
 use super::edit::{FieldSet, HeadEdit};
 use super::plan::Edit;
+use crate::message::hop::HOP_BY_HOP;
 
 /// What may be cut.
 #[derive(Clone, Debug)]
@@ -42,7 +43,7 @@ impl Cut {
     }
 
     fn by(removal: &HeadEdit) -> Option<Self> {
-        let is_read_here = |pattern: &String| READ_HERE.iter().any(|read| overlap(pattern, read));
+        let is_read_here = |pattern: &String| read_here().any(|read| overlap(pattern, read));
         match removal {
             HeadEdit::Strip(set) => {
                 let these: Vec<_> = set.patterns().filter(|pattern| !is_read_here(pattern)).collect();
@@ -50,7 +51,8 @@ impl Cut {
             }
             HeadEdit::KeepOnly(set) => {
                 let kept: Vec<_> = set.patterns().collect();
-                FieldSet::new(kept.iter().map(String::as_str).chain(READ_HERE)).ok().map(Self::AllBut)
+                let names = kept.iter().map(String::as_str).chain(read_here());
+                FieldSet::new(names).ok().map(Self::AllBut)
             }
             HeadEdit::ClassifyAgent | HeadEdit::Product | HeadEdit::NeutralPreview | HeadEdit::Set(..) => None,
         }
@@ -80,27 +82,15 @@ fn is_same_removal(one: &HeadEdit, other: &HeadEdit) -> bool {
     }
 }
 
-/// What the library or the chain reads before the policy's edits are made: framing, host, token, what ends at this hop, and whom
-/// a trusted hop names.
-const READ_HERE: [&str; 17] = [
-    "authorization",
-    "connection",
-    "content-length",
-    "content-type",
-    "cookie",
-    "expect",
-    "host",
-    "http2-settings",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "x-forwarded-*",
-];
+/// What the library or the chain reads before the policy's edits are made.
+fn read_here<'a>() -> impl Iterator<Item = &'a str> {
+    let all: [&'a str; HOP_BY_HOP.len()] = HOP_BY_HOP;
+    all.into_iter().chain(READ_HERE)
+}
+
+/// Besides what ends at this hop: framing, host, token, and whom a trusted hop names.
+const READ_HERE: [&str; 7] =
+    ["authorization", "content-length", "content-type", "cookie", "host", "http2-settings", "x-forwarded-*"];
 
 #[cfg(test)]
 mod tests {
@@ -138,7 +128,7 @@ mod tests {
         let edits = [edit(Mode::Enforce, HeadEdit::KeepOnly(Arc::new(FieldSet::new(["accept"]).unwrap())))];
         let cut = cut([&edits, &edits]).unwrap();
         assert!(cut.takes(b"x-custom") && cut.takes(b"origin"));
-        for name in READ_HERE.into_iter().chain(["accept", "x-forwarded-for", "x-forwarded-proto"]) {
+        for name in read_here().chain(["accept", "x-forwarded-for", "x-forwarded-proto"]) {
             assert!(!cut.takes(name.replace('*', "a").as_bytes()), "{name}");
         }
     }

@@ -81,17 +81,14 @@ pub type NotaryStack = Record<Rescue<Limit<Canonical<Classify<Policy<Notary>>>>>
 /// Builds the chain of one worker.
 #[rustfmt::skip]
 pub fn stack(parts: Parts) -> Stack {
-    let patience = parts.limits.upstream_head.duration();
-    let authenticator = Authenticator::new(parts.tokens, Rc::clone(parts.upstreams.synapse()), Arc::clone(&parts.metrics), patience);
-    let collector = Collector::new(parts.limits.collect.get());
-    let whose_keys = WhoseKeys::new(Rc::clone(parts.upstreams.synapse()), parts.server_name);
+    let policy = parts.policy_layer();
     ServiceBuilder::new()
         .layer(RecordLayer::new(parts.metrics, parts.access, parts.ledger)) // 1 sees every outcome, once
         .layer(RescueLayer)                                                // 2 an Error may travel below here, none above
         .layer(LimitLayer::new(parts.limits))                              // 3 size and time
         .layer(CanonicalLayer)                                             // 4 one spelling, or a refusal
         .layer(ClassifyLayer::inbound())                                   // 5 which endpoint is this?
-        .layer(PolicyLayer::new(parts.snapshot, parts.events, authenticator, collector, whose_keys)) // 6 permit, answer or deny
+        .layer(policy)                                                     // 6 permit, answer or deny
         .layer(RouteLayer::new(parts.routes))                              // 7 which upstream?
         .service(parts.upstreams)                                          //   takes only what is permitted
 }
@@ -100,9 +97,7 @@ pub fn stack(parts: Parts) -> Stack {
 #[rustfmt::skip]
 pub fn federation_stack(parts: Parts, secret: Secret, client: Rc<origins::Client>, ring: Arc<Ring>) -> FederationStack {
     let patience = parts.limits.upstream_head.duration();
-    let authenticator = Authenticator::new(parts.tokens, Rc::clone(parts.upstreams.synapse()), Arc::clone(&parts.metrics), patience);
-    let collector = Collector::new(parts.limits.collect.get());
-    let whose_keys = WhoseKeys::new(Rc::clone(parts.upstreams.synapse()), parts.server_name);
+    let policy = parts.policy_layer();
     let deadline = patience.min(SYNAPSE_WAITS);
     let keys = Keys::new(ring, Rc::clone(&client), deadline * 3 / 4);
     ServiceBuilder::new()
@@ -111,7 +106,7 @@ pub fn federation_stack(parts: Parts, secret: Secret, client: Rc<origins::Client
         .layer(LimitLayer::with_deadline(parts.limits, deadline))
         .layer(HookLayer::new(secret))                                     // 4 Synapse itself, one spelling, one server; or a refusal
         .layer(ClassifyLayer::outbound())
-        .layer(PolicyLayer::new(parts.snapshot, parts.events, authenticator, collector, whose_keys))
+        .layer(policy)
         .service(Origin::new(client, keys))                                // 7 the other server
 }
 
@@ -119,9 +114,7 @@ pub fn federation_stack(parts: Parts, secret: Secret, client: Rc<origins::Client
 #[rustfmt::skip]
 pub fn proxy_stack(parts: Parts, terms: Terms, web: Rc<origins::Web>, client: Rc<origins::Client>, ring: Arc<Ring>) -> ProxyStack {
     let patience = parts.limits.upstream_head.duration();
-    let authenticator = Authenticator::new(parts.tokens, Rc::clone(parts.upstreams.synapse()), Arc::clone(&parts.metrics), patience);
-    let collector = Collector::new(parts.limits.collect.get());
-    let whose_keys = WhoseKeys::new(Rc::clone(parts.upstreams.synapse()), parts.server_name);
+    let policy = parts.policy_layer();
     let keys = Keys::new(ring, Rc::clone(&client), patience.min(SYNAPSE_WAITS) * 3 / 4);
     ServiceBuilder::new()
         .layer(RecordLayer::new(parts.metrics, parts.access, parts.ledger))
@@ -129,7 +122,7 @@ pub fn proxy_stack(parts: Parts, terms: Terms, web: Rc<origins::Web>, client: Rc
         .layer(LimitLayer::with_deadline(parts.limits, patience))
         .layer(ForwardLayer::new(terms))                                   // 4 whoever may, one place, one spelling; or a refusal
         .layer(ClassifyLayer::outbound())
-        .layer(PolicyLayer::new(parts.snapshot, parts.events, authenticator, collector, whose_keys))
+        .layer(policy)
         .service(Web::new(web, client, keys))                              // 7 whoever is asked, or who answers for him
 }
 
@@ -137,9 +130,7 @@ pub fn proxy_stack(parts: Parts, terms: Terms, web: Rc<origins::Web>, client: Rc
 #[rustfmt::skip]
 pub fn notary_stack(parts: Parts, name: ServerName, client: Rc<origins::Client>, ring: Arc<Ring>) -> NotaryStack {
     let patience = parts.limits.upstream_head.duration();
-    let authenticator = Authenticator::new(parts.tokens, Rc::clone(parts.upstreams.synapse()), Arc::clone(&parts.metrics), patience);
-    let collector = Collector::new(parts.limits.collect.get());
-    let whose_keys = WhoseKeys::new(Rc::clone(parts.upstreams.synapse()), parts.server_name);
+    let policy = parts.policy_layer();
     let deadline = patience.min(SYNAPSE_WAITS);
     let keys = Keys::new(ring, Rc::clone(&client), deadline * 3 / 4);
     ServiceBuilder::new()
@@ -148,7 +139,7 @@ pub fn notary_stack(parts: Parts, name: ServerName, client: Rc<origins::Client>,
         .layer(LimitLayer::with_deadline(parts.limits, deadline))
         .layer(CanonicalLayer)
         .layer(ClassifyLayer::outbound())
-        .layer(PolicyLayer::new(parts.snapshot, parts.events, authenticator, collector, whose_keys))
+        .layer(policy)
         .service(Notary::new(name, client, keys))                          // 7 our key ring, or who answers in its place
 }
 
@@ -209,6 +200,21 @@ pub struct Parts {
     pub upstreams: Upstreams,
     /// The homeserver's name, where the gateway file says it.
     pub server_name: Option<String>,
+}
+
+impl Parts {
+    /// The layer that judges, the same behind every door.
+    fn policy_layer(&self) -> PolicyLayer {
+        let (synapse, patience) = (self.upstreams.synapse(), self.limits.upstream_head.duration());
+        let (tokens, metrics) = (Arc::clone(&self.tokens), Arc::clone(&self.metrics));
+        PolicyLayer::new(
+            self.snapshot.clone(),
+            self.events.clone(),
+            Authenticator::new(tokens, Rc::clone(synapse), metrics, patience),
+            Collector::new(self.limits.collect.get()),
+            WhoseKeys::new(Rc::clone(synapse), self.server_name.clone()),
+        )
+    }
 }
 
 /// A request with the connection it came on, and what is noted of it on its way.
