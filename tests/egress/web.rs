@@ -308,7 +308,9 @@ fn no_identity_server_hears_of_an_address_that_is_removed_nor_of_an_account_that
         "identifier": {"type": "m.id.user", "user": "erin"},
     });
     let last = web.through(&erin, "POST", deactivate, &format!("{{\"auth\":{auth},\"erase\":true,{named}}}"));
-    assert_eq!((last.status, last.text().as_str()), (200, "{\"id_server_unbind_result\":\"no-support\"}"));
+    let said = (last.status, last.text());
+    let wanted = (200, "{\"id_server_unbind_result\":\"no-support\"}".to_owned());
+    assert_eq!(said, wanted, "{}\n{}", web.gateway().written(), web.synapse.log_tail());
     assert_eq!(web.remembered(&erin).0, json!(0));
     let gone = "SELECT deactivated FROM users WHERE name = ?";
     assert_eq!(web.synapse.sql(gone, &json!([erin.user_id])).unwrap(), json!([[1]]));
