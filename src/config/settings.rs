@@ -20,7 +20,7 @@ pub struct Limits {
     /// A whole request head.
     #[serde(deserialize_with = "above_zero")]
     pub head: Period,
-    /// Between two reads of a body.
+    /// Between two reads of a body; and for the rest of one that nobody wants.
     #[serde(deserialize_with = "above_zero")]
     pub body_idle: Period,
     /// Until Synapse answers, except for long polls.
@@ -29,7 +29,7 @@ pub struct Limits {
     /// How long a request of another server waits for an upstream that cannot be reached; at most 60 s, 0 waits for none.
     #[serde(deserialize_with = "patience")]
     pub patience: Period,
-    /// An idle client connection.
+    /// An idle client connection; Synapse's own at the doors are kept longer.
     #[serde(deserialize_with = "above_zero")]
     pub keep_alive: Period,
     /// A tunnel in which nothing moves.

@@ -4,6 +4,7 @@ use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use http::HeaderValue;
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
@@ -157,10 +158,15 @@ fn in_place_of(host: Destination, peer: &Peer, listener: &Listener<impl Chain>) 
 
 fn pace(listener: &Listener<impl Chain>) -> Pace {
     let limits = &listener.shared.limits;
+    let keep_alive = limits.keep_alive.duration();
     Pace::new(PaceLimits {
         first_byte: limits.first_byte.duration(),
         head: limits.head.duration(),
-        keep_alive: limits.keep_alive.duration(),
+        rest: limits.body_idle.duration(),
+        keep_alive: match listener.door {
+            Door::Ingress => keep_alive,
+            Door::Federation | Door::Proxy | Door::Notary => keep_alive.max(SYNAPSE_KEEPS),
+        },
     })
 }
 
@@ -185,3 +191,7 @@ fn peer(listener: &Listener<impl Chain>, origin: Origin, protocol: Protocol, tls
         pace: Rc::new(pace(listener)),
     })
 }
+
+/// Synapse keeps connections for two minutes (`cachedConnectionTimeout`, synapse/http/client.py). It is the one to close them: what
+/// it sends just when we do is lost, and it sends a POST only once.
+const SYNAPSE_KEEPS: Duration = Duration::from_secs(150);

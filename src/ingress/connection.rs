@@ -63,7 +63,9 @@ pub async fn serve_h1<IO: AsyncRead + AsyncWrite + Unpin>(listener: &Listener<im
         if stop {
             Pin::new(&mut connection).graceful_shutdown();
         }
-        Pin::new(&mut connection).poll(cx)
+        let ended = Pin::new(&mut connection).poll(cx);
+        peer.pace.poll_rest(cx);
+        ended
     })
     .await;
     match ended {

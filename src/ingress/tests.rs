@@ -179,8 +179,8 @@ fn shared(defect: Defect, upstream: u16, metrics: &Arc<Metrics>, drain: watch::R
 
 fn h2_peer(listener: &Listener<Stack>) -> Rc<Peer> {
     let limits = &listener.shared.limits;
-    let (first_byte, head) = (limits.first_byte.duration(), limits.head.duration());
-    let pace = Pace::new(PaceLimits { first_byte, head, keep_alive: limits.keep_alive.duration() });
+    let (first_byte, head, rest) = (limits.first_byte.duration(), limits.head.duration(), limits.body_idle.duration());
+    let pace = Pace::new(PaceLimits { first_byte, head, rest, keep_alive: limits.keep_alive.duration() });
     Rc::new(Peer {
         client: Client::on_this_machine(::http::HeaderValue::from_static("http")),
         hops: None,

@@ -1,19 +1,13 @@
-//! Bodies that flow: concrete enums, no box, nothing collected.
+//! The bodies of answers, which flow: a concrete enum, no box, nothing collected.
 
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::Request;
 use http_body::{Body as _, Frame, SizeHint};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use memchr::memmem;
-use tokio::time::{Instant, Sleep};
 
 use crate::error::{Error, Kind};
 
@@ -161,162 +155,16 @@ impl http_body::Body for Body {
     }
 }
 
-/// The body of a request on its way upstream: counted, bounded, and given up when it stops flowing.
-pub struct RequestBody {
-    source: Upload,
-    flow: Rc<BodyFlow>,
-    limit: u64,
-    idle: Duration,
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-/// A request on its way upstream: it stays in one place while the layers hand it on.
-pub type BoxRequest = Box<Request<RequestBody>>;
-
-/// Where the bytes of a request come from.
-enum Upload {
-    /// There are none, or no more.
-    Nothing,
-    /// They flow.
-    Stream(Incoming),
-    /// They have been read, counted and bounded.
-    Whole(Bytes),
-}
-
-/// What is known of a request body while it flows, shared with whoever waits for the answer.
-#[derive(Debug, Default)]
-pub struct BodyFlow {
-    bytes: Cell<u64>,
-    fault: Cell<Option<Kind>>,
-}
-
-impl BodyFlow {
-    /// Bytes read so far.
-    pub fn bytes(&self) -> u64 {
-        self.bytes.get()
-    }
-
-    /// Why the body was given up, if it was: what upstream then answers is only an echo of that.
-    pub fn fault(&self) -> Option<Kind> {
-        self.fault.get()
-    }
-}
-
-impl RequestBody {
-    /// No bytes: for the gateway's own requests.
-    pub fn empty() -> Self {
-        Self::whole(Bytes::new())
-    }
-
-    /// These bytes, which have been read already.
-    pub fn whole(bytes: Bytes) -> Self {
-        let source = if bytes.is_empty() { Upload::Nothing } else { Upload::Whole(bytes) };
-        Self { source, flow: Rc::default(), limit: 0, idle: Duration::MAX, timer: None }
-    }
-
-    /// What the client sends: at most `limit` bytes, never `idle` without one. Trailers are dropped: they could carry the very
-    /// fields that a policy removes.
-    pub fn new(incoming: Incoming, flow: Rc<BodyFlow>, limit: u64, idle: Duration) -> Self {
-        let source = if incoming.is_end_stream() { Upload::Nothing } else { Upload::Stream(incoming) };
-        Self { source, flow, limit, idle, timer: None }
-    }
-
-    /// All of it; `None` where it is longer than `most`.
-    ///
-    /// # Errors
-    /// Whatever is wrong with it.
-    pub async fn whole_within(mut self, most: usize) -> Result<Option<Bytes>, Error> {
-        let is_too_long = |lower: u64| usize::try_from(lower).is_ok_and(|lower| lower > most);
-        if is_too_long(http_body::Body::size_hint(&self).lower()) {
-            return Ok(None);
-        }
-        let mut collected = BytesMut::new();
-        while let Some(frame) = self.frame().await {
-            let Ok(data) = frame?.into_data() else { continue };
-            if collected.len() + data.len() > most {
-                return Ok(None);
-            }
-            collected.extend_from_slice(&data);
-        }
-        Ok(Some(collected.freeze()))
-    }
-
-    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let deadline = || Instant::now().checked_add(self.idle);
-        if self.timer.is_none() {
-            let Some(deadline) = deadline() else { return Poll::Pending };
-            self.timer = Some(Box::pin(tokio::time::sleep_until(deadline)));
-        }
-        self.timer.as_mut().map_or(Poll::Pending, |timer| timer.as_mut().poll(cx))
-    }
-
-    fn fail(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        self.flow.fault.set(Some(error.kind()));
-        self.source = Upload::Nothing;
-        Poll::Ready(Some(Err(error)))
-    }
-}
-
-impl http_body::Body for RequestBody {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let incoming = match &mut self.source {
-            Upload::Nothing => return Poll::Ready(None),
-            Upload::Stream(incoming) => incoming,
-            Upload::Whole(bytes) => {
-                let bytes = std::mem::take(bytes);
-                self.source = Upload::Nothing;
-                return Poll::Ready(Some(Ok(Frame::data(bytes))));
-            }
-        };
-        let frame = match poll_data(incoming, cx) {
-            Poll::Ready(frame) => frame,
-            Poll::Pending => {
-                ready!(self.poll_idle(cx));
-                return self.fail(Error::new(Kind::SlowBody));
-            }
-        };
-        self.timer = None;
-        match frame {
-            None => Poll::Ready(None),
-            Some(Err(error)) => self.fail(Error::caused_by(Kind::BrokenBody, error)),
-            Some(Ok(frame)) => {
-                let bytes = self.flow.bytes() + frame.data_ref().map_or(0, |data| data.len() as u64);
-                self.flow.bytes.set(bytes);
-                if bytes > self.limit {
-                    return self.fail(Error::new(Kind::TooLarge));
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.source {
-            Upload::Nothing => true,
-            Upload::Stream(incoming) => incoming.is_end_stream(),
-            Upload::Whole(_) => false,
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            Upload::Nothing => SizeHint::with_exact(0),
-            Upload::Stream(incoming) => incoming.size_hint(),
-            Upload::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-        }
-    }
-}
-
 /// Upstream broke off.
 fn cut(error: hyper::Error) -> Error {
     Error::caused_by(Kind::Closed, error)
 }
 
 /// The next data frame; trailers end the body.
-fn poll_data(incoming: &mut Incoming, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+pub(super) fn poll_data(
+    incoming: &mut Incoming,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
     match ready!(Pin::new(incoming).poll_frame(cx)) {
         Some(Ok(frame)) if frame.is_data() => Poll::Ready(Some(Ok(frame))),
         Some(Ok(_trailers)) => Poll::Ready(None),

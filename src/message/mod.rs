@@ -3,7 +3,11 @@
 pub mod body;
 pub mod hop;
 pub mod json;
+pub mod request;
 pub mod respond;
+pub mod rest;
 
-pub use body::{Body, BoxRequest, RequestBody};
+pub use body::Body;
+pub use request::{BoxRequest, RequestBody};
 pub use respond::Answer;
+pub use rest::Rest;

@@ -17,6 +17,7 @@ use crate::config::settings::Limits;
 use crate::error::{Error, Kind};
 use crate::matrix::endpoint::Endpoint;
 use crate::message::{Body, BoxRequest, RequestBody};
+use crate::observe::access::Protocol;
 
 /// Makes [`Limit`].
 pub struct LimitLayer {
@@ -76,6 +77,9 @@ where
     fn call(&mut self, arrival: Arrival<Box<Request<Incoming>>>) -> Self::Future {
         let Arrival { request, peer, named, facts, cut_by } = arrival;
         let most = self.limits.body.get();
+        let (flow, idle) = (Rc::clone(facts.body()), self.limits.body_idle.duration());
+        let rest = (peer.protocol == Protocol::H1).then(|| peer.pace.rest());
+        let request = Box::new((*request).map(|body| RequestBody::new(body, flow, most, idle, rest)));
         // Synapse answers a body that is too large by resetting the connection, and a reset tells a client nothing.
         if request.body().size_hint().lower() > most {
             return LimitFuture::Refused { kind: Kind::TooLarge };
@@ -84,9 +88,6 @@ where
         if head_bytes(&request) > self.limits.head_bytes.get() || request.headers().len() > self.limits.fields {
             return LimitFuture::Refused { kind: Kind::HeadTooLarge };
         }
-        let flow = Rc::clone(facts.body());
-        let request =
-            Box::new((*request).map(|body| RequestBody::new(body, flow, most, self.limits.body_idle.duration())));
         let patience = self.patience;
         let timer = tokio::time::sleep_until(Instant::now() + patience.first());
         let inner = (&self.inner).call(Arrival { request, peer, named, facts: Rc::clone(&facts), cut_by });
@@ -154,7 +155,7 @@ impl<F: Future<Output = Result<Response<Body>, Error>>> Future for LimitFuture<F
 }
 
 /// The bytes of a head as HTTP/1 writes it, whatever it came as.
-fn head_bytes(request: &Request<Incoming>) -> u64 {
+fn head_bytes(request: &Request<RequestBody>) -> u64 {
     let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
     let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
     (request.method().as_str().len() + target + " HTTP/1.1\r\n\r\n ".len() + fields.sum::<usize>()) as u64

@@ -21,7 +21,7 @@ use crate::ledger::{Contact, Ledger};
 use crate::matrix::Flow;
 use crate::matrix::endpoint::Endpoint;
 use crate::message::Body;
-use crate::message::body::BodyFlow;
+use crate::message::request::BodyFlow;
 use crate::observe::access::{AccessRecord, Decision, Method, Network, Writer};
 use crate::observe::metrics::{Counted, Metrics};
 

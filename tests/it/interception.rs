@@ -1,7 +1,7 @@
 //! Hosts that are looked into: who believes our certificates, and what both sides of us see.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -206,13 +206,8 @@ fn of_what_synapse_tells_others_less_arrives() {
     assert_eq!(arrived("/recaptcha/api/other", form, "secret=s&remoteip=192.0.2.7"), "secret=s&remoteip=192.0.2.7");
     assert_eq!(arrived("/_matrix/identity/api/v1/validate/msisdn/requestToken", form, "{ }"), "{ }");
     let before = world.backend.requests().len();
-    // Refused for the length that it names: whoever goes on sending may find the connection closed before he reads why.
-    let too_large = format!(
-        "POST /_matrix/push/v1/notify HTTP/1.1\r\nHost: push.test:{}\r\nContent-Length: {}\r\n",
-        world.front.addr().port(),
-        512 * 1024 + 1
-    );
-    assert_eq!(exchange(world.tls("push.test", "push.test"), &too_large, "").0, 413);
+    let too_large = "x".repeat(512 * 1024 + 1);
+    assert_eq!(world.ask("push.test", "POST /_matrix/push/v1/notify", "", &too_large).0, 413);
     for (line, status) in [
         ("POST /_matrix/identity/v2/lookup", 403),
         ("POST /x/../y/_matrix/identity/v2/3pid/bind", 403),
@@ -262,6 +257,25 @@ fn the_reserved_name_is_answered_here_whatever_is_asked_and_whatever_the_policy_
     }
     assert!(world.backend.requests().is_empty() && world.front.names().is_empty());
     assert!(!world.gateway.written().contains("invalid"));
+}
+
+/// Synapse writes a head and then a body, and unbinds at two servers one directly after the other.
+#[test]
+fn who_is_answered_here_before_its_body_came_asks_again_on_the_same_connection() {
+    let world = World::new(|_| ok());
+    let name = "unbind.mantlet.invalid";
+    let mut tls = BufReader::new(world.tls_at(&format!("{name}:443"), name));
+    for _ in 0..3 {
+        let head =
+            format!("POST /_matrix/identity/v2/3pid/unbind HTTP/1.1\r\nHost: {name}\r\nContent-Length: 2\r\n\r\n");
+        tls.get_mut().write_all(head.as_bytes()).unwrap();
+        let head: Vec<_> = tls.by_ref().lines().map(Result::unwrap).take_while(|line| !line.is_empty()).collect();
+        assert!(head[0].starts_with("HTTP/1.1 404"), "{head:?}");
+        assert!(!head.iter().any(|field| field.to_lowercase().starts_with("connection:")), "{head:?}");
+        let length = head.iter().find_map(|field| field.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
+        tls.read_exact(&mut vec![0; length.unwrap()]).unwrap();
+        tls.get_mut().write_all(b"{}").unwrap();
+    }
 }
 
 #[test]

@@ -33,6 +33,7 @@ mod proxy;
 mod proxy_door;
 mod registration;
 mod reload;
+mod rest;
 mod routes;
 mod ssrf;
 mod streams;

@@ -7,7 +7,7 @@ use std::thread;
 
 use mantlet_testkit::backend::{Answer, Backend};
 use mantlet_testkit::certificate::Authority;
-use mantlet_testkit::http::{Request, response};
+use mantlet_testkit::http::{Connection, Request, response};
 use mantlet_testkit::recorder::RecordedRequest;
 use rustls::{ClientConnection, StreamOwned};
 
@@ -260,6 +260,21 @@ fn what_is_asked_in_the_clear_arrives_as_it_would_without_us() {
     let of = |field: &str| record[field].as_str().unwrap_or("-").to_owned();
     assert_eq!(["flow", "upstream", "decision"].map(of), ["egress", "(web)", "permit"]);
     assert!(!world.gateway.written().to_lowercase().contains("bridge"));
+}
+
+/// What Synapse sends on a connection just when it is closed is lost.
+#[test]
+fn a_connection_of_synapse_is_kept_longer_than_a_clients() {
+    let clients = "[[listener]]\nname = \"clients\"\ndoor = \"ingress\"\nbind = \"127.0.0.1:0\"\n";
+    let world = World::new("extends = \"balanced\"", &format!("{clients}[limits]\nkeep_alive = \"100ms\"\n"));
+    let mut synapse = Connection::open(world.gateway.addr_of("web")).unwrap();
+    let asked = Request::new("GET", format!("http://bridge.test:{}/", world.backend.addr().port()));
+    assert_eq!(synapse.send(&asked).unwrap().status, 200);
+    // Asks later, and is closed.
+    let mut client = Connection::open(world.gateway.addr_of("clients")).unwrap();
+    client.send(&Request::new("GET", "/_matrix/client/versions")).unwrap();
+    assert_eq!(client.read_to_end().unwrap(), b"");
+    assert_eq!(synapse.send(&asked).unwrap().status, 200);
 }
 
 #[test]
