@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod certificates;
 mod control;
+mod doors;
 mod inherited;
 mod notify;
 mod opened;
@@ -20,35 +21,26 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use tokio::sync::watch as latest;
 
 use crate::config::address::{AdminAddress, ListenerAddress};
 use crate::config::gateway::{self as config, Gateway, Listener};
-use crate::config::secret::Secret;
 use crate::config::settings::AccessLog;
 use crate::events::events;
 use crate::ingress::admission::Admission;
 use crate::ingress::listener::Drain;
 use crate::keyring::Ring;
 use crate::ledger::Ledger;
-use crate::matrix::ServerName;
 use crate::matrix::endpoint::Endpoint;
 use crate::observe::access::{Format, Writer};
-use crate::observe::metrics::{ListenerMetrics, Metrics};
-use crate::origin::{NameServers, Origins, Webs};
+use crate::observe::metrics::Metrics;
 use crate::problem::{Problem, Problems};
 use crate::stack::TrustedHops;
-use crate::stack::forward::Terms;
 use crate::stack::tokens::Tokens;
 use crate::store::Store;
-use crate::tls;
-use crate::tls::server::Server as Tls;
 use crate::upstream::Directory;
 use admin::AdminListener;
 use control::Control;
-use inherited::Inherited;
-use opened::Opened;
 use reload::Reloader;
 
 /// What to start.
@@ -119,7 +111,8 @@ pub fn start(start: Start) -> Result<Running, Problems> {
     let (drain, draining) = latest::channel(Drain::Starting);
     let (store, store_thread) = open_store(&gateway, &metrics)?.unzip();
     let ledger = Ledger::new(gateway.egress.ledger.0, store.clone(), &metrics);
-    let doors = bind(&gateway, &reloader, &ledger, &metrics)?;
+    let workers = worker_count(&gateway);
+    let doors = doors::bind(&gateway, &reloader, &ledger, workers, &metrics)?;
     let admin = gateway.admin.as_ref().map(AdminListener::bind).transpose()?;
 
     let (ending, ended) = mpsc::channel();
@@ -142,7 +135,7 @@ pub fn start(start: Start) -> Result<Running, Problems> {
     let doors = Arc::new(doors);
     let directory = Directory::new(&gateway.upstreams, gateway.limits.patience.duration(), &metrics);
     let admission = Admission::new(gateway.limits.connections, gateway.limits.per_address);
-    for number in 0..worker_count(&gateway) {
+    for number in 0..workers {
         let parts = worker::Parts {
             snapshot: snapshot.clone(),
             tokens: Arc::clone(&tokens),
@@ -319,129 +312,6 @@ impl Drop for TellEnd {
     fn drop(&mut self) {
         // Nobody listens once the gateway has finished.
         let _ = self.ending.send(self.end);
-    }
-}
-
-/// A listener's socket with what belongs to it.
-struct Door {
-    socket: Opened,
-    tls: Option<Tls>,
-    proxy_protocol: bool,
-    networks: Vec<IpNet>,
-    metrics: ListenerMetrics,
-    leads: Leads,
-}
-
-/// Where a listener leads, with what that takes.
-enum Leads {
-    /// To Synapse.
-    In,
-    /// From Synapse to other servers.
-    ToServers { secret: Secret, origins: Box<Origins> },
-    /// From Synapse to everybody else. What it asks a notary there goes where the policy wants it to go.
-    ToTheWeb { terms: Terms, webs: Box<Webs>, origins: Box<Origins> },
-    /// From Synapse to our own notary, which asks other servers.
-    ToOurNotary { name: ServerName, origins: Box<Origins> },
-}
-
-impl Leads {
-    fn read(
-        listener: &Listener,
-        reloader: &Reloader,
-        gateway: &Gateway,
-        ledger: &Arc<Ledger>,
-        metrics: &Metrics,
-    ) -> Result<Self, Problems> {
-        if listener.door == config::Door::Ingress {
-            return Ok(Self::In);
-        }
-        let egress = &gateway.egress;
-        let tls = tls::client::config(&listener.extra_roots)?;
-        let (servers, hop) = (NameServers::new(&egress.nameservers())?, reloader.next_hop());
-        let (guard, ports) = (egress.guard(), egress.ports);
-        let origins =
-            Origins::new(Arc::clone(&tls), servers.clone(), guard, hop.clone(), ports, Arc::clone(ledger), metrics);
-        let origins = Box::new(origins);
-        match (&listener.proxy, &listener.notary, reloader.secret(listener)) {
-            (Some(door), _, credentials) => {
-                let terms = Terms { credentials, ports: door.ports.clone() };
-                let webs = Webs::new(tls, servers, egress.guard(), hop, metrics);
-                Ok(Self::ToTheWeb { terms, webs: Box::new(webs), origins })
-            }
-            (None, Some(door), _) => Ok(Self::ToOurNotary { name: door.server_name.clone(), origins }),
-            (None, None, Some(secret)) => Ok(Self::ToServers { secret, origins }),
-            (None, None, None) => Err(Problem::new("a door of the way out needs to know where it leads").into()),
-        }
-    }
-
-    fn door(&self) -> config::Door {
-        match self {
-            Self::In => config::Door::Ingress,
-            Self::ToServers { .. } => config::Door::Federation,
-            Self::ToTheWeb { .. } => config::Door::Proxy,
-            Self::ToOurNotary { .. } => config::Door::Notary,
-        }
-    }
-}
-
-fn bind(
-    gateway: &Gateway,
-    reloader: &Reloader,
-    ledger: &Arc<Ledger>,
-    metrics: &Metrics,
-) -> Result<Vec<Door>, Problems> {
-    let mut problems = Problems::default();
-    let mut doors = Vec::new();
-    let wants_inherited = |listener: &Listener| matches!(listener.bind, ListenerAddress::Systemd(_));
-    let mut inherited = match gateway.listeners.iter().any(wants_inherited) {
-        true => Inherited::receive(),
-        false => Inherited::none(),
-    };
-    for listener in &gateway.listeners {
-        let opened = Leads::read(listener, reloader, gateway, ledger, metrics).and_then(|leads| {
-            let socket = Opened::open(listener, worker_count(gateway), &mut inherited)?;
-            stays_near(listener, &socket)?;
-            Ok((socket, leads))
-        });
-        match opened {
-            Ok((socket, leads)) => {
-                let metrics = metrics.listener(&listener.name);
-                doors.push(Door {
-                    socket,
-                    tls: reloader.certificates().of(listener),
-                    proxy_protocol: listener.proxy_protocol,
-                    networks: listener.networks().to_vec(),
-                    metrics,
-                    leads,
-                });
-            }
-            Err(found) => problems.0.extend(found.0),
-        }
-    }
-    if problems.is_empty() {
-        inherited.all_taken()?;
-    }
-    problems.or(doors)
-}
-
-/// What a socket that somebody else opened is bound to is known only now.
-fn stays_near(listener: &Listener, socket: &Opened) -> Result<(), Problem> {
-    match (listener.door, socket.address()) {
-        (config::Door::Federation, ListenerAddress::Tcp(address)) if !address.ip().is_loopback() => {
-            Err(Problem::new(format!("the federation door {} is open to others: {address}", listener.name))
-                .help("ListenStream=127.0.0.1:46900, or the path of a socket"))
-        }
-        (config::Door::Proxy, address) if listener.proxy.as_ref().is_some_and(|door| !door.is_guarded_at(&address)) => {
-            Err(Problem::new(format!("everybody who reaches {address} could use the proxy door {}", listener.name))
-                .help("ListenStream=127.0.0.1:8118, or credentials_file, or networks"))
-        }
-        (config::Door::Notary, address)
-            if listener.notary.as_ref().is_some_and(|door| !door.is_guarded_at(&address)) =>
-        {
-            Err(Problem::new(format!("everybody who reaches {address} could ask at the notary door {}", listener.name))
-                .help("ListenStream=127.0.0.1:8449, or networks"))
-        }
-        (config::Door::Federation | config::Door::Proxy | config::Door::Notary | config::Door::Ingress, _) => Ok(()),
     }
 }
 

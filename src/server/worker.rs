@@ -6,7 +6,7 @@ use std::sync::{Arc, mpsc};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
 
-use super::{Door, Leads};
+use super::doors::{Door, Leads};
 use crate::config::route::Routes;
 use crate::config::settings::Limits;
 use crate::egress::Proxy;

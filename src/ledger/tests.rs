@@ -1,0 +1,138 @@
+use super::entry::time;
+use super::*;
+use crate::matrix::{Host, ServerName};
+use crate::policy::Cause;
+
+fn contact(to: &str, cause: Cause) -> Contact {
+    Contact::server(&ServerName::parse(to).unwrap(), cause, Door::Federation)
+}
+
+fn ledger(most: usize, store: Option<&Store>) -> Arc<Ledger> {
+    Ledger::new(most, store.cloned(), &Metrics::new(&[]))
+}
+
+fn lines(ledger: &Ledger) -> Vec<String> {
+    let line = |entry: Entry| {
+        let Entry { destination, cause, verdict, count, bytes_out, bytes_in, .. } = entry;
+        format!("{destination} {} {verdict} {count} {bytes_out} {bytes_in}", cause.as_str())
+    };
+    ledger.entries().into_iter().map(line).collect()
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap()
+}
+
+#[test]
+fn one_server_for_one_reason_with_one_outcome_is_one_line() {
+    let ledger = ledger(10, None);
+    ledger.note(contact("A.example", Cause::Keys), Verdict::Passed, 1, 10);
+    ledger.note(contact("a.example", Cause::Keys), Verdict::Passed, 2, 20);
+    ledger.note(contact("a.example", Cause::Keys), Verdict::Failed, 3, 0);
+    ledger.note(contact("a.example:8448", Cause::Federation), Verdict::Passed, 4, 40);
+    ledger.note(contact("[2001:DB8::1]:8448", Cause::Federation), Verdict::Passed, 0, 0);
+    let host = Host::Name("push.example".into());
+    ledger.note(Contact::host(&host, 443, Cause::Other, Door::Proxy), Verdict::Tunnelled, 5, 50);
+    assert_eq!(
+        lines(&ledger),
+        [
+            "push.example:443 other tunnelled 1 5 50",
+            "a.example keys passed 2 3 30",
+            "a.example keys failed 1 3 0",
+            "[2001:db8::1]:8448 federation passed 1 0 0",
+            "a.example:8448 federation passed 1 4 40",
+        ]
+    );
+}
+
+#[test]
+fn a_full_ledger_forgets_who_was_not_seen_for_longest() {
+    let ledger = ledger(100, None);
+    for number in 0..100_u64 {
+        let key = Key::read(&format!("keys federation passed s{number}")).unwrap();
+        let tally = Tally { first: 0, last: number, count: 1, out: 0, back: 0, is_saved: true };
+        ledger.add(&mut ledger.rows(), key, tally);
+    }
+    ledger.note(contact("s1", Cause::Keys), Verdict::Passed, 0, 0);
+    assert_eq!((ledger.entries().len(), ledger.metrics.forgotten.get()), (100, 0));
+    ledger.note(contact("new", Cause::Keys), Verdict::Passed, 0, 0);
+    let left: Vec<_> = ledger.entries().into_iter().map(|entry| entry.destination).collect();
+    assert_eq!((left.len(), ledger.metrics.forgotten.get(), ledger.metrics.lines.get()), (90, 11, 90));
+    assert!(left.contains(&"s1".to_owned()) && left.contains(&"new".to_owned()) && left.contains(&"s12".to_owned()));
+    assert!(!left.contains(&"s0".to_owned()) && !left.contains(&"s11".to_owned()));
+    // Also where all were seen in one second.
+    let ledger = self::ledger(3, None);
+    for name in ["a", "b", "c", "d", "e"] {
+        ledger.note(contact(name, Cause::Keys), Verdict::Passed, 0, 0);
+        assert!((1..=3).contains(&ledger.entries().len()));
+    }
+}
+
+#[test]
+fn what_was_seen_before_a_restart_is_added_to_what_is_seen_after_it() {
+    let (dir, metrics) = (tempfile::tempdir().unwrap(), Metrics::new(&[]));
+    let path = dir.path().join("store.redb");
+    for round in 1..=3 {
+        let (store, thread) = Store::start(&path, &metrics).unwrap();
+        let ledger = ledger(10, Some(&store));
+        ledger.note(contact("a.example", Cause::Keys), Verdict::Passed, 1, 10);
+        runtime().block_on(ledger.save(&store));
+        assert_eq!(lines(&ledger), [format!("a.example keys passed {} {} {}", 2 * round - 1, round, 10 * round)]);
+        // At the end, nobody waits for the next time.
+        ledger.note(contact("a.example", Cause::Keys), Verdict::Passed, 0, 0);
+        ledger.save_last();
+        drop((ledger, store));
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn what_could_not_be_saved_is_saved_once_it_can_be() {
+    let (dir, metrics) = (tempfile::tempdir().unwrap(), Metrics::new(&[]));
+    let nowhere = dir.path().join("no/such/directory.redb");
+    let (store, _thread) = Store::start(&nowhere, &metrics).unwrap();
+    let ledger = ledger(10, Some(&store));
+    ledger.note(contact("a.example", Cause::Keys), Verdict::Passed, 1, 10);
+    runtime().block_on(ledger.save(&store));
+    // Nothing was read, so nothing may be written over what may be there.
+    assert!(!ledger.rows().is_loaded);
+    ledger.load(Vec::new());
+    runtime().block_on(ledger.save(&store));
+    assert_eq!(ledger.rows().take_unsaved().len(), 1);
+    assert_eq!(lines(&ledger), ["a.example keys passed 1 1 10"]);
+}
+
+#[test]
+fn a_line_that_cannot_be_read_is_left_out_and_the_rest_is_kept() {
+    let ledger = ledger(2, None);
+    let row = |key: &str, age, value: Vec<u8>| store::Row { key: key.into(), age, value };
+    let good = Tally { first: 1, last: 9, count: 2, out: 3, back: 4, is_saved: true };
+    assert_eq!(Tally::read(9, &good.value()), Some(good));
+    ledger.load(vec![
+        row("keys federation passed old.example", 1, good.value()),
+        row("keys federation passed a.example", 9, good.value()),
+        row("keys federation passed b.example", 9, vec![0; 31]),
+        row("gossip federation passed c.example", 9, good.value()),
+        row("keys window passed d.example", 9, good.value()),
+        row("keys", 9, good.value()),
+        row("other proxy denied e.example:443", 8, good.value()),
+    ]);
+    // Of too many, the newest.
+    assert_eq!(lines(&ledger), ["e.example:443 other denied 2 3 4", "a.example keys passed 2 3 4"]);
+    assert_eq!(ledger.rows().take_unsaved(), []);
+}
+
+#[test]
+fn a_ledger_of_no_lines_only_counts() {
+    let ledger = ledger(0, None);
+    ledger.note(contact("a.example", Cause::Keys), Verdict::Passed, 1, 10);
+    assert!(ledger.entries().is_empty());
+}
+
+#[test]
+fn a_clock_that_went_wrong_is_no_reason_to_panic() {
+    for seconds in [0, 1_700_000_000, u64::MAX] {
+        let text = humantime::format_rfc3339_seconds(time(seconds)).to_string();
+        assert!(humantime::parse_rfc3339(&text).is_ok(), "{text}");
+    }
+}
