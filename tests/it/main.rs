@@ -14,6 +14,8 @@ mod endurance;
 mod exchanges;
 mod faults;
 mod federation_door;
+mod federation_media;
+mod federation_names;
 mod floods;
 mod heads;
 mod homeserver;
