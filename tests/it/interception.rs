@@ -5,7 +5,6 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,15 +13,9 @@ use mantlet::tls::ca;
 use mantlet_testkit::backend::{Answer, Backend};
 use mantlet_testkit::certificate::Authority;
 use mantlet_testkit::recorder::RecordedRequest;
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, GeneralSubtree, IsCa, Issuer, KeyPair, NameConstraints, SanType,
-};
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-use serde_json::json;
 
 use crate::common::{SOON, ok};
 use crate::process;
@@ -125,7 +118,7 @@ pub fn exchange(mut tls: Tls, head: &str, body: &str) -> (u16, String) {
     (all.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default(), all)
 }
 
-fn roots(pem: &str) -> RootCertStore {
+pub fn roots(pem: &str) -> RootCertStore {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()).unwrap();
     roots
@@ -279,42 +272,6 @@ fn who_is_answered_here_before_its_body_came_asks_again_on_the_same_connection()
 }
 
 #[test]
-fn an_authority_without_the_reserved_name_is_told_of_where_a_rule_needs_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
-    // As it was made before there was that name.
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.name_constraints = Some(NameConstraints {
-        permitted_subtrees: vec![GeneralSubtree::DnsName("push.test".into())],
-        excluded_subtrees: Vec::new(),
-    });
-    let key = KeyPair::generate().unwrap();
-    write("our.crt", &params.self_signed(&key).unwrap().pem());
-    write("our.key", &key.serialize_pem());
-    std::fs::set_permissions(dir.path().join("our.key"), PermissionsExt::from_mode(0o600)).unwrap();
-    write(
-        "mantlet.toml",
-        "[[listener]]\ndoor = \"proxy\"\nbind = \"127.0.0.1:8118\"\n[policy]\nfile = \"policy.toml\"\n\
-         [egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n",
-    );
-    let check = |policy: &str| {
-        write("policy.toml", policy);
-        process::run(dir.path(), &["check"])
-    };
-    let told = check("[rules.profiles]\n[rules.threepid_unbind]\n");
-    assert!(told.code == Some(1), "{told:?}");
-    assert!(
-        told.err.contains("policy.toml:2:1: the authority was made without unbind.mantlet.invalid")
-            && told.err.contains("mantlet ca init --force"),
-        "{told:?}"
-    );
-    for policy in ["[rules.profiles]\n", "[rules.threepid_unbind]\nmode = \"report\"\n"] {
-        assert_eq!(check(policy).code, Some(0));
-    }
-}
-
-#[test]
 fn check_says_when_unbinding_is_left_open() {
     let dir = tempfile::tempdir().unwrap();
     let check = |gateway: &str, arguments: &[&str]| {
@@ -420,167 +377,6 @@ fn an_authority_that_is_made_anew_is_believed_without_a_restart_and_a_bad_one_ch
     assert!(refused.problems.to_string().contains("our.crt"), "{}", refused.problems);
     std::fs::write(world.gateway.dir().join("our.crt"), good).unwrap();
     assert_eq!(world.ask("push.test", "GET /x", "", "").0, 200);
-}
-
-/// A certificate for these names, signed by the authority in this directory whatever it may sign.
-fn signed(dir: &Path, names: &[&str], common_name: Option<&str>) -> String {
-    let key = KeyPair::from_pem(&std::fs::read_to_string(dir.join("our.key")).unwrap()).unwrap();
-    let issuer = Issuer::from_ca_cert_pem(&std::fs::read_to_string(dir.join("our.crt")).unwrap(), key).unwrap();
-    let mut params = CertificateParams::new(names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>()).unwrap();
-    assert!(
-        names.iter().all(|name| name.parse::<std::net::IpAddr>().is_err())
-            || params.subject_alt_names.iter().any(|name| matches!(name, SanType::IpAddress(_)))
-    );
-    params.distinguished_name.push(DnType::CommonName, common_name.unwrap_or("x"));
-    params.use_authority_key_identifier_extension = true;
-    params.signed_by(&KeyPair::generate().unwrap(), &issuer).unwrap().pem()
-}
-
-/// Who believes it for this host: OpenSSL, rustls.
-fn believed(dir: &Path, leaf: &str, host: &str) -> (bool, bool) {
-    std::fs::write(dir.join("leaf.crt"), leaf).unwrap();
-    let which = if host.parse::<std::net::IpAddr>().is_ok() { "-verify_ip" } else { "-verify_hostname" };
-    let openssl = Command::new("openssl")
-        .args(["verify", "-CAfile", "our.crt", "-x509_strict", which, host, "leaf.crt"])
-        .current_dir(dir)
-        .output()
-        .unwrap();
-    let roots = Arc::new(roots(&std::fs::read_to_string(dir.join("our.crt")).unwrap()));
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider).build().unwrap();
-    let leaf = CertificateDer::from_pem_slice(leaf.as_bytes()).unwrap();
-    let name = ServerName::try_from(host.to_owned()).unwrap();
-    let rustls = verifier.verify_server_cert(&leaf, &[], &name, &[], UnixTime::now());
-    (openssl.status.success(), rustls.is_ok())
-}
-
-#[test]
-fn the_key_of_the_authority_is_good_for_its_names_and_for_nothing_else() {
-    let dir = tempfile::tempdir().unwrap();
-    authority(dir.path(), &["push.test", "matrix.test", "deep.matrix.test"]);
-    for host in ["push.test", "matrix.test", "deep.matrix.test"] {
-        assert_eq!(believed(dir.path(), &signed(dir.path(), &[host], None), host), (true, true), "{host}");
-    }
-    for (names, host) in [
-        (&["other.test"][..], "other.test"),
-        (&["notpush.test"], "notpush.test"),
-        (&["push.test.evil"], "push.test.evil"),
-        (&["sub.push.test"], "sub.push.test"),
-        (&["a.deep.matrix.test"], "a.deep.matrix.test"),
-        (&["push.test", "other.test"], "push.test"),
-        (&["test"], "test"),
-        (&["127.0.0.1"], "127.0.0.1"),
-        (&["2001:db8::1"], "2001:db8::1"),
-    ] {
-        assert_eq!(believed(dir.path(), &signed(dir.path(), names, None), host), (false, false), "{names:?}");
-    }
-    // OpenSSL believes a common name where there is no other; the constraints hold there, too.
-    assert_eq!(believed(dir.path(), &signed(dir.path(), &[], Some("other.test")), "other.test"), (false, false));
-    // What is left open, and is said so: below a name that is above another.
-    let open = signed(dir.path(), &["sub.matrix.test"], None);
-    assert_eq!(believed(dir.path(), &open, "sub.matrix.test"), (true, true));
-    let authority = ca::Authority::read(&dir.path().join("our.crt"), &dir.path().join("our.key")).unwrap();
-    assert!(authority.leaf("sub.matrix.test").is_err(), "nobody asked for it");
-    assert!(!authority.stated().closed_below.contains("matrix.test") && authority.stated().has_no_addresses);
-}
-
-#[test]
-fn the_command_makes_an_authority_and_says_what_it_may() {
-    let dir = tempfile::tempdir().unwrap();
-    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
-    write("policy.toml", "extends = \"balanced\"\n");
-    write(
-        "mantlet.toml",
-        "[[listener]]\ndoor = \"proxy\"\nbind = \"127.0.0.1:8118\"\n[policy]\nfile = \"policy.toml\"\n\
-         [egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n",
-    );
-    let run = |arguments: &[&str]| process::run(dir.path(), arguments);
-    let before = run(&["check"]);
-    assert!(before.code == Some(1) && before.err.contains("our.crt"), "{before:?}");
-    let made = run(&["ca", "init", "other.test"]);
-    assert!(
-        made.code == Some(0)
-            && made
-                .out
-                .starts_with("made an authority for matrix.org, other.test, unbind.mantlet.invalid, vector.im\n"),
-        "{made:?}"
-    );
-    let mode = std::fs::metadata(dir.path().join("our.key")).unwrap().permissions().mode() & 0o777;
-    assert_eq!(mode, 0o600);
-    let good = run(&["check"]);
-    let acts = "  out    usage_stats: only at matrix.org, vector.im, and in the clear\n";
-    assert!(good.code == Some(0) && good.out.contains(acts) && !good.out.contains("\n  open   "), "{good:?}");
-    let shown = run(&["ca", "show"]);
-    assert!(
-        shown.out.contains("may be     matrix.org\nmay be     other.test\nmay be     unbind.mantlet.invalid\n")
-            && !shown.out.contains("left open"),
-        "{shown:?}"
-    );
-    let key = std::fs::read(dir.path().join("our.key")).unwrap();
-    let again = run(&["ca", "init"]);
-    assert!(again.code == Some(1) && again.err.contains("is there already"), "{again:?}");
-    assert_eq!(std::fs::read(dir.path().join("our.key")).unwrap(), key);
-    let synapse = run(&["ca", "synapse", "--bundle", "bundle.pem"]);
-    assert!(
-        synapse.out.contains("https_proxy: http://127.0.0.1:8118\n")
-            && synapse.out.contains("SSL_CERT_FILE=bundle.pem"),
-        "{synapse:?}"
-    );
-    let bundle = std::fs::read_to_string(dir.path().join("bundle.pem")).unwrap();
-    assert!(bundle.starts_with(&std::fs::read_to_string(dir.path().join("our.crt")).unwrap()));
-    assert!(bundle.matches("BEGIN CERTIFICATE").count() > 1);
-    std::fs::set_permissions(dir.path().join("our.key"), PermissionsExt::from_mode(0o640)).unwrap();
-    let open = run(&["check"]);
-    assert!(open.code == Some(1) && open.err.contains("is open to other users (mode 0640)"), "{open:?}");
-    assert_eq!(run(&["ca", "init", "--force"]).code, Some(0));
-    assert!(std::fs::read(dir.path().join("our.key")).unwrap() != key);
-}
-
-#[test]
-fn without_an_authority_the_shipped_policies_say_what_they_cannot_look_into() {
-    let dir = tempfile::tempdir().unwrap();
-    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
-    write(
-        "mantlet.toml",
-        "[[listener]]\ndoor = \"proxy\"\nbind = \"127.0.0.1:8118\"\n[policy]\nfile = \"policy.toml\"\n",
-    );
-    let run = |arguments: &[&str]| process::run(dir.path(), arguments);
-    for (base, how, code) in [("balanced", "passes unread", 0), ("strict", "is refused", 3)] {
-        write("policy.toml", &format!("extends = \"{base}\"\n"));
-        let checked = run(&["check"]);
-        assert_eq!(checked.code, Some(0), "{checked:?}");
-        for host in ["matrix.org", "vector.im"] {
-            let line = format!("\n  open   {host} {how}, for there is no authority: [egress.ca], then mantlet ca init");
-            assert!(checked.out.contains(&line), "{checked:?}");
-            assert_eq!(run(&["explain", "CONNECT", &format!("{host}:443")]).code, Some(code));
-        }
-        let told: serde_json::Value = serde_json::from_str(&run(&["--format", "json", "check"]).out).unwrap();
-        assert_eq!((&told["unread"], &told["intercepted"]), (&json!(["matrix.org", "vector.im"]), &json!([])));
-        assert!(
-            checked.out.contains("  out    usage_stats: only in the clear, for no host is intercepted\n"),
-            "{checked:?}"
-        );
-    }
-    // Whoever names a host gets no less than that.
-    write(
-        "policy.toml",
-        "extends = \"balanced\"\n[[egress.destination]]\nhost = \"matrix.org\"\naction = \"intercept\"\n",
-    );
-    let checked = run(&["check"]);
-    let what = "policy.toml:2:1: there is no authority by which matrix.org could be looked into";
-    assert!(
-        checked.code == Some(1) && checked.err.contains(what) && checked.err.contains("mantlet ca init"),
-        "{checked:?}"
-    );
-    write(
-        "policy.toml",
-        "[rules.usage_stats]\n[[egress.destination]]\nhost = \"a.test\"\naction = \"deny\"\nwithout_authority = \"deny\"\n",
-    );
-    let checked = run(&["check"]);
-    assert!(
-        checked.err.contains("policy.toml:5:21: `without_authority` is for hosts that are looked into"),
-        "{checked:?}"
-    );
 }
 
 #[test]
