@@ -68,6 +68,8 @@ pub enum Kind {
     OriginGarbled,
     /// The other server's answer points elsewhere, where it is not followed to.
     OriginRedirect,
+    /// The other server answered, and the file that it has or points to cannot be had.
+    OriginFile,
     /// A defect in the gateway.
     Panic,
 }
@@ -91,7 +93,7 @@ impl Error {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 19] = [
+    pub const ALL: [Kind; 20] = [
         Kind::Connect,
         Kind::Closed,
         Kind::Silent,
@@ -110,6 +112,7 @@ impl Kind {
         Kind::OriginSilent,
         Kind::OriginGarbled,
         Kind::OriginRedirect,
+        Kind::OriginFile,
         Kind::Panic,
     ];
 
@@ -127,7 +130,8 @@ impl Kind {
             | Kind::OriginClosed
             | Kind::OriginSilent
             | Kind::OriginGarbled
-            | Kind::OriginRedirect => Side::Origin,
+            | Kind::OriginRedirect
+            | Kind::OriginFile => Side::Origin,
             Kind::Panic => Side::Gateway,
         }
     }
@@ -144,6 +148,8 @@ impl Kind {
             | Kind::OriginClosed
             | Kind::OriginGarbled
             | Kind::OriginRedirect => StatusCode::BAD_GATEWAY,
+            // Of a status below 500 Synapse does not conclude that the other server is down: it answered.
+            Kind::OriginFile => StatusCode::FAILED_DEPENDENCY,
             Kind::Silent | Kind::OriginSilent => StatusCode::GATEWAY_TIMEOUT,
             Kind::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -174,6 +180,7 @@ impl Kind {
             | Kind::OriginSilent
             | Kind::OriginGarbled
             | Kind::OriginRedirect
+            | Kind::OriginFile
             | Kind::Panic => "M_UNKNOWN",
         }
     }
@@ -199,6 +206,7 @@ impl Kind {
             Kind::OriginSilent => "The other server did not answer in time",
             Kind::OriginGarbled => "The other server's answer could not be understood",
             Kind::OriginRedirect => "The other server's answer points elsewhere",
+            Kind::OriginFile => "The other server answered, but its file cannot be fetched",
             Kind::Panic => "The gateway failed on this request",
         }
     }
@@ -224,6 +232,7 @@ impl Kind {
             Kind::OriginSilent => "origin_silent",
             Kind::OriginGarbled => "origin_garbled",
             Kind::OriginRedirect => "origin_redirect",
+            Kind::OriginFile => "origin_file",
             Kind::Panic => "panic",
         }
     }

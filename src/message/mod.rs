@@ -11,3 +11,6 @@ pub use body::Body;
 pub use request::{BoxRequest, RequestBody};
 pub use respond::Answer;
 pub use rest::Rest;
+
+/// What stands in `User-Agent` where a name of one's own would say too much, and nothing at all would be odd.
+pub const NEUTRAL_AGENT: &str = "Mozilla/5.0 (compatible)";

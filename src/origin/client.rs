@@ -50,9 +50,11 @@ pub struct Client {
 /// What becomes of an answer that points elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Follow {
-    /// It is followed, by us: the file is wherever its server says.
-    Media,
-    /// It is an error.
+    /// It is followed, by us: the file is wherever its server says, in a redirect or in one of two parts.
+    Parts,
+    /// The same, in a redirect: what the file is made of says nothing.
+    Redirects,
+    /// It is an error, and so are parts.
     Nothing,
 }
 
@@ -114,11 +116,8 @@ impl Client {
         let sent = async {
             let response = self.exchange(to, request).await?;
             match follow {
-                Follow::Media => {
-                    let response = media::follow(response, &self.connector).await?;
-                    media::with_file(response, &self.connector).await
-                }
-                Follow::Nothing if media::points_elsewhere(&response).is_some() => {
+                Follow::Parts | Follow::Redirects => self.file(response, follow, began + FILE).await,
+                Follow::Nothing if media::points_elsewhere(&response).is_some() || media::has_parts(&response) => {
                     Err(Error::new(Kind::OriginRedirect))
                 }
                 Follow::Nothing => Ok(response.map(Body::stream)),
@@ -137,6 +136,25 @@ impl Client {
                 Err(error)
             }
         }
+    }
+
+    /// The file that an answer has, or points to. What goes wrong from here on says nothing about the server that answered.
+    async fn file(
+        &self,
+        response: Response<Incoming>,
+        follow: Follow,
+        deadline: Instant,
+    ) -> Result<Response<Body>, Error> {
+        let file = async {
+            let response = media::follow(response, &self.connector).await?;
+            match follow {
+                Follow::Parts => media::with_file(response, &self.connector).await,
+                Follow::Redirects | Follow::Nothing => Ok(response.map(Body::stream)),
+            }
+        };
+        let file = tokio::time::timeout_at(deadline.into(), file).await;
+        let file = file.unwrap_or_else(|_late| Err(Error::new(Kind::OriginSilent)));
+        file.map_err(|error| Error::caused_by(Kind::OriginFile, error))
     }
 
     async fn exchange(&self, to: &ServerName, request: BoxRequest) -> Result<Response<Incoming>, Error> {
@@ -200,3 +218,5 @@ pub(super) fn passable(sent: Result<Response<Incoming>, Failure>) -> Result<Resp
 
 /// Until a server is found and connected to: a person who waits for a profile waits for ten seconds.
 pub(super) const REACH: Duration = Duration::from_secs(9);
+/// Until a file has begun to come, wherever it is: some seconds before Synapse is told that its server is silent.
+const FILE: Duration = Duration::from_secs(45);

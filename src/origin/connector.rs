@@ -29,6 +29,7 @@ use crate::addresses::is_federation_port;
 use crate::error::{Error, Kind};
 use crate::ledger::{Contact, Door, Ledger, Verdict};
 use crate::matrix::Host;
+use crate::message::NEUTRAL_AGENT;
 use crate::policy::Cause;
 
 /// A connection to another server.
@@ -121,7 +122,12 @@ impl Connector {
         *request.uri_mut() = url.target.clone().into();
         let host = HeaderValue::from_str(url.server.as_str()).map_err(|_| Error::new(Kind::OriginUnknown))?;
         request.headers_mut().insert(header::HOST, host);
-        request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        // What every reader sends: some places serve nobody who does not, and to send less than others do says more.
+        for (name, value) in
+            [(header::CONNECTION, "close"), (header::USER_AGENT, NEUTRAL_AGENT), (header::ACCEPT, "*/*")]
+        {
+            request.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
         sender.send_request(request).await.map_err(|error| broken(&error))
     }
 }

@@ -29,6 +29,8 @@ struct Known {
     again: Option<Instant>,
     /// How often in a row it did not say.
     failures: u32,
+    /// How often in a row nobody was reached, which may be our own network's fault.
+    unreached: u32,
 }
 
 impl Delegations {
@@ -56,19 +58,28 @@ impl Known {
             Ok((to, period)) => {
                 let period = period.clamp(SHORTEST, LONGEST);
                 // A server whose web site is down for a while is still where it was.
-                *self = Self { to: Some((to, now + LONGEST)), again: Some(now + period), failures: 0 };
+                *self = Self { to: Some((to, now + LONGEST)), again: Some(now + period), ..Self::default() };
+            }
+            // Nobody has said that there is nothing.
+            Err(error) if matches!(error.kind(), Kind::OriginUnknown | Kind::OriginConnect | Kind::OriginSilent) => {
+                self.again = Some(now + pause(UNREACHED, self.unreached, SHORTEST));
+                self.unreached = self.unreached.saturating_add(1);
             }
             Err(error) => {
                 // Whoever answers that there is nothing has taken back what was there.
                 if error.kind() == Kind::OriginGarbled {
                     self.to = None;
                 }
-                let pause = SHORTEST * 2_u32.saturating_pow(self.failures.min(8));
-                self.again = Some(now + pause.min(LONGEST_FAILURE));
-                self.failures = self.failures.saturating_add(1);
+                self.again = Some(now + pause(SHORTEST, self.failures, LONGEST_FAILURE));
+                (self.failures, self.unreached) = (self.failures.saturating_add(1), 0);
             }
         }
     }
+}
+
+/// Twice as long each time.
+fn pause(first: Duration, failures: u32, longest: Duration) -> Duration {
+    (first * 2_u32.saturating_pow(failures.min(8))).min(longest)
 }
 
 /// What a host says, and how long it wants to be believed.
@@ -143,6 +154,8 @@ const DEFAULT: Duration = Duration::from_secs(24 * 60 * 60);
 const LONGEST: Duration = Duration::from_secs(48 * 60 * 60);
 /// However short an answer wants to be kept, and after a first failure.
 const SHORTEST: Duration = Duration::from_secs(5 * 60);
+/// After nobody was reached for the first time.
+const UNREACHED: Duration = Duration::from_secs(15);
 const LONGEST_FAILURE: Duration = Duration::from_secs(60 * 60);
 
 #[cfg(test)]
@@ -174,10 +187,23 @@ mod tests {
         let (mut known, now) = (Known::default(), Instant::now());
         let mut pauses = Vec::new();
         for _ in 0..7 {
-            known.learn(Err(Error::new(Kind::OriginConnect)), now);
+            known.learn(Err(Error::new(Kind::OriginClosed)), now);
             pauses.push((known.again.unwrap() - now).as_secs() / 60);
         }
         assert_eq!(pauses, [5, 10, 20, 40, 60, 60, 60]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_of_ours_is_forgotten_within_minutes_however_long_it_was() {
+        let (mut known, now) = (Known::default(), Instant::now());
+        let mut pause = |kind| {
+            known.learn(Err(Error::new(kind)), now);
+            (known.again.unwrap() - now).as_secs()
+        };
+        let nobody = [Kind::OriginUnknown, Kind::OriginConnect, Kind::OriginSilent].into_iter().cycle();
+        let pauses: Vec<_> = nobody.take(7).map(&mut pause).collect();
+        assert_eq!(pauses, [15, 30, 60, 120, 240, 300, 300]);
+        assert_eq!([Kind::OriginGarbled, Kind::OriginGarbled, Kind::OriginConnect].map(pause), [300, 600, 15]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -23,8 +23,12 @@ pub(super) async fn follow(
     mut response: Response<Incoming>,
     connector: &Connector,
 ) -> Result<Response<Incoming>, Error> {
-    for _ in 0..MOST_REDIRECTS {
-        let Some(location) = points_elsewhere(&response) else { return Ok(response) };
+    for followed in 0..MOST_REDIRECTS {
+        let Some(location) = points_elsewhere(&response) else {
+            let is_told = followed == 0 || matches!(response.status(), StatusCode::OK | StatusCode::NOT_FOUND);
+            // Whatever else a place says of itself would be taken for the word of the server that pointed there.
+            return if is_told { Ok(response) } else { Err(Error::new(Kind::OriginRedirect)) };
+        };
         let url = location.and_then(|location| Url::parse(location.as_bytes()));
         // Whoever is asked here hears neither who asks nor for whom: the signature was for the server that pointed here.
         response = connector.get(&url.ok_or_else(|| Error::new(Kind::OriginRedirect))?, Cause::Media).await?;
@@ -43,7 +47,7 @@ pub(super) fn points_elsewhere(response: &Response<Incoming>) -> Option<Option<&
 /// # Errors
 /// [`Kind::OriginGarbled`] where the parts are not what they should be; as of [`follow`] where the file is elsewhere.
 pub(super) async fn with_file(response: Response<Incoming>, connector: &Connector) -> Result<Response<Body>, Error> {
-    let Some(theirs) = boundary(response.headers()) else { return Ok(response.map(Body::stream)) };
+    let Some(theirs) = boundary(response.headers())? else { return Ok(response.map(Body::stream)) };
     let (mut head, body) = response.into_parts();
     let mut parts = Parts { body, read: BytesMut::new() };
     // The first part is a JSON object in which nothing stands yet.
@@ -143,9 +147,30 @@ impl Parts {
     }
 }
 
+/// Whether Synapse would read parts in this. It goes by the one word, whatever the type is (`federation_get_file`,
+/// synapse/http/matrixfederationclient.py).
+pub(super) fn has_parts(response: &Response<Incoming>) -> bool {
+    names_a_boundary(response.headers())
+}
+
+fn names_a_boundary(headers: &HeaderMap) -> bool {
+    let names = |value: &HeaderValue| memmem::find(&value.as_bytes().to_ascii_lowercase(), b"boundary=").is_some();
+    headers.get_all(header::CONTENT_TYPE).iter().any(names)
+}
+
 /// What separates the parts, if there are parts.
-fn boundary(headers: &HeaderMap) -> Option<Vec<u8>> {
-    let value = headers.get(header::CONTENT_TYPE)?.as_bytes();
+///
+/// # Errors
+/// [`Kind::OriginGarbled`] where it cannot be told, and Synapse might think otherwise.
+fn boundary(headers: &HeaderMap) -> Result<Option<Vec<u8>>, Error> {
+    match headers.get(header::CONTENT_TYPE).and_then(|value| boundary_in(value.as_bytes())) {
+        Some(boundary) => Ok(Some(boundary)),
+        None if names_a_boundary(headers) => Err(garbled()),
+        None => Ok(None),
+    }
+}
+
+fn boundary_in(value: &[u8]) -> Option<Vec<u8>> {
     let end = memchr::memchr(b';', value).unwrap_or(value.len());
     let (essence, mut parameters) = value.split_at(end);
     if !essence.trim_ascii().get(..10).is_some_and(|kind| kind.eq_ignore_ascii_case(b"multipart/")) {
@@ -195,11 +220,24 @@ mod tests {
         let of = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::CONTENT_TYPE, value.parse().unwrap());
-            boundary(&headers).map(|boundary| String::from_utf8(boundary).unwrap())
+            boundary(&headers).map(|found| found.map(|boundary| String::from_utf8(boundary).unwrap())).ok()
         };
-        assert_eq!(of("multipart/mixed; boundary=6067d4698f8d40a0").as_deref(), Some("6067d4698f8d40a0"));
-        assert_eq!(of("Multipart/Mixed;charset=x; Boundary=\"a b;c\" ; d=e").as_deref(), Some("a b;c"));
-        assert_eq!(of("multipart/mixed").as_deref(), Some(""));
-        assert_eq!(of("image/png; boundary=x"), None);
+        let is = |boundary: &str| Some(Some(boundary.to_owned()));
+        assert_eq!(of("multipart/mixed; boundary=6067d4698f8d40a0"), is("6067d4698f8d40a0"));
+        assert_eq!(of("Multipart/Mixed;charset=x; Boundary=\"a b;c\" ; d=e"), is("a b;c"));
+        assert_eq!(of("multipart/mixed"), is(""));
+        assert_eq!(of("image/png"), Some(None));
+    }
+
+    #[test]
+    fn a_boundary_that_only_synapse_would_read_is_no_answer() {
+        for value in ["image/png; boundary=x", "boundary=x", "image/png;xBOUNDARY=x", "x; a=\"; boundary=y\""] {
+            let mut headers = HeaderMap::new();
+            headers.append(header::CONTENT_TYPE, value.parse().unwrap());
+            assert!(boundary(&headers).is_err(), "{value}");
+            headers.insert(header::CONTENT_TYPE, "image/png".parse().unwrap());
+            headers.append(header::CONTENT_TYPE, value.parse().unwrap());
+            assert!(boundary(&headers).is_err(), "a second {value}");
+        }
     }
 }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use http::HeaderMap;
 use http::header::{ACCEPT_LANGUAGE, HeaderName, HeaderValue, USER_AGENT};
 
+use crate::message::NEUTRAL_AGENT;
+
 /// One change to the fields of a message.
 #[derive(Clone, Debug)]
 pub enum HeadEdit {
@@ -120,7 +122,7 @@ impl HeadEdit {
             }
             HeadEdit::NeutralPreview => {
                 if is_preview(headers) {
-                    headers.insert(USER_AGENT, HeaderValue::from_static("Mozilla/5.0 (compatible)"));
+                    headers.insert(USER_AGENT, HeaderValue::from_static(NEUTRAL_AGENT));
                     headers.remove(ACCEPT_LANGUAGE);
                 }
             }

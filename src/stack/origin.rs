@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::LocalBoxFuture;
-use http::{Method, Response};
+use http::{Method, Request, Response};
 use tower::Service;
 
 use super::elsewhere::Elsewhere;
@@ -13,7 +13,6 @@ use super::hook;
 use super::route::Cleared;
 use crate::error::Error;
 use crate::keyring::Keys;
-use crate::matrix::Endpoint;
 use crate::message::Body;
 use crate::observe::metrics::ORIGINS;
 use crate::origin::{Client, Follow};
@@ -43,13 +42,10 @@ impl Service<Cleared> for Origin {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, Cleared { request, classified, facts, .. }: Cleared) -> Self::Future {
+    fn call(&mut self, Cleared { request, facts, .. }: Cleared) -> Self::Future {
         facts.note(|record| record.upstream = Some(Arc::clone(&self.name)));
         let instead = self.elsewhere.of(&request, &facts);
-        let follow = match request.get().method() {
-            &Method::GET if is_media(classified.raw) => Follow::Media,
-            _ => Follow::Nothing,
-        };
+        let follow = follow(request.get());
         let (client, elsewhere) = (Rc::clone(&self.client), self.elsewhere.clone());
         Box::pin(async move {
             let server = hook::server(request.get())?;
@@ -61,13 +57,17 @@ impl Service<Cleared> for Origin {
     }
 }
 
-/// Endpoints whose answer is a file, or says where one is.
-fn is_media(endpoint: Endpoint) -> bool {
-    matches!(
-        endpoint,
-        Endpoint::FederationGetContent
-            | Endpoint::FederationGetContentThumbnail
-            | Endpoint::MediaGetContent
-            | Endpoint::MediaGetContentThumbnail
-    )
+/// What Synapse would follow in an answer to this. It writes a file's id into the path as a client named it, slashes and all
+/// (`federation_download_media`, synapse/federation/transport/client.py): such a path is no endpoint, and still asks for a file.
+fn follow<B>(request: &Request<B>) -> Follow {
+    let path = request.uri().path();
+    if request.method() != Method::GET {
+        Follow::Nothing
+    } else if path.starts_with("/_matrix/federation/v1/media/") {
+        Follow::Parts
+    } else if path.starts_with("/_matrix/media/") {
+        Follow::Redirects
+    } else {
+        Follow::Nothing
+    }
 }

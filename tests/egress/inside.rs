@@ -137,11 +137,12 @@ fn answer(request: &RecordedRequest) -> Vec<u8> {
         path if path.ends_with("/redirect") => {
             response(307, &[("Location", &format!("https://127.0.0.1:{port}/x"))], "")
         }
-        path if path.ends_with("/part") => {
+        path if path.ends_with("/part") || path.ends_with("/clothes") => {
+            let kind = if path.ends_with("/part") { "multipart/mixed" } else { "image/png" };
             let parts = format!(
                 "--b\r\nContent-Type: application/json\r\n\r\n{{}}\r\n--b\r\nLocation: https://loop.test:{port}/x\r\n\r\n\r\n--b--\r\n"
             );
-            response(200, &[("Content-Type", "multipart/mixed; boundary=b")], parts)
+            response(200, &[("Content-Type", &format!("{kind}; boundary=b"))], parts)
         }
         _ => json_response(200, &json!({})),
     }
@@ -176,14 +177,23 @@ fn whoever_leads_synapse_within_is_refused_at_the_doors_and_it_serves_its_users(
         assert_eq!(Stranger::new(server).asks(&world.synapse), 401, "{server}");
     }
     world.assert_failed("federation", "keys", &[at[0].clone(), at[4].clone()]);
-    // A file of a server that may be reached is elsewhere.
-    for (server, file) in [("there.test", "redirect"), ("page.test", "part")] {
-        let target = format!("/_matrix/client/v1/media/download/{server}:{port}/{file}");
+    // A file of a server that may be reached is elsewhere: it says so in whatever clothes, and is asked again all the same. Synapse
+    // is never led there itself, which would be through the other door.
+    for (named, file) in [
+        ("redirect", "redirect"),
+        ("part", "part"),
+        ("clothes", "clothes"),
+        ("deep%2Fpart", "deep/part"),
+        ("abc", "abc"),
+    ] {
+        let target = format!("/_matrix/client/v1/media/download/there.test:{port}/{named}");
         let answer = world.ask(&alice, "GET", &target, None);
         assert_eq!(answer.status, 502, "{file}: {}", answer.text());
         let is = |request: &RecordedRequest| request.target_text().contains(&format!("/download/{file}"));
         world.backend.wait_request(Duration::from_secs(60), is).unwrap();
     }
+    let contacts = world.gateway.contacts();
+    assert!(!contacts.iter().any(|contact| contact["door"] == "proxy"), "{contacts:?}");
     // Pages, of which two are at an honest site that sends who asks elsewhere.
     let honest = ["elsewhere", "clear"].map(|page| format!("https://page.test:{port}/{page}"));
     let pages = at.iter().flat_map(|at| ["http", "https"].map(|scheme| format!("{scheme}://{at}/page"))).chain(honest);

@@ -1,6 +1,6 @@
 //! Files of other servers: one that is elsewhere is fetched here, and nobody is led anywhere.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use mantlet_testkit::backend::{Answer, Backend};
 use mantlet_testkit::http::{Response, response};
@@ -84,7 +84,8 @@ fn a_file_that_is_elsewhere_is_fetched_from_there_and_nothing_is_told_there() {
     for request in &world.backend.requests()[1..] {
         let mut fields: Vec<_> = request.headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
         fields.sort_unstable();
-        assert_eq!(fields, ["connection", "host"], "{:?}", request.headers);
+        assert_eq!(fields, ["accept", "connection", "host", "user-agent"], "{:?}", request.headers);
+        assert_eq!(request.header("user-agent"), Some("Mozilla/5.0 (compatible)"));
     }
 }
 
@@ -163,12 +164,14 @@ fn no_answer_leads_to_where_nobody_may_go() {
         for answer in [redirect, location] {
             *way.lock().unwrap() = answer;
             let answer = world.ask(&server, MEDIA);
-            assert_eq!((answer.status, answer.header("location")), (502, None), "{place}: {}", answer.text());
+            // 424: of a 502 Synapse would conclude that the server is down, and leave it alone.
+            assert_eq!((answer.status, answer.header("location")), (424, None), "{place}: {}", answer.text());
         }
     }
     // Round and round.
     *way.lock().unwrap() = response(307, &[("Location", &format!("https://cdn.test:{federation}/"))], "");
-    assert_eq!(world.ask(&server, MEDIA).status, 502);
+    assert_eq!(world.ask(&server, MEDIA).status, 424);
+    assert_eq!(world.gateway.records(1)[0]["error"], "origin_file");
     assert!(world.others["127.0.0.1"].names().is_empty() && canary.requests().is_empty());
     assert!(
         world.dns.asked().iter().all(|(name, _)| !name.contains("127") && !name.contains("0x7f")),
@@ -211,7 +214,65 @@ fn parts_that_say_two_things_say_nothing() {
     ] {
         let world = World::new(move |_| multipart(body.as_bytes()));
         world.dns.address("hs.test", "127.0.1.1");
-        assert_eq!(world.ask(&format!("hs.test:{}", world.home.addr().port()), MEDIA).status, 502);
+        assert_eq!(world.ask(&format!("hs.test:{}", world.home.addr().port()), MEDIA).status, 424);
+    }
+}
+
+/// Synapse reads parts wherever it finds the word, and writes a file's id into the path as a client named it.
+#[test]
+fn parts_are_read_here_or_by_nobody() {
+    let kind = Arc::new(Mutex::new(String::new()));
+    let here = Arc::clone(&kind);
+    let world = World::new(move |_| {
+        let body = parts(&[("Location", "https://cdn.test/")], b"");
+        Answer::Bytes(response(200, &[("Content-Type", &here.lock().unwrap())], &body))
+    });
+    world.dns.address("hs.test", "127.0.1.1");
+    let server = format!("hs.test:{}", world.home.addr().port());
+    let download = "/_matrix/federation/v1/media/download";
+    for (path, status) in [
+        (format!("{download}/abc?timeout_ms=20000"), 424),
+        (format!("{download}/a/b?timeout_ms=20000"), 424),
+        (format!("{download}/a%2Fb"), 424),
+        (format!("{download}/"), 424),
+        ("/_matrix/federation/v1/media/another/abc".to_owned(), 424),
+        ("/_matrix/federation/v1/query/profile?user_id=%40a%3Ahs.test".to_owned(), 502),
+        ("/_matrix/federation/v1/nothing/known".to_owned(), 502),
+        // Read elsewhere, not at all.
+        ("/_matrix/media/v3/download/hs.test/abc".to_owned(), 200),
+    ] {
+        for of in ["multipart/mixed; ", "image/png; ", "", "image/png; a=\"; b", "x"] {
+            *kind.lock().unwrap() = format!("{of}boundary=6067d4698f8d40a0");
+            let answer = world.ask(&server, &path);
+            assert_eq!(answer.status, status, "{path} {of}");
+            assert_eq!(status == 200, answer.text().contains("cdn.test"), "{path} {of}");
+        }
+    }
+}
+
+/// A person waits for one file, and everybody for the server.
+#[test]
+fn trouble_of_a_place_is_not_taken_for_the_servers() {
+    let port = Arc::new(OnceLock::new());
+    let here = Arc::clone(&port);
+    let world = World::new(move |request| {
+        let elsewhere = format!("https://cdn.test:{}/", here.get().unwrap());
+        match request.header("host").unwrap().split(':').next().unwrap() {
+            "cdn.test" => Answer::Bytes(response(500, &[], "")),
+            _ if request.target_text() == MEDIA => multipart(&parts(&[("Location", &elsewhere)], b"")),
+            _ => Answer::Bytes(response(308, &[("Location", &elsewhere)], "")),
+        }
+    });
+    port.set(world.web.addr().port()).unwrap();
+    world.dns.address("hs.test", "127.0.1.1");
+    let server = format!("hs.test:{}", world.home.addr().port());
+    for is_there in [false, true] {
+        if is_there {
+            world.dns.address("cdn.test", "127.0.1.1");
+        }
+        for path in [MEDIA, "/_matrix/media/v3/download/hs.test/abc", "/_matrix/federation/v1/media/thumbnail/abc"] {
+            assert_eq!(world.ask(&server, path).status, 424, "{path}, {is_there}");
+        }
     }
 }
 

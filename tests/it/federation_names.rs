@@ -59,6 +59,9 @@ fn a_delegation_is_followed_to_its_name_and_port() {
     assert_eq!(world.others["127.0.1.2"].names(), ["delegated.test"]);
     // What it is signed for stays.
     assert!(world.backend.last().unwrap().header("authorization").unwrap().contains("destination=\"hs.test\""));
+    // Web sites that serve no reader without a name serve this one, which is nobody's.
+    let asked = &world.backend.requests()[0];
+    assert_eq!((is_well_known(asked), asked.header("user-agent")), (true, Some("Mozilla/5.0 (compatible)")));
 }
 
 #[test]
