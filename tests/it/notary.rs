@@ -277,6 +277,35 @@ fn a_server_that_lies_about_its_keys_is_refused_and_left_alone() {
     assert_eq!(gateway.metric("mantlet_key_questions_total{result=\"unreachable\"}"), 3.0);
 }
 
+/// Synapse drops the answer for all servers where it cannot take in the object of one.
+#[test]
+fn a_server_whose_keys_synapse_cannot_take_in_does_not_spoil_the_answer_for_others() {
+    let world = World::new();
+    let gateway = world.gateway(DIRECT, "");
+    let honest = world.honest("honest", 3600);
+    let origin = Origin::new();
+    let key = origin.says("o", 1)["verify_keys"].as_object().unwrap()["ed25519:a"].clone();
+    let key = serde_json::to_value(key).unwrap();
+    let odd: [(&str, &str, Value); 5] = [
+        ("empty", "verify_keys", json!({"ed25519:a": key, "ed25519:b": {}})),
+        ("short", "verify_keys", json!({"ed25519:a": key, "ed25519:b": {"key": "AAAA"}})),
+        ("control", "verify_keys", json!({"ed25519:a": key, "ed25519:\0": key})),
+        ("null", "old_verify_keys", json!(null)),
+        ("unexpired", "old_verify_keys", json!({"ed25519:old": key})),
+    ];
+    let mut servers = vec![honest.clone()];
+    for (name, map, value) in odd {
+        let server = world.server(name);
+        let mut object = serde_json::to_value(origin.says(&server, 3600)).unwrap();
+        object[map] = value;
+        let signed = origin.signed(&server, serde_json::from_value(object).unwrap());
+        world.answers(&server, json_response(200, &signed));
+        servers.push(server);
+    }
+    assert_eq!(names(&query(&gateway, &servers, now())), [honest]);
+    assert_eq!(gateway.metric("mantlet_key_questions_total{result=\"refused\"}"), 5.0);
+}
+
 /// The worst first: as many as fill all places are silent or dead. 1,000 servers, or fewer where nothing is optimised.
 #[test]
 fn nobody_who_answers_waits_for_those_who_do_not() {
