@@ -26,7 +26,7 @@ pub(super) struct ServerKeys {
 /// Why an object is not taken for a server's keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refused {
-    /// It is no such object.
+    /// It is no such object, or one that Synapse could not take in.
     Unreadable,
     /// It is about another server.
     OtherServer,
@@ -40,7 +40,7 @@ impl ServerKeys {
     /// # Errors
     /// Why it is not believed. What has expired is believed: it counted once.
     pub fn read(bytes: &[u8], server: &str, fetched: u64) -> Result<Self, Refused> {
-        let object: CanonicalJsonObject = serde_json::from_slice(bytes).map_err(|_| Refused::Unreadable)?;
+        let mut object: CanonicalJsonObject = serde_json::from_slice(bytes).map_err(|_| Refused::Unreadable)?;
         let string = |key: &str| object.get(key).and_then(CanonicalJsonValue::as_str);
         if string("server_name") != Some(server) {
             return Err(Refused::OtherServer);
@@ -50,9 +50,20 @@ impl ServerKeys {
             valid_until.and_then(|time| u64::try_from(i64::from(time)).ok()).ok_or(Refused::Unreadable)?;
         let map = |key: &str| object.get(key).and_then(CanonicalJsonValue::as_object);
         let verify_keys = map("verify_keys").ok_or(Refused::Unreadable)?;
-        verify(&object, verify_keys, map("signatures").and_then(|all| all.get(server)?.as_object()))?;
-        let old = map("old_verify_keys").into_iter().flat_map(|keys| keys.keys());
-        let names = verify_keys.keys().chain(old).cloned().collect();
+        let none = CanonicalJsonObject::new();
+        let old = match object.get("old_verify_keys") {
+            None => &none,
+            Some(keys) => keys.as_object().ok_or(Refused::Unreadable)?,
+        };
+        if !verify_keys.iter().all(is_key) || !old.iter().all(is_old_key) {
+            return Err(Refused::Unreadable);
+        }
+        let signatures = map("signatures").and_then(|all| all.get(server)?.as_object()).ok_or(Refused::Unsigned)?;
+        verify(&object, verify_keys, signatures)?;
+        let names = verify_keys.keys().chain(old.keys()).cloned().collect();
+        // Other names on it say nothing here, and Synapse trips over a notary's that is wrong.
+        let signatures = CanonicalJsonObject::from([(server.to_owned(), signatures.clone().into())]);
+        object.insert("signatures".into(), signatures.into());
         let text = serde_json::to_string(&object).map_err(|_| Refused::Unreadable)?;
         Ok(Self { text: text.into(), fetched, valid_until, names })
     }
@@ -79,13 +90,13 @@ impl ServerKeys {
 fn verify(
     object: &CanonicalJsonObject,
     verify_keys: &CanonicalJsonObject,
-    signatures: Option<&CanonicalJsonObject>,
+    signatures: &CanonicalJsonObject,
 ) -> Result<(), Refused> {
     let signed = to_canonical_json_string_for_signing(object).map_err(|_| Refused::Unreadable)?;
     let mut is_signed = false;
-    for (name, signature) in signatures.ok_or(Refused::Unsigned)? {
-        let Some(key) = verify_keys.get(name).filter(|_| name.starts_with("ed25519:")) else { continue };
-        let key = key.as_object().and_then(|key| bytes(key.get("key")?)).ok_or(Refused::Unreadable)?;
+    for (name, signature) in signatures {
+        let Some(key) = verify_keys.get(name).filter(|_| is_known(name)) else { continue };
+        let key = verify_key(key).ok_or(Refused::Unreadable)?;
         let signature = bytes(signature).ok_or(Refused::Unsigned)?;
         verify_canonical_json_bytes(&SigningKeyAlgorithm::Ed25519, &key, &signature, signed.as_bytes())
             .map_err(|_| Refused::Unsigned)?;
@@ -94,11 +105,37 @@ fn verify(
     if is_signed { Ok(()) } else { Err(Refused::Unsigned) }
 }
 
+/// Whether Synapse can take in a key of this name. It is told of many servers at once, and what it cannot read of one costs it the
+/// answer for all. What it does not know, keys of other algorithms, it does not look at.
+fn is_key((name, key): (&String, &CanonicalJsonValue)) -> bool {
+    // Its database refuses names with NUL in them, and those that are too long for an index.
+    let is_name = name.len() <= LONGEST_NAME && !name.contains(char::is_control);
+    !is_known(name) || (is_name && verify_key(key).is_some())
+}
+
+/// The same of a key that is not in use any more.
+fn is_old_key((name, key): (&String, &CanonicalJsonValue)) -> bool {
+    let has_expired = || key.as_object().and_then(|key| key.get("expired_ts")?.as_integer()).is_some();
+    is_key((name, key)) && (!is_known(name) || has_expired())
+}
+
+fn is_known(name: &str) -> bool {
+    name.starts_with("ed25519:")
+}
+
+fn verify_key(key: &CanonicalJsonValue) -> Option<Vec<u8>> {
+    bytes(key.as_object()?.get("key")?).filter(|key| key.len() == KEY)
+}
+
 fn bytes(value: &CanonicalJsonValue) -> Option<Vec<u8>> {
     Base64::<Standard>::parse(value.as_str()?).ok().map(Base64::into_inner)
 }
 
 const WEEK: u64 = 7 * 24 * 3600 * 1000;
+/// The bytes of an Ed25519 key.
+const KEY: usize = 32;
+/// No name of a key that is in use comes near.
+const LONGEST_NAME: usize = 255;
 
 #[cfg(test)]
 mod tests {
@@ -164,7 +201,8 @@ mod tests {
         changed.insert("valid_until_ts".into(), serde_json::from_value(json!(2000 * HOUR)).unwrap());
         assert_eq!(read(&changed).unwrap_err(), Refused::Unsigned);
         // One signature that is right does not make up for one that is wrong.
-        let mut half = server.signs(|object| object["verify_keys"]["ed25519:b"] = json!({"key": "AAAA"}));
+        let mut half =
+            server.signs(|object| object["verify_keys"]["ed25519:b"] = object["verify_keys"]["ed25519:a"].clone());
         let signatures = half.get_mut("signatures").unwrap().as_object_mut().unwrap().get_mut("o.example").unwrap();
         signatures.as_object_mut().unwrap().insert("ed25519:b".into(), "AAAA".into());
         assert_eq!(read(&half).unwrap_err(), Refused::Unsigned);
@@ -175,6 +213,61 @@ mod tests {
         for odd in [&b""[..], b"{}", b"[]", br#"{"server_name":"o.example"}"#] {
             assert!(ServerKeys::read(odd, "o.example", 0).is_err());
         }
+    }
+
+    #[test]
+    fn what_synapse_could_not_take_in_is_refused_whole_and_what_it_does_not_look_at_is_not() {
+        let server = Server::new();
+        let key = server.says(|_| {})["verify_keys"].as_object().unwrap()["ed25519:a"].clone();
+        let key = serde_json::to_value(key).unwrap();
+        let old = json!({"key": key["key"], "expired_ts": 1});
+        let changed = |map: &str, name: &str, value: &Value| {
+            read(&server.signs(|object| object[map][name] = value.clone())).map(drop)
+        };
+        let (long, longer) = (format!("ed25519:{}", "x".repeat(247)), format!("ed25519:{}", "x".repeat(248)));
+        for (name, value) in [
+            ("ed25519:b", json!({})),
+            ("ed25519:b", json!(null)),
+            ("ed25519:b", json!({"key": null})),
+            ("ed25519:b", json!({"key": "AAAA"})),
+            ("ed25519:b", json!({"key": "A".repeat(44)})),
+            ("ed25519:b", json!({"key": "\u{fc}".repeat(43)})),
+            ("ed25519:b\0", key.clone()),
+            (&longer, key.clone()),
+        ] {
+            assert_eq!(changed("verify_keys", name, &value), Err(Refused::Unreadable), "{name:?} {value}");
+            assert_eq!(changed("old_verify_keys", name, &value), Err(Refused::Unreadable), "{name:?} {value}");
+        }
+        for expired in [json!(null), json!("1"), json!(true)] {
+            let value = json!({"key": key["key"], "expired_ts": expired});
+            assert_eq!(changed("old_verify_keys", "ed25519:old", &value), Err(Refused::Unreadable), "{value}");
+        }
+        assert_eq!(changed("old_verify_keys", "ed25519:old", &key), Err(Refused::Unreadable));
+        for odd in [json!(null), json!([])] {
+            let object = server.signs(|object| object["old_verify_keys"] = odd.clone());
+            assert_eq!(read(&object), Err(Refused::Unreadable), "{odd}");
+        }
+        for (map, name, value) in [
+            ("verify_keys", &*long, &key),
+            ("old_verify_keys", &long, &old),
+            ("verify_keys", "curve25519:\0", &json!(null)),
+            ("old_verify_keys", "curve25519:x", &json!({"key": 7})),
+        ] {
+            assert_eq!(changed(map, name, value), Ok(()), "{map} {name:?}");
+        }
+        let without = server.signs(|object| drop(object.as_object_mut().unwrap().remove("old_verify_keys")));
+        assert!(read(&without).is_ok());
+    }
+
+    #[test]
+    fn only_the_servers_own_signatures_are_kept() {
+        let own = Server::new().signs(|_| {});
+        let mut more = own.clone();
+        let signatures = more.get_mut("signatures").unwrap().as_object_mut().unwrap();
+        signatures.insert("matrix.org".into(), "no signature".into());
+        signatures
+            .insert("notary.invalid".into(), CanonicalJsonObject::from([("ed25519:a".into(), "AA".into())]).into());
+        assert_eq!(read(&more).unwrap(), read(&own).unwrap());
     }
 
     #[test]

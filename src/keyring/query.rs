@@ -1,12 +1,12 @@
 //! What Synapse asks a notary (Matrix specification v1.11, server-server API, "Querying keys through another server").
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use http::{Method, Uri};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 
-use crate::matrix::ServerName;
+use crate::matrix::{Host, ServerName};
 
 /// What is wanted of one server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,7 +40,26 @@ fn batch(body: &[u8]) -> Option<Vec<(ServerName, Wanted)>> {
         names: keys.into_keys().collect(),
     };
     let servers = batch.server_keys.into_iter();
-    Some(servers.filter_map(|(name, keys)| Some((ServerName::parse(&name)?, wanted(keys)))).collect())
+    let servers = servers.filter_map(|(name, keys)| Some((ServerName::parse(&name)?, wanted(keys))));
+    Some(in_turns(servers.collect()))
+}
+
+/// Domains take turns: names below one of them cost nothing, so whoever makes up a thousand does not come before all others.
+fn in_turns(mut servers: Vec<(ServerName, Wanted)>) -> Vec<(ServerName, Wanted)> {
+    let mut turns = HashMap::new();
+    servers.sort_by_cached_key(|(server, _)| {
+        let turn = turns.entry(domain(server.host())).or_insert(0_usize);
+        *turn += 1;
+        *turn
+    });
+    servers
+}
+
+/// What somebody has to have to make up names: the last two labels. All addresses are one, for few servers have no name.
+fn domain(host: &Host) -> Option<Box<str>> {
+    let Host::Name(name) = host else { return None };
+    let start = name.rmatch_indices('.').nth(1).map_or(0, |(dot, _)| dot + 1);
+    name.get(start..).map(Into::into)
 }
 
 /// `/_matrix/key/v2/query/{serverName}/{keyId}?minimum_valid_until_ts=…`
@@ -82,6 +101,36 @@ mod tests {
         for odd in ["", "{}", "[]", r#"{"server_keys":{"a.example":1}}"#] {
             assert_eq!(read(Method::POST, "/_matrix/key/v2/query", odd), None, "{odd}");
         }
+    }
+
+    #[test]
+    fn who_has_many_names_does_not_come_before_all_others() {
+        let servers = [
+            "a1.evil.example",
+            "a2.Evil.example:1",
+            "a3.evil.example",
+            "x.a.example",
+            "b.example",
+            "192.0.2.1",
+            "[::1]",
+            "z",
+        ];
+        let wanted = servers.map(|name| format!("\"{name}\":{{}}")).join(",");
+        let told = read(Method::POST, "/_matrix/key/v2/query", &format!("{{\"server_keys\":{{{wanted}}}}}")).unwrap();
+        let names: Vec<_> = told.iter().map(|(server, ..)| server.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "192.0.2.1",
+                "a1.evil.example",
+                "b.example",
+                "x.a.example",
+                "z",
+                "[::1]",
+                "a2.Evil.example:1",
+                "a3.evil.example"
+            ]
+        );
     }
 
     #[test]

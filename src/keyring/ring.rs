@@ -36,7 +36,7 @@ pub struct Ring {
     notary_key: Option<NotaryKeyFile>,
     /// Servers that are asked at once.
     places: Semaphore,
-    /// Of those, the ones that have been silent for a while do not keep others waiting.
+    /// Those that have been silent for a while, and do not keep others waiting.
     slow: Semaphore,
     /// Servers that wait to be asked.
     queue: Semaphore,
@@ -106,7 +106,10 @@ impl Keys {
                 Answer::matrix(StatusCode::BAD_REQUEST, "M_BAD_JSON", "This is no question for keys").response(None)
             );
         };
-        let found = join_all(servers.iter().map(|(server, wanted)| self.find(server, wanted, deadline))).await;
+        // Whoever asks for a thousand servers that are silent leaves room for others' questions.
+        let share = Rc::new(Semaphore::new(SHARE));
+        let found = servers.iter().map(|(server, wanted)| self.find(server, wanted, deadline, &share));
+        let found = join_all(found).await;
         let texts = found.iter().flatten().map(|keys| self.signed(notary, &keys.text));
         Ok(Answer::json_bytes(StatusCode::OK, list(texts)).response(None))
     }
@@ -125,8 +128,14 @@ impl Keys {
         Some(Answer::json_bytes(StatusCode::OK, serde_json::to_vec(&object).ok()?.into()).response(None))
     }
 
-    /// The newest keys of a server that can be had by then.
-    async fn find(&self, server: &ServerName, wanted: &Wanted, deadline: Instant) -> Option<Arc<ServerKeys>> {
+    /// The newest keys of a server that can be had by then, on this share of the places.
+    async fn find(
+        &self,
+        server: &ServerName,
+        wanted: &Wanted,
+        deadline: Instant,
+        share: &Rc<Semaphore>,
+    ) -> Option<Arc<ServerKeys>> {
         let entry = self.ring.entries.get_or_insert_with(server, || Ok::<_, ()>(Arc::default())).ok()?;
         if entry.is_unread() {
             entry.read(self.read(server).await);
@@ -141,9 +150,10 @@ impl Keys {
                     Look::Nobody(asking) => {
                         let asked = asking.subscribe();
                         let (this, server, entry) = (self.clone(), server.clone(), Arc::clone(&entry));
+                        let (share, until) = (Rc::clone(share), deadline - self.patience / 5);
                         // It goes on when whoever wanted it has gone.
                         tokio::task::spawn_local(async move {
-                            this.learn(&server, &entry).await;
+                            this.learn(&server, &entry, &share, until).await;
                             drop(asking);
                         });
                         asked
@@ -165,20 +175,28 @@ impl Keys {
         ServerKeys::read(&row.value, server.as_str(), row.age).ok()
     }
 
-    /// Asks a server, once there is a place, and remembers what it said.
-    async fn learn(&self, server: &ServerName, entry: &Entry) {
+    /// Asks a server, if there is a place by then, and remembers what it said.
+    async fn learn(&self, server: &ServerName, entry: &Entry, share: &Semaphore, until: Instant) {
         let Ring { queue, places, slow, .. } = &*self.ring;
-        // Of too many, some are asked another time. A semaphore that nobody closes gives.
+        // Of too many, some are asked another time, and so is whoever would be asked too late for those who wait. A semaphore that
+        // nobody closes gives.
         let Ok(_queued) = queue.try_acquire() else { return };
-        let Ok(place) = places.acquire().await else { return };
+        let Ok((Ok(share), Ok(place))) =
+            timeout_at(until, async { (share.acquire().await, places.acquire().await) }).await
+        else {
+            return;
+        };
         let mut asking = std::pin::pin!(self.ask(server));
         let said = match timeout(SILENT, &mut asking).await {
             Ok(said) => said,
-            Err(_silent) => {
-                let slow = slow.try_acquire();
-                let _place = slow.unwrap_or(place);
-                timeout(GIVEN_UP - SILENT, asking).await.unwrap_or(Err(Unheard::Unreachable))
-            }
+            Err(_silent) => match slow.try_acquire() {
+                Ok(_slow) => {
+                    drop((share, place));
+                    timeout(GIVEN_UP - SILENT, asking).await.unwrap_or(Err(Unheard::Unreachable))
+                }
+                // So many are silent that this one would keep others waiting.
+                Err(_full) => Err(Unheard::Unreachable),
+            },
         };
         match said {
             Ok(keys) => {
@@ -281,7 +299,9 @@ fn now() -> u64 {
 const DAY: u64 = 24 * 3600 * 1000;
 /// A person waits, perhaps, and Synapse for a minute at most.
 const PATIENCE: Duration = Duration::from_secs(10);
-const PLACES: usize = 64;
+const PLACES: usize = 128;
+/// Of these, as many for one question.
+const SHARE: usize = 64;
 const SLOW_PLACES: usize = 192;
 /// After that, a server that is asked counts as slow.
 const SILENT: Duration = Duration::from_secs(2);

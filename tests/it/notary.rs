@@ -19,7 +19,7 @@ use ruma_signatures::{Ed25519KeyPair, sign_json, verify_json};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::common::{backend, homeserver, ok, url};
+use crate::common::{backend, eventually, homeserver, ok, url};
 use crate::support::Gateway;
 use crate::support::outside::{Dns, TlsFront};
 
@@ -165,6 +165,10 @@ pub fn wanted(servers: &[String], minimum: i64) -> Value {
 
 /// What Synapse writes to a notary, through its door.
 fn query(gateway: &Gateway, servers: &[String], minimum: i64) -> Response {
+    query_at(gateway.addr(), servers, minimum)
+}
+
+fn query_at(door: SocketAddr, servers: &[String], minimum: i64) -> Response {
     let signed = "X-Matrix origin=\"here.test\",key=\"ed25519:a\",sig=\"c2ln\",destination=\"matrix.org\"";
     Request::new("POST", "matrix-federation://matrix.org/_matrix/key/v2/query")
         .header("Connection", "close")
@@ -173,7 +177,7 @@ fn query(gateway: &Gateway, servers: &[String], minimum: i64) -> Response {
         .header("Proxy-Authorization", "Bearer hook-secret")
         .json(&wanted(servers, minimum))
         .timeout(Duration::from_secs(30))
-        .send(gateway.addr())
+        .send(door)
 }
 
 /// The servers whose keys are in an answer, which has the form that Synapse takes.
@@ -277,6 +281,35 @@ fn a_server_that_lies_about_its_keys_is_refused_and_left_alone() {
     assert_eq!(gateway.metric("mantlet_key_questions_total{result=\"unreachable\"}"), 3.0);
 }
 
+/// Synapse drops the answer for all servers where it cannot take in the object of one.
+#[test]
+fn a_server_whose_keys_synapse_cannot_take_in_does_not_spoil_the_answer_for_others() {
+    let world = World::new();
+    let gateway = world.gateway(DIRECT, "");
+    let honest = world.honest("honest", 3600);
+    let origin = Origin::new();
+    let key = origin.says("o", 1)["verify_keys"].as_object().unwrap()["ed25519:a"].clone();
+    let key = serde_json::to_value(key).unwrap();
+    let odd: [(&str, &str, Value); 5] = [
+        ("empty", "verify_keys", json!({"ed25519:a": key, "ed25519:b": {}})),
+        ("short", "verify_keys", json!({"ed25519:a": key, "ed25519:b": {"key": "AAAA"}})),
+        ("control", "verify_keys", json!({"ed25519:a": key, "ed25519:\0": key})),
+        ("null", "old_verify_keys", json!(null)),
+        ("unexpired", "old_verify_keys", json!({"ed25519:old": key})),
+    ];
+    let mut servers = vec![honest.clone()];
+    for (name, map, value) in odd {
+        let server = world.server(name);
+        let mut object = serde_json::to_value(origin.says(&server, 3600)).unwrap();
+        object[map] = value;
+        let signed = origin.signed(&server, serde_json::from_value(object).unwrap());
+        world.answers(&server, json_response(200, &signed));
+        servers.push(server);
+    }
+    assert_eq!(names(&query(&gateway, &servers, now())), [honest]);
+    assert_eq!(gateway.metric("mantlet_key_questions_total{result=\"refused\"}"), 5.0);
+}
+
 /// The worst first: as many as fill all places are silent or dead. 1,000 servers, or fewer where nothing is optimised.
 #[test]
 fn nobody_who_answers_waits_for_those_who_do_not() {
@@ -312,6 +345,39 @@ fn nobody_who_answers_waits_for_those_who_do_not() {
     let of_dead = looked_up.iter().filter(|(name, of)| name.contains("a-dead") && *of == RecordType::A);
     assert_eq!(of_dead.count(), dead.len());
     world.assert_matrix_org_heard_nothing();
+}
+
+/// More than fill all places: some are given up, and others are never asked.
+#[test]
+fn however_many_are_silent_who_asks_for_others_has_his_answer() {
+    let world = World::new();
+    let gateway = world.gateway(DIRECT, "");
+    let door = gateway.addr();
+    let silent = |question: &str, count: usize| -> Vec<_> {
+        (0..count).map(|number| world.server(&format!("{question}-{number:03}"))).collect()
+    };
+    let honest = |name: &str| [world.honest(&format!("{name}-one"), 3600), world.honest(&format!("{name}-two"), 3600)];
+    let asked = || world.silent.lock().unwrap().len();
+    let (many, long) = ([1, 2, 3, 4, 5, 6].map(|number| silent(&format!("many{number}"), 64)), silent("long", 700));
+    std::thread::scope(|scope| {
+        // One question for all of them.
+        scope.spawn(|| assert_eq!(names(&query_at(door, &long, now())), Vec::<String>::new()));
+        eventually("the first have been asked", || asked() >= 64);
+        let fresh = honest("beside");
+        assert_eq!(names(&query_at(door, &fresh, now())), fresh);
+    });
+    // Whoever has not been asked by then is not asked later.
+    let before = asked();
+    assert!(before < long.len(), "{before}");
+    std::thread::scope(|scope| {
+        // As many questions as take all places, also those for the slow.
+        for silent in &many {
+            scope.spawn(|| assert_eq!(names(&query_at(door, silent, now())), Vec::<String>::new()));
+        }
+        eventually("all have been asked", || asked() >= before + 6 * 64);
+        let fresh = honest("after");
+        assert_eq!(names(&query_at(door, &fresh, now())), fresh);
+    });
 }
 
 #[test]
