@@ -11,8 +11,10 @@ use super::yaml::Node;
 use crate::config::address::ListenerAddress;
 use crate::config::gateway::{Door, Listener};
 use crate::config::secret::Secret;
-use crate::matrix::ServerName;
+use crate::matrix::{Flow, ServerName};
+use crate::policy::Decision;
 use crate::policy::egress::Way;
+use crate::policy::selftest::{self, Probe};
 use crate::problem::Location;
 
 /// Looks at `https_proxy`, `http_proxy` and `no_proxy_hosts`, and at who is then asked how.
@@ -30,6 +32,7 @@ pub(super) fn examine(homeserver: &Homeserver, around: &Surroundings<'_>, report
         addresses(homeserver, report);
     }
     statistics(homeserver, around, report);
+    captcha(homeserver, around, report);
     delegates(homeserver, report);
 }
 
@@ -146,17 +149,43 @@ pub(super) fn is_bypassed(entry: &str, host: &str) -> bool {
 fn statistics(homeserver: &Homeserver, around: &Surroundings<'_>, report: &mut Report) {
     let Some((key, _)) = homeserver.entry("report_stats").filter(|(_, value)| value.is_true()) else { return };
     let endpoint = homeserver.get("report_stats_endpoint").and_then(Node::as_str).unwrap_or(STATISTICS);
-    let host = Url::parse(endpoint, None).map(|url| url.host).unwrap_or_default();
-    let is_answered = !around.proxy_doors().is_empty()
-        && match around.way(&host) {
-            Some(Way::Deny) => true,
-            Some(Way::Intercept) => around.enforces("usage_stats"),
-            Some(Way::Tunnel) | None => false,
-        };
+    let is_answered = match around.judged("PUT", endpoint, "{}").map(|found| found.verdict.decision) {
+        Some(Decision::Answer(_) | Decision::Deny(_)) => true,
+        Some(Decision::Permit(_) | Decision::Fail(_)) | None => false,
+    };
     if !is_answered {
+        let host = host_of(endpoint);
         let what = format!("statistics about your users are sent to {host}, where nobody answers them here");
         report.finding(&key.location, what, "report_stats: false");
     }
+}
+
+/// Whoever says whether a captcha was solved is told the address of its user, unless that is taken out on the way.
+fn captcha(homeserver: &Homeserver, around: &Surroundings<'_>, report: &mut Report) {
+    let Some((key, _)) = homeserver.entry("enable_registration_captcha").filter(|(_, value)| value.is_true()) else {
+        return;
+    };
+    let maker = homeserver.get("recaptcha_siteverify_api").and_then(Node::as_str).unwrap_or(CAPTCHA);
+    let host = host_of(maker);
+    let judged = around.judged("POST", maker, "remoteip=192.0.2.7");
+    if let Some(Decision::Deny(_)) = judged.as_ref().map(|found| &found.verdict.decision) {
+        let what =
+            format!("the policy leaves no way to {host}, which says whether a captcha was solved: nobody can register");
+        let help = format!("[[egress.destination]] host = \"{host}\", action = \"intercept\"");
+        return report.finding(&key.location, what, help);
+    }
+    if judged.and_then(|found| found.body).is_none_or(|body| !body.is_empty()) {
+        let what = format!("{host} is told the address of each user who solves a captcha, which nobody takes out here");
+        let help = format!(
+            "[rules.captcha] and [[egress.destination]] host = \"{host}\", action = \"intercept\" in the policy, behind a \
+             proxy door with an authority"
+        );
+        report.finding(&key.location, what, help);
+    }
+}
+
+fn host_of(url: &str) -> String {
+    Url::parse(url, None).map(|url| url.host).unwrap_or_default()
 }
 
 fn delegates(homeserver: &Homeserver, report: &mut Report) {
@@ -211,6 +240,13 @@ impl Surroundings<'_> {
         self.gateway.listeners.iter().filter(|listener| listener.door == Door::Proxy).collect()
     }
 
+    /// What the policy says to what Synapse asks there through the proxy door; nothing without a door.
+    fn judged(&self, method: &str, url: &str, body: &str) -> Option<selftest::Finding> {
+        let mut probe = Probe::new(method, url).ok().filter(|_| !self.proxy_doors().is_empty())?;
+        (probe.flow, probe.body) = (Some(Flow::Egress), Some(body.to_owned().into()));
+        Some(probe.judge(self.policy))
+    }
+
     /// Which way the policy leaves to a host, if that is the name of one.
     pub(super) fn way(&self, host: &str) -> Option<Way> {
         let bracketed = format!("[{host}]");
@@ -221,4 +257,5 @@ impl Surroundings<'_> {
 
 /// Synapse's, for a proxy that names none.
 pub(super) const USUAL_PORT: u16 = 1080;
+const CAPTCHA: &str = "https://www.recaptcha.net/recaptcha/api/siteverify";
 const STATISTICS: &str = "https://matrix.org/report-usage-stats/push";

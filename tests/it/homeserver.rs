@@ -317,6 +317,53 @@ fn statistics_are_found_where_nobody_answers_them() {
     // Without a proxy door a policy denies nothing.
     let (found, _) = judged(&site, &without(&["proxy"]), &way("deny"), &reported);
     assert!(found.iter().any(|line| line.contains("are sent to matrix.org")), "{found:?}");
+    // The rule answers at one path, in the clear at every host.
+    for (endpoint, is_found) in [
+        ("https://matrix.org/report-usage-stats/push", false),
+        ("https://matrix.org/collect", true),
+        ("http://stats.test/report-usage-stats/push", false),
+        ("https://stats.test/report-usage-stats/push", true),
+    ] {
+        let homeserver = format!("{reported}report_stats_endpoint: {endpoint}\n");
+        let (found, _) = judged(&site, &authority, &(way("intercept") + answered), &homeserver);
+        assert_eq!(found.len(), usize::from(is_found), "{endpoint}: {found:?}");
+    }
+}
+
+#[test]
+fn a_captcha_whose_maker_is_told_the_users_address_is_found() {
+    let site = site();
+    let authority = format!("{GATEWAY}\n[egress.ca]\ncertificate = \"ca.crt\"\nkey = \"ca.key\"\n");
+    site.write("mantlet.toml", &authority);
+    let made = site.run(&["ca", "init", "www.recaptcha.net", "challenges.test"]);
+    assert_eq!(made.code, Some(0), "{made:?}");
+    let way = |base: &str, host: &str, action: &str| {
+        format!("extends = \"{base}\"\n[[egress.destination]]\nhost = \"{host}\"\naction = \"{action}\"\n")
+    };
+    let intercepted = way("balanced", "www.recaptcha.net", "intercept");
+    let other = way("balanced", "challenges.test", "intercept");
+    let at = |url: &str| format!("recaptcha_siteverify_api: {url}\n");
+    let is_told = "is told the address of each user who solves a captcha";
+    for (gateway, policy, more, words) in [
+        (&*authority, "extends = \"balanced\"", String::new(), is_told),
+        (&authority, &way("balanced", "www.recaptcha.net", "tunnel"), String::new(), is_told),
+        (&authority, &way("transparent", "www.recaptcha.net", "intercept"), String::new(), is_told),
+        (&authority, &way("balanced", "www.recaptcha.net", "deny"), String::new(), "nobody can register"),
+        (&authority, &intercepted, String::new(), ""),
+        (&authority, &intercepted, at("https://challenges.test/turnstile/v0/siteverify"), is_told),
+        (&authority, &other, at("https://challenges.test/turnstile/v0/siteverify"), ""),
+        (&authority, &other, at("https://challenges.test/verify"), is_told),
+        (&without(&["proxy"]), "extends = \"balanced\"", String::new(), is_told),
+    ] {
+        let homeserver = format!("{GOOD}enable_registration_captcha: true\n{more}");
+        let (found, _) = judged(&site, gateway, policy, &homeserver);
+        let of_captcha: Vec<_> = found.iter().filter(|line| line.starts_with("homeserver.yaml:24:1: ")).collect();
+        assert_eq!(of_captcha.len(), usize::from(!words.is_empty()), "{policy} {more}: {found:?}");
+        assert!(of_captcha.iter().all(|line| line.contains(words)), "{policy} {more}: {found:?}");
+    }
+    let (found, _) =
+        judged(&site, &authority, "extends = \"balanced\"", &format!("{GOOD}enable_registration_captcha: no\n"));
+    assert_eq!(found, [""; 0]);
 }
 
 /// The gateway file without this door, or these.

@@ -196,6 +196,7 @@ fn of_what_synapse_tells_others_less_arrives() {
         arrived("/recaptcha/api/siteverify", form, "secret=s&remoteip=192.0.2.7&response=r"),
         "secret=s&response=r"
     );
+    assert_eq!(arrived("/turnstile/v0/siteverify", form, "remoteip=192.0.2.7&response=r"), "response=r");
     assert_eq!(arrived("/recaptcha/api/other", form, "secret=s&remoteip=192.0.2.7"), "secret=s&remoteip=192.0.2.7");
     assert_eq!(arrived("/_matrix/identity/api/v1/validate/msisdn/requestToken", form, "{ }"), "{ }");
     let before = world.backend.requests().len();
