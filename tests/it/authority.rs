@@ -134,18 +134,19 @@ fn the_command_makes_an_authority_and_says_what_it_may() {
         made.code == Some(0)
             && made
                 .out
-                .starts_with("made an authority for matrix.org, other.test, unbind.mantlet.invalid, vector.im\n"),
+                .starts_with("made an authority for matrix-federation.matrix.org, matrix.org, other.test, unbind.mantlet.invalid, vector.im\n"),
         "{made:?}"
     );
     let mode = std::fs::metadata(dir.path().join("our.key")).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode, 0o600);
     let good = run(&["check"]);
-    let acts = "  out    usage_stats: only at matrix.org, vector.im, and in the clear\n";
+    let acts = "  out    usage_stats: only at matrix.org, matrix-federation.matrix.org, vector.im, and in the clear\n";
     assert!(good.code == Some(0) && good.out.contains(acts) && !good.out.contains("\n  open   "), "{good:?}");
     let shown = run(&["ca", "show"]);
     assert!(
         shown.out.contains("may be     matrix.org\nmay be     other.test\nmay be     unbind.mantlet.invalid\n")
-            && !shown.out.contains("left open"),
+            && shown.out.contains("left open  *.matrix.org: ")
+            && shown.out.matches("left open").count() == 1,
         "{shown:?}"
     );
     let key = std::fs::read(dir.path().join("our.key")).unwrap();
@@ -181,13 +182,16 @@ fn without_an_authority_the_shipped_policies_say_what_they_cannot_look_into() {
         write("policy.toml", &format!("extends = \"{base}\"\n"));
         let checked = run(&["check"]);
         assert_eq!(checked.code, Some(0), "{checked:?}");
-        for host in ["matrix.org", "vector.im"] {
+        for host in ["matrix.org", "matrix-federation.matrix.org", "vector.im"] {
             let line = format!("\n  open   {host} {how}, for there is no authority: [egress.ca], then mantlet ca init");
             assert!(checked.out.contains(&line), "{checked:?}");
             assert_eq!(run(&["explain", "CONNECT", &format!("{host}:443")]).code, Some(code));
         }
         let told: serde_json::Value = serde_json::from_str(&run(&["--format", "json", "check"]).out).unwrap();
-        assert_eq!((&told["unread"], &told["intercepted"]), (&json!(["matrix.org", "vector.im"]), &json!([])));
+        assert_eq!(
+            (&told["unread"], &told["intercepted"]),
+            (&json!(["matrix.org", "matrix-federation.matrix.org", "vector.im"]), &json!([]))
+        );
         assert!(
             checked.out.contains("  out    usage_stats: only in the clear, for no host is intercepted\n"),
             "{checked:?}"

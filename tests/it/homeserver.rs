@@ -528,6 +528,39 @@ fn a_policy_without_the_rule_and_a_gateway_without_the_door_leave_the_notary_to_
 }
 
 #[test]
+fn a_notary_that_the_proxy_door_looks_into_is_answered_here() {
+    let site = site();
+    let authority = format!("{}\n[egress.ca]\ncertificate = \"ca.crt\"\nkey = \"ca.key\"\n", without(&["federation"]));
+    site.write("mantlet.toml", &authority);
+    assert_eq!(site.run(&["ca", "init", "notary.test"]).code, Some(0));
+    let alone = GOOD.replace("outbound_federation_restricted_to: [out]\n", "");
+    let balanced = "extends = \"balanced\"\n";
+    let to = |host: &str, action: &str| format!("[[egress.destination]]\nhost = \"{host}\"\naction = \"{action}\"\n");
+    let base = |more: String| format!("{balanced}{more}");
+    let other = alone.replace("server_name: matrix.org", "server_name: notary.test");
+    let pinned = alone.replace("server_name: matrix.org", "server_name: matrix.org, verify_keys: {\"ed25519:a\": x}");
+    let (asked, note) = ("is asked for the keys", "whether notary.test is asked for keys at another host");
+    for (gateway, policy, homeserver, words) in [
+        (&authority, base(String::new()), &alone, ""),
+        (&authority, base(String::new()), &alone.replace(KEY_SERVERS, ""), ""),
+        (&authority, base(to("matrix-federation.matrix.org", "tunnel")), &alone, asked),
+        (&authority, base(to("matrix.org", "tunnel")), &alone, asked),
+        (&authority, base("[rules.notary]\nmode = \"report\"\n".to_owned()), &alone, asked),
+        (&authority, base(String::new()), &other, asked),
+        (&authority, base(to("notary.test", "intercept")), &other, note),
+        (&authority, base(String::new()), &pinned, "are pinned"),
+        (&without(&["federation"]), base(String::new()), &alone, asked),
+    ] {
+        let (found, notes) = judged(&site, gateway, &policy, homeserver);
+        // What is said of federation in tunnels is another test's.
+        let mut of_keys = found.iter().chain(&notes).filter(|line| !line.contains("federation goes through the proxy"));
+        let first = of_keys.next().map_or("", |line| line);
+        assert!(first.contains(words) && first.is_empty() == words.is_empty(), "{policy}: {first}");
+        assert_eq!(of_keys.next(), None, "{policy}");
+    }
+}
+
+#[test]
 fn our_own_notary_key_may_be_pinned() {
     let site = site();
     site.write("notary.key", "ed25519 notary YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1");
