@@ -218,3 +218,46 @@ fn without_an_authority_the_shipped_policies_say_what_they_cannot_look_into() {
         "{checked:?}"
     );
 }
+
+#[test]
+fn a_bundle_has_the_roots_of_the_system_and_no_authority_but_the_present_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    let read = |name: &str| std::fs::read_to_string(file(name)).unwrap();
+    authority(dir.path(), &["push.test"]);
+    let outside = mantlet_testkit::certificate::Authority::new().unwrap();
+    std::fs::write(file("roots.pem"), outside.pem()).unwrap();
+    std::fs::write(
+        file("mantlet.toml"),
+        "[[listener]]\ndoor = \"proxy\"\nbind = \"127.0.0.1:8118\"\n\
+         [egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n",
+    )
+    .unwrap();
+    let bundle = |roots: &str, more: &str| {
+        let mut command = process::mantlet(dir.path());
+        command.args(["ca", "synapse", "--bundle", "bundle.pem"]);
+        let ran = command.env("SSL_CERT_FILE", file(roots)).env("SSL_CERT_DIR", file(more)).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (ran.status.code(), text(ran.stdout), text(ran.stderr))
+    };
+    let (code, _, told) = bundle("gone.pem", "gone");
+    assert!(code == Some(1) && told.contains("no root certificates") && told.contains("gone.pem"), "{told}");
+    assert!(told.contains("install ca-certificates") && !file("bundle.pem").exists(), "{told}");
+    std::fs::create_dir(file("more")).unwrap();
+    assert_eq!(bundle("roots.pem", "more").0, Some(0));
+    let certificates = |name: &str| {
+        let text = read(name);
+        CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>().unwrap()
+    };
+    let root = certificates("roots.pem");
+    assert_eq!(certificates("bundle.pem"), [certificates("our.crt"), root.clone()].concat());
+    // An authority that is made anew, where the roots are the bundle of the one before.
+    std::fs::rename(file("bundle.pem"), file("before.pem")).unwrap();
+    authority(dir.path(), &["push.test", "other.test"]);
+    assert_eq!(bundle("before.pem", "more").0, Some(0));
+    assert_eq!(certificates("bundle.pem"), [certificates("our.crt"), root.clone()].concat());
+    // What cannot be read is told, and the rest is there.
+    let (code, told, _) = bundle("before.pem", "gone");
+    assert!(code == Some(0) && told.contains("\n# not in it: ") && told.contains("gone"), "{told}");
+    assert_eq!(certificates("bundle.pem"), [certificates("our.crt"), root].concat());
+}
