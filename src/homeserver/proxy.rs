@@ -28,6 +28,7 @@ pub(super) fn examine(homeserver: &Homeserver, around: &Surroundings<'_>, report
         for key in ["https_proxy", "http_proxy"] {
             setting(homeserver, &doors, key, report);
         }
+        belief(homeserver, around, &doors, report);
         past(homeserver, report);
         addresses(homeserver, report);
     }
@@ -76,6 +77,23 @@ fn setting(homeserver: &Homeserver, doors: &[&Listener], name: &str, report: &mu
             let what = format!("`{name}` leads to {}, where no proxy door is", url.place());
             report.finding(at, what, help);
         }
+    }
+}
+
+/// Whether Synapse believes the authority stands in its environment alone.
+fn belief(homeserver: &Homeserver, around: &Surroundings<'_>, doors: &[&Listener], report: &mut Report) {
+    let Some((key, value)) = homeserver.entry("https_proxy") else { return };
+    let url = value.as_str().and_then(|text| Url::parse(text, Some(USUAL_PORT)));
+    let leads_here =
+        url.is_some_and(|url| place::first(doors, |door| place::tcp(door, &url.host, url.port)).0 == Is::Door);
+    if around.gateway.egress.ca.is_some() && leads_here {
+        let what = "whether Synapse's environment has it believe Mantlet's authority cannot be seen from here: where it does \
+                    not, no account can be deactivated, and all fails that it asks hosts which are looked into";
+        report.note(
+            &key.location,
+            what,
+            "SSL_CERT_FILE in its unit: the file that `mantlet ca synapse --bundle` writes",
+        );
     }
 }
 

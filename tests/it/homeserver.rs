@@ -552,11 +552,28 @@ fn a_notary_that_the_proxy_door_looks_into_is_answered_here() {
         (&without(&["federation"]), base(String::new()), &alone, asked),
     ] {
         let (found, notes) = judged(&site, gateway, &policy, homeserver);
-        // What is said of federation in tunnels is another test's.
-        let mut of_keys = found.iter().chain(&notes).filter(|line| !line.contains("federation goes through the proxy"));
+        // What is said of federation in tunnels, and of the authority, is another test's.
+        let others = ["federation goes through the proxy", "believe Mantlet's authority"];
+        let mut of_keys = found.iter().chain(&notes).filter(|line| !others.iter().any(|other| line.contains(other)));
         let first = of_keys.next().map_or("", |line| line);
         assert!(first.contains(words) && first.is_empty() == words.is_empty(), "{policy}: {first}");
         assert_eq!(of_keys.next(), None, "{policy}");
+    }
+}
+
+#[test]
+fn whether_synapse_believes_the_authority_is_noted_where_it_has_to() {
+    let site = site();
+    let authority = format!("{GATEWAY}\n[egress.ca]\ncertificate = \"ca.crt\"\nkey = \"ca.key\"\n");
+    site.write("mantlet.toml", &authority);
+    assert_eq!(site.run(&["ca", "init"]).code, Some(0));
+    let elsewhere = GOOD.replace("@127.0.0.1:8118", "@proxy.internal:8118");
+    for (gateway, homeserver, is_noted) in
+        [(&*authority, GOOD, true), (GATEWAY, GOOD, false), (&authority, &elsewhere, false)]
+    {
+        let (_, notes) = judged(&site, gateway, "extends = \"balanced\"", homeserver);
+        let words = "note: homeserver.yaml:16:1: whether Synapse's environment has it believe Mantlet's authority";
+        assert_eq!(notes.iter().filter(|note| note.starts_with(words)).count(), usize::from(is_noted), "{notes:?}");
     }
 }
 
