@@ -149,12 +149,13 @@ impl Synapse {
             })?),
             None => None,
         };
-        if let (Some(bundle), Some(authority)) = (&self.bundle, &authority) {
-            let mut all = authority.clone();
-            for root in rustls_native_certs::load_native_certs().certs {
-                all.push_str(&pem(&root));
+        let mut unread = String::new();
+        if let (Some(file), Some(authority)) = (&self.bundle, &authority) {
+            let (roots, errors) = roots()?;
+            write(file, &format!("{authority}{roots}"), 0o644, true)?;
+            for error in errors {
+                let _ = write!(unread, "\n# not in it: {error}");
             }
-            write(bundle, &all, 0o644, true)?;
         }
         let homeserver = (!self.homeserver.is_empty()).then(|| Homeserver::load(&self.homeserver)).transpose()?;
         let yaml = format!("# homeserver.yaml\n{}", homeserver::settings(gateway, homeserver.as_ref()));
@@ -162,12 +163,26 @@ impl Synapse {
         if authority.is_some() {
             let bundle = self.bundle.as_deref().map_or("FILE".to_owned(), |path| path.display().to_string());
             let hint = if self.bundle.is_none() { "   # mantlet ca synapse --bundle FILE writes it" } else { "" };
-            let _ = write!(environment, "\n\n# Synapse's environment\nSSL_CERT_FILE={bundle}{hint}");
+            let _ = write!(environment, "\n\n# Synapse's environment\nSSL_CERT_FILE={bundle}{hint}{unread}");
         }
         let page = format!("{}{environment}", yaml.trim_end());
         output.print(|| page.clone(), || json!({ "settings": page }));
         Ok(())
     }
+}
+
+/// The roots of this system in PEM, and what of them could not be read. They may be an earlier bundle (`SSL_CERT_FILE`), so
+/// authorities of ours are left out: who believes a new one is to believe the old one no longer.
+fn roots() -> Result<(String, Vec<String>), Problem> {
+    let found = rustls_native_certs::load_native_certs();
+    let roots: String = found.certs.iter().filter(|root| !ca::is_ours(root)).map(|root| pem(root)).collect();
+    let errors: Vec<_> = found.errors.iter().map(ToString::to_string).collect();
+    if roots.is_empty() {
+        let why = if errors.is_empty() { String::new() } else { format!(" ({})", errors.join("; ")) };
+        let what = format!("this machine has no root certificates{why}: with such a bundle Synapse could know nobody");
+        return Err(Problem::new(what).help("install ca-certificates, or point SSL_CERT_FILE at a bundle of them"));
+    }
+    Ok((roots, errors))
 }
 
 fn files(gateway: &Gateway) -> Result<&Files, Problem> {

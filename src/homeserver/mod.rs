@@ -20,6 +20,8 @@ pub use file::Homeserver;
 pub use finding::{Finding, Report, Weight};
 pub use settings::{notary_lines, settings};
 
+use std::sync::Arc;
+
 use crate::config::gateway::Gateway;
 use crate::policy::{Mode, Policy};
 
@@ -28,7 +30,7 @@ pub struct Surroundings<'a> {
     /// The gateway file.
     pub gateway: &'a Gateway,
     /// The policy.
-    pub policy: &'a Policy,
+    pub policy: &'a Arc<Policy>,
 }
 
 impl Surroundings<'_> {

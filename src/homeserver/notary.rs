@@ -7,6 +7,8 @@ use super::hook::RESTRICTED;
 use super::yaml::{Map, Node};
 use crate::config::gateway::Door;
 use crate::config::notary_key::NotaryKey;
+use crate::matrix::ServerName;
+use crate::policy::egress::Way;
 
 /// Looks at `trusted_key_servers`, and at what else decides who is asked.
 pub(super) fn examine(homeserver: &Homeserver, around: &Surroundings<'_>, report: &mut Report) {
@@ -16,14 +18,16 @@ pub(super) fn examine(homeserver: &Homeserver, around: &Surroundings<'_>, report
         report.finding(&key.location, what, "move its servers to `trusted_key_servers`");
     }
     let servers = homeserver.entry("trusted_key_servers");
-    let is_answered = around.gateway.listeners.iter().any(|listener| listener.door == Door::Federation)
+    let by_door = around.gateway.listeners.iter().any(|listener| listener.door == Door::Federation)
         && homeserver.get(RESTRICTED).is_some_and(Node::is_true)
         && around.enforces("notary");
-    let help = "[rules.notary] in the policy, with a federation door: then Mantlet answers; or trusted_key_servers: []";
+    let is_answered = |name: &str| by_door || (around.enforces("notary") && around.looks_into(name));
+    let help = "[rules.notary] in the policy, with a federation door or a proxy door that looks into it: then Mantlet answers; or \
+                trusted_key_servers: []";
     let Some((key, list)) = servers else {
-        if !is_answered && homeserver.entry("perspectives").is_none() {
+        if !is_answered(MATRIX_ORG) && homeserver.entry("perspectives").is_none() {
             let what = format!(
-                "{} sets no `trusted_key_servers`, so matrix.org is asked for the keys of every server that yours meets",
+                "{} sets no `trusted_key_servers`, so {MATRIX_ORG} is asked for the keys of every server that yours meets",
                 homeserver.name()
             );
             report.finding(None, what, help);
@@ -49,13 +53,19 @@ pub(super) fn examine(homeserver: &Homeserver, around: &Surroundings<'_>, report
             server.as_map().and_then(|map| map.get("server_name")?.as_str()).unwrap_or("a server without a name");
         let pinned = server.as_map().and_then(|map| map.get("verify_keys")?.as_map());
         match pinned {
-            None if !is_answered && !is_door(name) => {
+            None if !is_answered(name) && !is_door(name) => {
                 let what = format!("{name} is asked for the keys of every server that yours meets");
                 report.finding(&server.location, what, help);
             }
-            None => {}
+            None => {
+                if !by_door && !is_door(name) && name != MATRIX_ORG {
+                    let what = format!("whether {name} is asked for keys at another host cannot be seen from here");
+                    let help = format!("https://{name}/.well-known/matrix/server says so: look into that host as well");
+                    report.note(&server.location, what, help);
+                }
+            }
             Some(keys) if ours.as_ref().is_some_and(|ours| is_key_of(keys, ours)) => is_ours_named = true,
-            Some(_) if !is_answered => {
+            Some(_) if !is_answered(name) => {
                 let what =
                     format!("{name} is asked for the keys of every server that yours meets, and only its word counts");
                 report.finding(&server.location, what, help);
@@ -78,6 +88,17 @@ pub(super) fn examine(homeserver: &Homeserver, around: &Surroundings<'_>, report
             ours.id()
         );
         report.note(&key.location, what, "`mantlet check` prints the entry");
+    }
+}
+
+impl Surroundings<'_> {
+    /// Whether the proxy door looks into what this homeserver is asked, as far as it is known where that is.
+    fn looks_into(&self, name: &str) -> bool {
+        let delegated = (name == MATRIX_ORG).then_some(MATRIX_ORG_IS_AT);
+        let is_read = |name| {
+            ServerName::parse(name).is_some_and(|name| self.policy.egress().way(name.host()).0 == Way::Intercept)
+        };
+        !self.proxy_doors().is_empty() && is_read(name) && delegated.is_none_or(is_read)
     }
 }
 
@@ -104,3 +125,8 @@ fn whitelist(homeserver: &Homeserver, report: &mut Report) {
         report.finding(&key.location, what, format!("federation_domain_whitelist: [{name}, …]"));
     }
 }
+
+/// Whom Synapse asks if it is told of nobody.
+const MATRIX_ORG: &str = "matrix.org";
+/// Where its `.well-known` leads.
+const MATRIX_ORG_IS_AT: &str = "matrix-federation.matrix.org";

@@ -11,8 +11,10 @@ use super::yaml::Node;
 use crate::config::address::ListenerAddress;
 use crate::config::gateway::{Door, Listener};
 use crate::config::secret::Secret;
-use crate::matrix::ServerName;
+use crate::matrix::{Flow, ServerName};
+use crate::policy::Decision;
 use crate::policy::egress::Way;
+use crate::policy::selftest::{self, Probe};
 use crate::problem::Location;
 
 /// Looks at `https_proxy`, `http_proxy` and `no_proxy_hosts`, and at who is then asked how.
@@ -26,10 +28,12 @@ pub(super) fn examine(homeserver: &Homeserver, around: &Surroundings<'_>, report
         for key in ["https_proxy", "http_proxy"] {
             setting(homeserver, &doors, key, report);
         }
+        belief(homeserver, around, &doors, report);
         past(homeserver, report);
         addresses(homeserver, report);
     }
     statistics(homeserver, around, report);
+    captcha(homeserver, around, report);
     delegates(homeserver, report);
 }
 
@@ -73,6 +77,23 @@ fn setting(homeserver: &Homeserver, doors: &[&Listener], name: &str, report: &mu
             let what = format!("`{name}` leads to {}, where no proxy door is", url.place());
             report.finding(at, what, help);
         }
+    }
+}
+
+/// Whether Synapse believes the authority stands in its environment alone.
+fn belief(homeserver: &Homeserver, around: &Surroundings<'_>, doors: &[&Listener], report: &mut Report) {
+    let Some((key, value)) = homeserver.entry("https_proxy") else { return };
+    let url = value.as_str().and_then(|text| Url::parse(text, Some(USUAL_PORT)));
+    let leads_here =
+        url.is_some_and(|url| place::first(doors, |door| place::tcp(door, &url.host, url.port)).0 == Is::Door);
+    if around.gateway.egress.ca.is_some() && leads_here {
+        let what = "whether Synapse's environment has it believe Mantlet's authority cannot be seen from here: where it does \
+                    not, no account can be deactivated, and all fails that it asks hosts which are looked into";
+        report.note(
+            &key.location,
+            what,
+            "SSL_CERT_FILE in its unit: the file that `mantlet ca synapse --bundle` writes",
+        );
     }
 }
 
@@ -146,17 +167,43 @@ pub(super) fn is_bypassed(entry: &str, host: &str) -> bool {
 fn statistics(homeserver: &Homeserver, around: &Surroundings<'_>, report: &mut Report) {
     let Some((key, _)) = homeserver.entry("report_stats").filter(|(_, value)| value.is_true()) else { return };
     let endpoint = homeserver.get("report_stats_endpoint").and_then(Node::as_str).unwrap_or(STATISTICS);
-    let host = Url::parse(endpoint, None).map(|url| url.host).unwrap_or_default();
-    let is_answered = !around.proxy_doors().is_empty()
-        && match around.way(&host) {
-            Some(Way::Deny) => true,
-            Some(Way::Intercept) => around.enforces("usage_stats"),
-            Some(Way::Tunnel) | None => false,
-        };
+    let is_answered = match around.judged("PUT", endpoint, "{}").map(|found| found.verdict.decision) {
+        Some(Decision::Answer(_) | Decision::Deny(_)) => true,
+        Some(Decision::Permit(_) | Decision::Fail(_)) | None => false,
+    };
     if !is_answered {
+        let host = host_of(endpoint);
         let what = format!("statistics about your users are sent to {host}, where nobody answers them here");
         report.finding(&key.location, what, "report_stats: false");
     }
+}
+
+/// Whoever says whether a captcha was solved is told the address of its user, unless that is taken out on the way.
+fn captcha(homeserver: &Homeserver, around: &Surroundings<'_>, report: &mut Report) {
+    let Some((key, _)) = homeserver.entry("enable_registration_captcha").filter(|(_, value)| value.is_true()) else {
+        return;
+    };
+    let maker = homeserver.get("recaptcha_siteverify_api").and_then(Node::as_str).unwrap_or(CAPTCHA);
+    let host = host_of(maker);
+    let judged = around.judged("POST", maker, "remoteip=192.0.2.7");
+    if let Some(Decision::Deny(_)) = judged.as_ref().map(|found| &found.verdict.decision) {
+        let what =
+            format!("the policy leaves no way to {host}, which says whether a captcha was solved: nobody can register");
+        let help = format!("[[egress.destination]] host = \"{host}\", action = \"intercept\"");
+        return report.finding(&key.location, what, help);
+    }
+    if judged.and_then(|found| found.body).is_none_or(|body| !body.is_empty()) {
+        let what = format!("{host} is told the address of each user who solves a captcha, which nobody takes out here");
+        let help = format!(
+            "[rules.captcha] and [[egress.destination]] host = \"{host}\", action = \"intercept\" in the policy, behind a \
+             proxy door with an authority"
+        );
+        report.finding(&key.location, what, help);
+    }
+}
+
+fn host_of(url: &str) -> String {
+    Url::parse(url, None).map(|url| url.host).unwrap_or_default()
 }
 
 fn delegates(homeserver: &Homeserver, report: &mut Report) {
@@ -211,6 +258,13 @@ impl Surroundings<'_> {
         self.gateway.listeners.iter().filter(|listener| listener.door == Door::Proxy).collect()
     }
 
+    /// What the policy says to what Synapse asks there through the proxy door; nothing without a door.
+    fn judged(&self, method: &str, url: &str, body: &str) -> Option<selftest::Finding> {
+        let mut probe = Probe::new(method, url).ok().filter(|_| !self.proxy_doors().is_empty())?;
+        (probe.flow, probe.body) = (Some(Flow::Egress), Some(body.to_owned().into()));
+        Some(probe.judge(self.policy))
+    }
+
     /// Which way the policy leaves to a host, if that is the name of one.
     pub(super) fn way(&self, host: &str) -> Option<Way> {
         let bracketed = format!("[{host}]");
@@ -221,4 +275,5 @@ impl Surroundings<'_> {
 
 /// Synapse's, for a proxy that names none.
 pub(super) const USUAL_PORT: u16 = 1080;
+const CAPTCHA: &str = "https://www.recaptcha.net/recaptcha/api/siteverify";
 const STATISTICS: &str = "https://matrix.org/report-usage-stats/push";

@@ -235,6 +235,7 @@ impl<'a> Asked<'a> {
     fn is(&self, what: &Outbound) -> bool {
         match what {
             Outbound::Path(exact) => self.path == *exact,
+            Outbound::PathEnd(end) => self.path.ends_with(end),
             Outbound::Endpoint(one) => self.endpoint == *one,
             Outbound::Identity(one) => {
                 let mut texts = [Some(self.path), self.query].into_iter().flatten();

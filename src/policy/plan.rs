@@ -45,6 +45,8 @@ pub struct Policy {
 pub enum Outbound {
     /// This path, byte for byte.
     Path(&'static str),
+    /// A path that ends so.
+    PathEnd(&'static str),
     /// This endpoint.
     Endpoint(Endpoint),
     /// This endpoint of an identity server. Synapse writes its path behind whatever it takes for the server's name, which may

@@ -1,8 +1,8 @@
 //! Keeps from the maker of a captcha at which address its user is.
 //!
 //! Leak: whoever registers with a captcha is told of to its maker by Synapse, with the user's address (`remoteip`).
-//! Rule: `remoteip` is removed from what Synapse asks at `/recaptcha/api/siteverify`, which needs no such field. It acts where
-//!   requests can be read: on hosts with `action = "intercept"`, and in the clear.
+//! Rule: `remoteip` is removed from what Synapse asks at paths that end in `/siteverify` (reCAPTCHA, hCaptcha and Turnstile have
+//!   such), where nobody needs it. It acts where requests can be read: on hosts with `action = "intercept"`, and in the clear.
 //! Cost: the maker judges by the answer alone. The page with the captcha is loaded by the user's browser, from its maker.
 //! Example:
 //!     [rules.captcha]
@@ -20,8 +20,9 @@ pub struct Config {}
 
 impl Rule for Config {
     fn compile(&self, to: &mut Compiler<'_>) {
-        // The path of `recaptcha_siteverify_api`, in `synapse/config/captcha.py`; `www.google.com` has the same.
-        let verify = Outbound::Path("/recaptcha/api/siteverify");
+        // What `synapse/config/captcha.py` has for `recaptcha_siteverify_api` ends so, and so do the paths of all who took over
+        // its interface.
+        let verify = Outbound::PathEnd("/siteverify");
         to.read_outbound(verify, MOST, BodyAction::WithoutRemoteAddress);
     }
 }
@@ -44,8 +45,12 @@ mod tests {
             String::from_utf8(probe.judge(&policy(toml)).body.unwrap().to_vec()).unwrap()
         };
         let verify = "https://www.recaptcha.net/recaptcha/api/siteverify";
-        assert_eq!(sent(rule, verify), "secret=s&response=r");
-        assert_eq!(sent(rule, "https://www.recaptcha.net/other"), form);
+        for path in ["/recaptcha/api/siteverify", "/siteverify", "/turnstile/v0/siteverify"] {
+            assert_eq!(sent(rule, &format!("https://www.recaptcha.net{path}")), "secret=s&response=r", "{path}");
+        }
+        for path in ["/other", "/recaptcha/api/siteverify/", "/notsiteverify", "/?siteverify=/siteverify"] {
+            assert_eq!(sent(rule, &format!("https://www.recaptcha.net{path}")), form, "{path}");
+        }
         assert_eq!(sent(rule, "https://other.test/recaptcha/api/siteverify"), form);
         assert_eq!(sent(&rule.replace("captcha]", "captcha]\nmode = \"report\""), verify), form);
     }

@@ -63,7 +63,7 @@ pub struct Leaf {
 pub fn make(names: &BTreeSet<String>) -> Result<Made, Problem> {
     let names = &names.iter().cloned().chain([UNBINDING.to_owned()]).collect::<BTreeSet<_>>();
     let mut params = CertificateParams::default();
-    params.distinguished_name = named("Mantlet interception authority");
+    params.distinguished_name = named(NAME);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     // Their subdomains would be permitted with them; but a name below one that is listed may be listed itself.
@@ -83,6 +83,13 @@ pub fn make(names: &BTreeSet<String>) -> Result<Made, Problem> {
     let key = KeyPair::generate().map_err(unusable)?;
     let certificate = params.self_signed(&key).map_err(unusable)?;
     Ok(Made { certificate: certificate.pem(), key: key.serialize_pem() })
+}
+
+/// Whether a certificate is that of an authority which was made here, now or before.
+pub fn is_ours(certificate: &CertificateDer<'_>) -> bool {
+    X509Certificate::from_der(certificate).is_ok_and(|(_, parsed)| {
+        parsed.subject().iter_common_name().any(|name| name.as_str().is_ok_and(|name| name == NAME))
+    })
 }
 
 impl PartialEq for Authority {
@@ -214,6 +221,7 @@ fn named(name: &str) -> DistinguishedName {
     all
 }
 
+const NAME: &str = "Mantlet interception authority";
 const AUTHORITY_LASTS: Duration = Duration::from_secs(5 * 365 * 24 * 3600);
 /// A certificate that gets away is good for no longer.
 const LEAF_LASTS: Duration = Duration::from_secs(7 * 24 * 3600);

@@ -143,9 +143,14 @@ impl World {
 /// A proxy door that looks into three hosts.
 fn door(outside: &Authority, dns: &Dns, front: &TlsFront, backend: &Backend) -> Gateway {
     let hosts = ["ident.test", "stats.test", "notary.test"];
-    // The last two `balanced` looks into by itself.
-    let ours =
-        ca::make(&[&hosts[..], &["matrix.org", "vector.im"]].concat().iter().map(|&host| host.to_owned()).collect());
+    // The last three `balanced` looks into by itself.
+    let ours = ca::make(
+        &[&hosts[..], &["matrix.org", "matrix-federation.matrix.org", "vector.im"]]
+            .concat()
+            .iter()
+            .map(|&host| host.to_owned())
+            .collect(),
+    );
     let ours = ours.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();

@@ -37,7 +37,7 @@ fn web() -> &'static Web {
         let front = TlsFront::start(&outside, &names, "127.0.1.1:0".parse().unwrap(), backend.addr());
         names.iter().for_each(|name| dns.address(name, "127.0.1.1"));
         dns.address("clear.test", "127.0.0.1");
-        let looked_into = ["push.test", "is.test", "captcha.test", "page.test", "matrix.org", "vector.im"];
+        let looked_into = ["push.test", "is.test", "captcha.test", "page.test", "matrix.org", "matrix-federation.matrix.org", "vector.im"];
         let ours = ca::make(&looked_into.map(str::to_owned).into()).unwrap();
         let files = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| std::fs::write(files.path().join(name), text).unwrap();

@@ -134,18 +134,19 @@ fn the_command_makes_an_authority_and_says_what_it_may() {
         made.code == Some(0)
             && made
                 .out
-                .starts_with("made an authority for matrix.org, other.test, unbind.mantlet.invalid, vector.im\n"),
+                .starts_with("made an authority for matrix-federation.matrix.org, matrix.org, other.test, unbind.mantlet.invalid, vector.im\n"),
         "{made:?}"
     );
     let mode = std::fs::metadata(dir.path().join("our.key")).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode, 0o600);
     let good = run(&["check"]);
-    let acts = "  out    usage_stats: only at matrix.org, vector.im, and in the clear\n";
+    let acts = "  out    usage_stats: only at matrix.org, matrix-federation.matrix.org, vector.im, and in the clear\n";
     assert!(good.code == Some(0) && good.out.contains(acts) && !good.out.contains("\n  open   "), "{good:?}");
     let shown = run(&["ca", "show"]);
     assert!(
         shown.out.contains("may be     matrix.org\nmay be     other.test\nmay be     unbind.mantlet.invalid\n")
-            && !shown.out.contains("left open"),
+            && shown.out.contains("left open  *.matrix.org: ")
+            && shown.out.matches("left open").count() == 1,
         "{shown:?}"
     );
     let key = std::fs::read(dir.path().join("our.key")).unwrap();
@@ -181,13 +182,16 @@ fn without_an_authority_the_shipped_policies_say_what_they_cannot_look_into() {
         write("policy.toml", &format!("extends = \"{base}\"\n"));
         let checked = run(&["check"]);
         assert_eq!(checked.code, Some(0), "{checked:?}");
-        for host in ["matrix.org", "vector.im"] {
+        for host in ["matrix.org", "matrix-federation.matrix.org", "vector.im"] {
             let line = format!("\n  open   {host} {how}, for there is no authority: [egress.ca], then mantlet ca init");
             assert!(checked.out.contains(&line), "{checked:?}");
             assert_eq!(run(&["explain", "CONNECT", &format!("{host}:443")]).code, Some(code));
         }
         let told: serde_json::Value = serde_json::from_str(&run(&["--format", "json", "check"]).out).unwrap();
-        assert_eq!((&told["unread"], &told["intercepted"]), (&json!(["matrix.org", "vector.im"]), &json!([])));
+        assert_eq!(
+            (&told["unread"], &told["intercepted"]),
+            (&json!(["matrix.org", "matrix-federation.matrix.org", "vector.im"]), &json!([]))
+        );
         assert!(
             checked.out.contains("  out    usage_stats: only in the clear, for no host is intercepted\n"),
             "{checked:?}"
@@ -213,4 +217,47 @@ fn without_an_authority_the_shipped_policies_say_what_they_cannot_look_into() {
         checked.err.contains("policy.toml:5:21: `without_authority` is for hosts that are looked into"),
         "{checked:?}"
     );
+}
+
+#[test]
+fn a_bundle_has_the_roots_of_the_system_and_no_authority_but_the_present_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    let read = |name: &str| std::fs::read_to_string(file(name)).unwrap();
+    authority(dir.path(), &["push.test"]);
+    let outside = mantlet_testkit::certificate::Authority::new().unwrap();
+    std::fs::write(file("roots.pem"), outside.pem()).unwrap();
+    std::fs::write(
+        file("mantlet.toml"),
+        "[[listener]]\ndoor = \"proxy\"\nbind = \"127.0.0.1:8118\"\n\
+         [egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n",
+    )
+    .unwrap();
+    let bundle = |roots: &str, more: &str| {
+        let mut command = process::mantlet(dir.path());
+        command.args(["ca", "synapse", "--bundle", "bundle.pem"]);
+        let ran = command.env("SSL_CERT_FILE", file(roots)).env("SSL_CERT_DIR", file(more)).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (ran.status.code(), text(ran.stdout), text(ran.stderr))
+    };
+    let (code, _, told) = bundle("gone.pem", "gone");
+    assert!(code == Some(1) && told.contains("no root certificates") && told.contains("gone.pem"), "{told}");
+    assert!(told.contains("install ca-certificates") && !file("bundle.pem").exists(), "{told}");
+    std::fs::create_dir(file("more")).unwrap();
+    assert_eq!(bundle("roots.pem", "more").0, Some(0));
+    let certificates = |name: &str| {
+        let text = read(name);
+        CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>().unwrap()
+    };
+    let root = certificates("roots.pem");
+    assert_eq!(certificates("bundle.pem"), [certificates("our.crt"), root.clone()].concat());
+    // An authority that is made anew, where the roots are the bundle of the one before.
+    std::fs::rename(file("bundle.pem"), file("before.pem")).unwrap();
+    authority(dir.path(), &["push.test", "other.test"]);
+    assert_eq!(bundle("before.pem", "more").0, Some(0));
+    assert_eq!(certificates("bundle.pem"), [certificates("our.crt"), root.clone()].concat());
+    // What cannot be read is told, and the rest is there.
+    let (code, told, _) = bundle("before.pem", "gone");
+    assert!(code == Some(0) && told.contains("\n# not in it: ") && told.contains("gone"), "{told}");
+    assert_eq!(certificates("bundle.pem"), [certificates("our.crt"), root].concat());
 }

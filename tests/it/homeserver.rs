@@ -317,6 +317,53 @@ fn statistics_are_found_where_nobody_answers_them() {
     // Without a proxy door a policy denies nothing.
     let (found, _) = judged(&site, &without(&["proxy"]), &way("deny"), &reported);
     assert!(found.iter().any(|line| line.contains("are sent to matrix.org")), "{found:?}");
+    // The rule answers at one path, in the clear at every host.
+    for (endpoint, is_found) in [
+        ("https://matrix.org/report-usage-stats/push", false),
+        ("https://matrix.org/collect", true),
+        ("http://stats.test/report-usage-stats/push", false),
+        ("https://stats.test/report-usage-stats/push", true),
+    ] {
+        let homeserver = format!("{reported}report_stats_endpoint: {endpoint}\n");
+        let (found, _) = judged(&site, &authority, &(way("intercept") + answered), &homeserver);
+        assert_eq!(found.len(), usize::from(is_found), "{endpoint}: {found:?}");
+    }
+}
+
+#[test]
+fn a_captcha_whose_maker_is_told_the_users_address_is_found() {
+    let site = site();
+    let authority = format!("{GATEWAY}\n[egress.ca]\ncertificate = \"ca.crt\"\nkey = \"ca.key\"\n");
+    site.write("mantlet.toml", &authority);
+    let made = site.run(&["ca", "init", "www.recaptcha.net", "challenges.test"]);
+    assert_eq!(made.code, Some(0), "{made:?}");
+    let way = |base: &str, host: &str, action: &str| {
+        format!("extends = \"{base}\"\n[[egress.destination]]\nhost = \"{host}\"\naction = \"{action}\"\n")
+    };
+    let intercepted = way("balanced", "www.recaptcha.net", "intercept");
+    let other = way("balanced", "challenges.test", "intercept");
+    let at = |url: &str| format!("recaptcha_siteverify_api: {url}\n");
+    let is_told = "is told the address of each user who solves a captcha";
+    for (gateway, policy, more, words) in [
+        (&*authority, "extends = \"balanced\"", String::new(), is_told),
+        (&authority, &way("balanced", "www.recaptcha.net", "tunnel"), String::new(), is_told),
+        (&authority, &way("transparent", "www.recaptcha.net", "intercept"), String::new(), is_told),
+        (&authority, &way("balanced", "www.recaptcha.net", "deny"), String::new(), "nobody can register"),
+        (&authority, &intercepted, String::new(), ""),
+        (&authority, &intercepted, at("https://challenges.test/turnstile/v0/siteverify"), is_told),
+        (&authority, &other, at("https://challenges.test/turnstile/v0/siteverify"), ""),
+        (&authority, &other, at("https://challenges.test/verify"), is_told),
+        (&without(&["proxy"]), "extends = \"balanced\"", String::new(), is_told),
+    ] {
+        let homeserver = format!("{GOOD}enable_registration_captcha: true\n{more}");
+        let (found, _) = judged(&site, gateway, policy, &homeserver);
+        let of_captcha: Vec<_> = found.iter().filter(|line| line.starts_with("homeserver.yaml:24:1: ")).collect();
+        assert_eq!(of_captcha.len(), usize::from(!words.is_empty()), "{policy} {more}: {found:?}");
+        assert!(of_captcha.iter().all(|line| line.contains(words)), "{policy} {more}: {found:?}");
+    }
+    let (found, _) =
+        judged(&site, &authority, "extends = \"balanced\"", &format!("{GOOD}enable_registration_captcha: no\n"));
+    assert_eq!(found, [""; 0]);
 }
 
 /// The gateway file without this door, or these.
@@ -478,6 +525,56 @@ fn a_policy_without_the_rule_and_a_gateway_without_the_door_leave_the_notary_to_
     let ran = check(&site);
     assert!(findings(&ran).iter().any(|line| line.contains("the service records of other servers")), "{ran:?}");
     assert!(findings(&ran).iter().any(|line| line.contains("matrix.org is asked")), "{ran:?}");
+}
+
+#[test]
+fn a_notary_that_the_proxy_door_looks_into_is_answered_here() {
+    let site = site();
+    let authority = format!("{}\n[egress.ca]\ncertificate = \"ca.crt\"\nkey = \"ca.key\"\n", without(&["federation"]));
+    site.write("mantlet.toml", &authority);
+    assert_eq!(site.run(&["ca", "init", "notary.test"]).code, Some(0));
+    let alone = GOOD.replace("outbound_federation_restricted_to: [out]\n", "");
+    let balanced = "extends = \"balanced\"\n";
+    let to = |host: &str, action: &str| format!("[[egress.destination]]\nhost = \"{host}\"\naction = \"{action}\"\n");
+    let base = |more: String| format!("{balanced}{more}");
+    let other = alone.replace("server_name: matrix.org", "server_name: notary.test");
+    let pinned = alone.replace("server_name: matrix.org", "server_name: matrix.org, verify_keys: {\"ed25519:a\": x}");
+    let (asked, note) = ("is asked for the keys", "whether notary.test is asked for keys at another host");
+    for (gateway, policy, homeserver, words) in [
+        (&authority, base(String::new()), &alone, ""),
+        (&authority, base(String::new()), &alone.replace(KEY_SERVERS, ""), ""),
+        (&authority, base(to("matrix-federation.matrix.org", "tunnel")), &alone, asked),
+        (&authority, base(to("matrix.org", "tunnel")), &alone, asked),
+        (&authority, base("[rules.notary]\nmode = \"report\"\n".to_owned()), &alone, asked),
+        (&authority, base(String::new()), &other, asked),
+        (&authority, base(to("notary.test", "intercept")), &other, note),
+        (&authority, base(String::new()), &pinned, "are pinned"),
+        (&without(&["federation"]), base(String::new()), &alone, asked),
+    ] {
+        let (found, notes) = judged(&site, gateway, &policy, homeserver);
+        // What is said of federation in tunnels, and of the authority, is another test's.
+        let others = ["federation goes through the proxy", "believe Mantlet's authority"];
+        let mut of_keys = found.iter().chain(&notes).filter(|line| !others.iter().any(|other| line.contains(other)));
+        let first = of_keys.next().map_or("", |line| line);
+        assert!(first.contains(words) && first.is_empty() == words.is_empty(), "{policy}: {first}");
+        assert_eq!(of_keys.next(), None, "{policy}");
+    }
+}
+
+#[test]
+fn whether_synapse_believes_the_authority_is_noted_where_it_has_to() {
+    let site = site();
+    let authority = format!("{GATEWAY}\n[egress.ca]\ncertificate = \"ca.crt\"\nkey = \"ca.key\"\n");
+    site.write("mantlet.toml", &authority);
+    assert_eq!(site.run(&["ca", "init"]).code, Some(0));
+    let elsewhere = GOOD.replace("@127.0.0.1:8118", "@proxy.internal:8118");
+    for (gateway, homeserver, is_noted) in
+        [(&*authority, GOOD, true), (GATEWAY, GOOD, false), (&authority, &elsewhere, false)]
+    {
+        let (_, notes) = judged(&site, gateway, "extends = \"balanced\"", homeserver);
+        let words = "note: homeserver.yaml:16:1: whether Synapse's environment has it believe Mantlet's authority";
+        assert_eq!(notes.iter().filter(|note| note.starts_with(words)).count(), usize::from(is_noted), "{notes:?}");
+    }
 }
 
 #[test]

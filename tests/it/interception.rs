@@ -61,7 +61,10 @@ impl World {
         }
         let dir = tempfile::tempdir().unwrap();
         outside.write(dir.path()).unwrap();
-        authority(dir.path(), &["push.test", "stats.test", "bad.test", "matrix.org", "vector.im"]);
+        authority(
+            dir.path(),
+            &["push.test", "stats.test", "bad.test", "matrix.org", "matrix-federation.matrix.org", "vector.im"],
+        );
         std::fs::write(dir.path().join("policy.toml"), POLICY).unwrap();
         let text = format!(
             "[[listener]]\nname = \"web\"\ndoor = \"proxy\"\nbind = \"127.0.0.1:0\"\nports = [{}]\nextra_roots = [\"ca.crt\"]\n\
@@ -196,6 +199,7 @@ fn of_what_synapse_tells_others_less_arrives() {
         arrived("/recaptcha/api/siteverify", form, "secret=s&remoteip=192.0.2.7&response=r"),
         "secret=s&response=r"
     );
+    assert_eq!(arrived("/turnstile/v0/siteverify", form, "remoteip=192.0.2.7&response=r"), "response=r");
     assert_eq!(arrived("/recaptcha/api/other", form, "secret=s&remoteip=192.0.2.7"), "secret=s&remoteip=192.0.2.7");
     assert_eq!(arrived("/_matrix/identity/api/v1/validate/msisdn/requestToken", form, "{ }"), "{ }");
     let before = world.backend.requests().len();
@@ -288,7 +292,7 @@ fn check_says_when_unbinding_is_left_open() {
     let without = check(&both, &["check"]).unwrap();
     assert!(without.ends_with("[egress.ca] names no authority"), "{without}");
     assert_eq!(check(&both, &["check", "--policy", "balanced"]), None);
-    authority(dir.path(), &["push.test", "matrix.org", "vector.im"]);
+    authority(dir.path(), &["push.test", "matrix.org", "matrix-federation.matrix.org", "vector.im"]);
     let whole = format!("{both}[egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n");
     assert_eq!(check(&whole, &["check"]), None);
 }
@@ -357,7 +361,15 @@ fn an_authority_that_is_made_anew_is_believed_without_a_restart_and_a_bad_one_ch
     let world = World::new(|_| ok());
     let told = || world.gateway.reloader().reload(Trigger::Command);
     assert_eq!(told().unwrap().message, "the policy is unchanged");
-    let hosts = ["push.test", "stats.test", "bad.test", "tunnel.test", "matrix.org", "vector.im"];
+    let hosts = [
+        "push.test",
+        "stats.test",
+        "bad.test",
+        "tunnel.test",
+        "matrix.org",
+        "matrix-federation.matrix.org",
+        "vector.im",
+    ];
     let before = std::fs::read(world.gateway.dir().join("our.crt")).unwrap();
     authority(world.gateway.dir(), &hosts);
     let reloaded = told().unwrap();
