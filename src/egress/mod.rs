@@ -24,13 +24,14 @@ use crate::config::settings::Limits;
 use crate::error::Kind;
 use crate::events::Events;
 use crate::ledger::{Contact, Door, Ledger};
+use crate::matrix::Host;
 use crate::message::Answer;
 use crate::observe::access::{Decision, Writer};
 use crate::observe::metrics::{self, TunnelMetrics, WEB};
 use crate::origin::{Destination, Web};
 use crate::policy::egress::{Way, is_reserved};
 use crate::policy::{Cause, RuleIndex};
-use crate::snapshot::Current;
+use crate::snapshot::{Current, Generation};
 use crate::stack::forward::{NAME, Refusal, Terms};
 use crate::stack::{Parts, Peer};
 use asked::Asked;
@@ -158,24 +159,42 @@ impl Proxy {
             return None;
         }
         // One that is to be looked into, and cannot be, does not pass unread.
-        let is_tunnel = generation.policy.egress().way(&to.host).0 == Way::Tunnel;
-        drop(generation);
-        if !is_tunnel {
+        if !passes_unread(&generation, &to.host) {
             asked.came_to(metrics::Tunnel::Failed, Decision::Error, None);
             asked.note(|record| record.error = Some(Kind::Panic.as_str()));
             asked.answer(&mut io, &Answer::error(Kind::Panic), None).await;
             return None;
         }
-        let far = match self.web.connect(&to).await {
+        drop(generation);
+        tokio::select! {
+            biased;
+            // A tunnel that is in use would else outlast every policy.
+            () = self.current.until(|generation| !passes_unread(generation, &to.host)) => {}
+            () = self.dig(io, &to, &asked, draining) => {}
+        }
+        None
+    }
+
+    /// Carries what passes unread, from the connection to the other end until it is over.
+    async fn dig<IO: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        mut io: Rewound<IO>,
+        to: &Destination,
+        asked: &Asked<'_>,
+        draining: Pin<&mut impl Future<Output = ()>>,
+    ) {
+        let far = match self.web.connect(to).await {
             Ok(far) => far,
             Err(error) => {
                 asked.came_to(metrics::Tunnel::Failed, Decision::Error, None);
                 asked.note(|record| record.error = Some(error.kind().as_str()));
                 asked.answer(&mut io, &Answer::error(error.kind()), None).await;
-                return None;
+                return;
             }
         };
-        asked.open(&mut io).await.ok()?;
+        if asked.open(&mut io).await.is_err() {
+            return;
+        }
         match tunnel::hello(&mut io, &to.host, self.limits.handshake.duration()).await {
             Ok(hello) => {
                 asked.carries();
@@ -184,7 +203,6 @@ impl Proxy {
             Err(tunnel::NoHello::Gone) => {}
             Err(tunnel::NoHello::Other) => asked.came_to(metrics::Tunnel::Mismatch, Decision::Deny, Some(NAME)),
         }
-        None
     }
 
     /// Ends the tunnel here, in TLS of our own. What is asked inside is recorded by the chain.
@@ -207,5 +225,13 @@ impl Proxy {
             }
             Err(_late) => None,
         }
+    }
+}
+
+/// Whether the policy lets pass what is asked of this host without a look into it.
+fn passes_unread(generation: &Generation, host: &Host) -> bool {
+    match generation.policy.egress().way(host).0 {
+        Way::Tunnel => true,
+        Way::Intercept | Way::Deny => false,
     }
 }
