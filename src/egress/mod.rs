@@ -192,12 +192,13 @@ impl Proxy {
                 return;
             }
         };
+        let connected_us = asked.elapsed_us();
         if asked.open(&mut io).await.is_err() {
             return;
         }
         match tunnel::hello(&mut io, &to.host, self.limits.handshake.duration()).await {
             Ok(hello) => {
-                asked.carries();
+                asked.carries(connected_us);
                 tunnel::carry(io, far, &hello, asked.flowed(), self.limits.tunnel_idle.duration(), draining).await;
             }
             Err(tunnel::NoHello::Gone) => {}

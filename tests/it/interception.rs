@@ -52,6 +52,11 @@ pub fn authority(dir: &Path, hosts: &[&str]) {
 
 impl World {
     fn new(play: impl FnMut(&RecordedRequest) -> Answer + Send + 'static) -> World {
+        Self::within("", play)
+    }
+
+    /// The same with these limits.
+    fn within(limits: &str, play: impl FnMut(&RecordedRequest) -> Answer + Send + 'static) -> World {
         let (dns, outside) = (Dns::start(), Authority::new().unwrap());
         let backend = Backend::start(play).unwrap();
         // Nobody has a certificate for bad.test.
@@ -68,7 +73,7 @@ impl World {
             "[[listener]]\nname = \"web\"\ndoor = \"proxy\"\nbind = \"127.0.0.1:0\"\nports = [{}]\nextra_roots = [\"ca.crt\"]\n\
              [policy]\nfile = \"policy.toml\"\n[upstream.synapse]\nservers = [\"http://127.0.0.1:9\"]\n\
              [egress]\nnameservers = [\"{}\"]\n[egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n\
-             [egress.addresses]\nallow = [\"127.0.1.0/24\"]\n",
+             [egress.addresses]\nallow = [\"127.0.1.0/24\"]\n[limits]\n{limits}",
             front.addr().port(),
             dns.addr()
         );
@@ -384,6 +389,16 @@ fn an_authority_that_is_made_anew_is_believed_without_a_restart_and_a_bad_one_ch
     assert!(refused.problems.to_string().contains("our.crt"), "{}", refused.problems);
     std::fs::write(world.gateway.dir().join("our.crt"), good).unwrap();
     assert_eq!(world.ask("push.test", "GET /x", "", "").0, 200);
+}
+
+#[test]
+fn whoever_says_nothing_where_it_is_looked_into_asked_nobody() {
+    let world = World::within("handshake = \"100ms\"", |_| ok());
+    assert_ended(connect(&world.gateway, &format!("push.test:{}", world.front.addr().port())));
+    let record = &world.gateway.records(1)[0];
+    assert_eq!((record["decision"].as_str(), record["upstream"].as_str()), (Some("cancelled"), None));
+    assert_eq!(world.gateway.metric("mantlet_tunnels_total{outcome=\"cancelled\"}"), 1.0);
+    assert_eq!(world.gateway.metric("mantlet_egress_contacts_total{cause=\"other\",verdict=\"failed\"}"), 1.0);
 }
 
 #[test]
