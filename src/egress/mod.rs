@@ -8,14 +8,13 @@ mod connect;
 mod rewound;
 mod tunnel;
 
-use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::BytesMut;
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -80,40 +79,24 @@ impl Proxy {
         draining: Pin<&mut impl Future<Output = ()>>,
     ) -> Received<IO> {
         let mut read = BytesMut::new();
-        match self.begins_with_connect(&mut io, &mut read).await {
-            Ok(true) => {}
-            Ok(false) => return Received::Requests(Rewound::new(io, read.freeze())),
-            // Nobody is there to be told anything.
-            Err(_) => return Received::Nothing,
-        }
-        match timeout(self.limits.head.duration(), connect::read(&mut io, &mut read)).await {
-            Ok(Ok(head)) => {
+        match connect::read(&mut io, &mut read, &peer.pace).await {
+            Ok(Some(head)) => {
                 let (io, asked) = (Rewound::new(io, read.freeze()), Asked::begin(self, peer));
                 if let Some((host, io)) = self.connect(io, head, asked, draining).await {
                     return Received::InPlaceOf(host, Box::new(io));
                 }
             }
-            Ok(Err(connect::Failure::Gone)) => {}
-            Ok(Err(connect::Failure::Bad)) => {
+            Ok(None) => return Received::Requests(Rewound::new(io, read.freeze())),
+            // Nobody is there to be told anything.
+            Err(connect::Failure::Gone) => {}
+            Err(connect::Failure::Bad) => {
                 peer.listener.refused_by_parser(metrics::Refusal::BadRequest);
                 // Whether it arrives is the client's affair.
                 let _ = asked::write(&mut io, &Refusal::Target.answer(), None).await;
             }
-            Err(_late) => peer.listener.refused_by_parser(metrics::Refusal::Timeout),
+            Err(connect::Failure::Late) => peer.listener.refused_by_parser(metrics::Refusal::Timeout),
         }
         Received::Nothing
-    }
-
-    /// Whether the first word is CONNECT. As little as tells is read.
-    async fn begins_with_connect(&self, io: &mut (impl AsyncRead + Unpin), read: &mut BytesMut) -> io::Result<bool> {
-        let mut patience = self.limits.first_byte.duration();
-        while read.len() < connect::WORD.len() && connect::WORD.starts_with(read) {
-            if timeout(patience, io.read_buf(read)).await?? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            patience = self.limits.head.duration();
-        }
-        Ok(read.starts_with(connect::WORD))
     }
 
     async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
