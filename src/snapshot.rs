@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Cache};
 use prometheus::IntCounter;
+use tokio::sync::watch;
 
 use crate::observe::metrics::{Action, Metrics};
 use crate::policy::plan::RuleInfo;
@@ -37,10 +38,16 @@ pub struct RuleCounters {
 
 /// The place where all workers find the generation in force.
 #[derive(Clone, Debug)]
-pub struct Snapshot(Arc<ArcSwap<Generation>>);
+pub struct Snapshot {
+    place: Arc<ArcSwap<Generation>>,
+    swapped: watch::Sender<()>,
+}
 
 /// A worker's own view of it, which costs a comparison of two pointers.
-pub struct Current(RefCell<Cache<Arc<ArcSwap<Generation>>, Arc<Generation>>>);
+pub struct Current {
+    view: RefCell<Cache<Arc<ArcSwap<Generation>>, Arc<Generation>>>,
+    swapped: watch::Receiver<()>,
+}
 
 impl Generation {
     /// Numbers a policy and resolves its counters.
@@ -70,28 +77,41 @@ impl Generation {
 impl Snapshot {
     /// The first generation.
     pub fn new(first: Generation) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(first)))
+        Self { place: Arc::new(ArcSwap::from_pointee(first)), swapped: watch::Sender::default() }
     }
 
     /// The generation in force.
     pub fn load(&self) -> Arc<Generation> {
-        self.0.load_full()
+        self.place.load_full()
     }
 
-    /// Puts a generation in force; requests under way end under theirs.
+    /// Puts a generation in force; requests under way end under theirs, tunnels only where it leaves them a way.
     pub fn store(&self, generation: Generation) {
-        self.0.store(Arc::new(generation));
+        self.place.store(Arc::new(generation));
+        self.swapped.send_replace(());
     }
 
     /// A view for one worker.
     pub fn current(&self) -> Current {
-        Current(RefCell::new(Cache::new(Arc::clone(&self.0))))
+        Current { view: RefCell::new(Cache::new(Arc::clone(&self.place))), swapped: self.swapped.subscribe() }
     }
 }
 
 impl Current {
     /// The generation in force.
     pub fn load(&self) -> Arc<Generation> {
-        Arc::clone(self.0.borrow_mut().load())
+        Arc::clone(self.view.borrow_mut().load())
+    }
+
+    /// Waits until this is so of the generation in force.
+    pub async fn until(&self, is_so: impl Fn(&Generation) -> bool) {
+        // What is swapped from here on is seen, whatever was seen before.
+        let mut swapped = self.swapped.clone();
+        while !is_so(&self.load()) {
+            // Where nobody swaps any more, it stays as it is.
+            if swapped.changed().await.is_err() {
+                std::future::pending().await
+            }
+        }
     }
 }

@@ -79,9 +79,13 @@ impl<'a> Asked<'a> {
         }
     }
 
-    /// Notes that the tunnel carries from now on.
-    pub fn carries(&self) {
+    /// Notes that the tunnel carries from now on, whose other end was connected to after so long.
+    pub fn carries(&self, connected_us: u64) {
         self.came_to(Tunnel::Open, Decision::Permit, None);
+        self.note(|record| {
+            record.upstream = Some(Arc::clone(&self.proxy.upstream));
+            record.upstream_us = Some(connected_us);
+        });
         let contact = self.contact.take();
         self.contact.replace(contact.map(|contact| self.proxy.ledger.opened(contact)));
     }
@@ -99,12 +103,7 @@ impl<'a> Asked<'a> {
 
     /// Says that there is a tunnel now.
     pub async fn open(&self, io: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-        let connected = self.elapsed_us();
-        self.note(|record| {
-            record.upstream = Some(Arc::clone(&self.proxy.upstream));
-            record.upstream_us = Some(connected);
-            record.status = 200;
-        });
+        self.note(|record| record.status = 200);
         timeout(LAST_WORD, io.write_all(OPEN)).await?
     }
 
@@ -114,7 +113,8 @@ impl<'a> Asked<'a> {
         let _ = write(io, answer, rule).await;
     }
 
-    fn elapsed_us(&self) -> u64 {
+    /// Since it was asked for.
+    pub fn elapsed_us(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 }
@@ -123,6 +123,10 @@ impl Drop for Asked<'_> {
     fn drop(&mut self) {
         let Some(mut record) = self.record.take() else { return };
         record.duration_us = self.elapsed_us();
+        // What nobody noted a decision of came to nothing, wherever it was left.
+        if record.decision == Decision::Cancelled {
+            self.proxy.metrics.outcome(Tunnel::Cancelled);
+        }
         (record.bytes_in, record.bytes_out) = (self.flowed.out(), self.flowed.back());
         self.proxy.metrics.bytes(Direction::Out, record.bytes_in);
         self.proxy.metrics.bytes(Direction::In, record.bytes_out);

@@ -3,8 +3,10 @@
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::time::{Instant, timeout_at};
 
 use crate::origin::Destination;
+use crate::stack::Pace;
 
 /// What somebody asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,27 +19,38 @@ pub(super) struct Connect {
 /// Why there is no head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// The connection ended.
+    /// The connection ended, or said nothing.
     Gone,
+    /// Its patience is over.
+    Late,
     /// It is too large, or is none.
     Bad,
 }
 
-/// Reads on, until the head is whole; what follows it stays in `read`. How long it may take is for the caller to say.
-pub(super) async fn read(io: &mut (impl AsyncRead + Unpin), read: &mut BytesMut) -> Result<Connect, Failure> {
-    loop {
+/// Reads on until the head is whole, or as little as tells that it is none of a CONNECT; what follows it stays in `read`.
+///
+/// From its first byte on it has the patience of one head, in however many pieces it comes.
+pub(super) async fn read(
+    io: &mut (impl AsyncRead + Unpin),
+    read: &mut BytesMut,
+    pace: &Pace,
+) -> Result<Option<Connect>, Failure> {
+    while WORD.starts_with(&read[..read.len().min(WORD.len())]) {
         if let Some((head, length)) = parse(read)? {
             read.advance(length);
-            return Ok(head);
+            return Ok(Some(head));
         }
         if read.len() >= MOST {
             return Err(Failure::Bad);
         }
-        match io.read_buf(read).await {
-            Ok(0) | Err(_) => return Err(Failure::Gone),
-            Ok(_) => {}
+        let deadline = pace.deadline().unwrap_or_else(Instant::now);
+        match timeout_at(deadline, io.read_buf(read)).await {
+            Ok(Ok(1..)) => pace.read(true),
+            Ok(Ok(0) | Err(_)) => return Err(Failure::Gone),
+            Err(_late) => return Err(if read.is_empty() { Failure::Gone } else { Failure::Late }),
         }
     }
+    Ok(None)
 }
 
 /// The head, and its length; `None` if it is not whole yet.
@@ -70,7 +83,7 @@ fn parse(bytes: &[u8]) -> Result<Option<(Connect, usize)>, Failure> {
 }
 
 /// How a CONNECT begins.
-pub(super) const WORD: &[u8] = b"CONNECT ";
+const WORD: &[u8] = b"CONNECT ";
 /// A whole head.
 const MOST: usize = 16 * 1024;
 /// Of one head.
@@ -78,7 +91,17 @@ const FIELDS: usize = 64;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
+    use crate::stack::pace::PaceLimits;
+
+    fn pace() -> Pace {
+        let [first_byte, head, rest, keep_alive] = [7, 10, 1, 1].map(Duration::from_secs);
+        Pace::new(PaceLimits { first_byte, head, rest, keep_alive })
+    }
 
     fn to(head: &str) -> Result<Option<String>, Failure> {
         parse(head.as_bytes()).map(|head| head.map(|(head, _)| format!("{} {}", head.to.host, head.to.port)))
@@ -126,14 +149,41 @@ mod tests {
     async fn a_head_without_an_end_is_not_read_for_ever() {
         let endless = format!("CONNECT a:443 HTTP/1.1\r\nX: {}", "x".repeat(1 << 20));
         let (mut io, mut buffer) = (endless.as_bytes(), BytesMut::new());
-        assert_eq!(read(&mut io, &mut buffer).await, Err(Failure::Bad));
+        assert_eq!(read(&mut io, &mut buffer, &pace()).await, Err(Failure::Bad));
         assert!(io.len() > 900_000, "{} are left", io.len());
     }
 
     #[tokio::test]
     async fn what_follows_a_head_is_the_tunnels() {
         let (mut io, mut buffer) = (&b"CONNECT a:443 HTTP/1.1\r\n\r\n\x16\x03\x01"[..], BytesMut::new());
-        assert!(read(&mut io, &mut buffer).await.is_ok());
+        assert!(read(&mut io, &mut buffer, &pace()).await.is_ok_and(|head| head.is_some()));
         assert_eq!(&buffer[..], b"\x16\x03\x01");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_has_one_patience_in_however_many_pieces_it_comes() {
+        for (said, result, seconds) in [
+            ("CONNECT a:443 HTTP/1.1\r\n\r\n", Err(Failure::Late), 3 + 10),
+            ("COPY", Ok(None), 3 + 3 + 3),
+            ("", Err(Failure::Gone), 7),
+        ] {
+            let ((mut client, mut io), pace, began) = (tokio::io::duplex(64), pace(), Instant::now());
+            let dribble = async {
+                for byte in said.bytes() {
+                    tokio::time::sleep(Duration::from_secs(3)).await;
+                    client.write_all(&[byte]).await.unwrap();
+                }
+                std::future::pending().await
+            };
+            let mut buffer = BytesMut::new();
+            tokio::select! {
+                read = read(&mut io, &mut buffer, &pace) => assert_eq!(read, result, "{said}"),
+                () = dribble => {}
+            }
+            assert_eq!(began.elapsed(), Duration::from_secs(seconds), "{said}");
+            // Who reads on has what is left of it.
+            let left = if said.is_empty() { 7 } else { 3 + 10 };
+            assert_eq!(pace.deadline(), Some(began + Duration::from_secs(left)));
+        }
     }
 }

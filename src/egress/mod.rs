@@ -8,14 +8,13 @@ mod connect;
 mod rewound;
 mod tunnel;
 
-use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::BytesMut;
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -24,13 +23,14 @@ use crate::config::settings::Limits;
 use crate::error::Kind;
 use crate::events::Events;
 use crate::ledger::{Contact, Door, Ledger};
+use crate::matrix::Host;
 use crate::message::Answer;
 use crate::observe::access::{Decision, Writer};
 use crate::observe::metrics::{self, TunnelMetrics, WEB};
 use crate::origin::{Destination, Web};
 use crate::policy::egress::{Way, is_reserved};
 use crate::policy::{Cause, RuleIndex};
-use crate::snapshot::Current;
+use crate::snapshot::{Current, Generation};
 use crate::stack::forward::{NAME, Refusal, Terms};
 use crate::stack::{Parts, Peer};
 use asked::Asked;
@@ -79,40 +79,24 @@ impl Proxy {
         draining: Pin<&mut impl Future<Output = ()>>,
     ) -> Received<IO> {
         let mut read = BytesMut::new();
-        match self.begins_with_connect(&mut io, &mut read).await {
-            Ok(true) => {}
-            Ok(false) => return Received::Requests(Rewound::new(io, read.freeze())),
-            // Nobody is there to be told anything.
-            Err(_) => return Received::Nothing,
-        }
-        match timeout(self.limits.head.duration(), connect::read(&mut io, &mut read)).await {
-            Ok(Ok(head)) => {
+        match connect::read(&mut io, &mut read, &peer.pace).await {
+            Ok(Some(head)) => {
                 let (io, asked) = (Rewound::new(io, read.freeze()), Asked::begin(self, peer));
                 if let Some((host, io)) = self.connect(io, head, asked, draining).await {
                     return Received::InPlaceOf(host, Box::new(io));
                 }
             }
-            Ok(Err(connect::Failure::Gone)) => {}
-            Ok(Err(connect::Failure::Bad)) => {
+            Ok(None) => return Received::Requests(Rewound::new(io, read.freeze())),
+            // Nobody is there to be told anything.
+            Err(connect::Failure::Gone) => {}
+            Err(connect::Failure::Bad) => {
                 peer.listener.refused_by_parser(metrics::Refusal::BadRequest);
                 // Whether it arrives is the client's affair.
                 let _ = asked::write(&mut io, &Refusal::Target.answer(), None).await;
             }
-            Err(_late) => peer.listener.refused_by_parser(metrics::Refusal::Timeout),
+            Err(connect::Failure::Late) => peer.listener.refused_by_parser(metrics::Refusal::Timeout),
         }
         Received::Nothing
-    }
-
-    /// Whether the first word is CONNECT. As little as tells is read.
-    async fn begins_with_connect(&self, io: &mut (impl AsyncRead + Unpin), read: &mut BytesMut) -> io::Result<bool> {
-        let mut patience = self.limits.first_byte.duration();
-        while read.len() < connect::WORD.len() && connect::WORD.starts_with(read) {
-            if timeout(patience, io.read_buf(read)).await?? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            patience = self.limits.head.duration();
-        }
-        Ok(read.starts_with(connect::WORD))
     }
 
     async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
@@ -158,33 +142,51 @@ impl Proxy {
             return None;
         }
         // One that is to be looked into, and cannot be, does not pass unread.
-        let is_tunnel = generation.policy.egress().way(&to.host).0 == Way::Tunnel;
-        drop(generation);
-        if !is_tunnel {
+        if !passes_unread(&generation, &to.host) {
             asked.came_to(metrics::Tunnel::Failed, Decision::Error, None);
             asked.note(|record| record.error = Some(Kind::Panic.as_str()));
             asked.answer(&mut io, &Answer::error(Kind::Panic), None).await;
             return None;
         }
-        let far = match self.web.connect(&to).await {
+        drop(generation);
+        tokio::select! {
+            biased;
+            // A tunnel that is in use would else outlast every policy.
+            () = self.current.until(|generation| !passes_unread(generation, &to.host)) => {}
+            () = self.dig(io, &to, &asked, draining) => {}
+        }
+        None
+    }
+
+    /// Carries what passes unread, from the connection to the other end until it is over.
+    async fn dig<IO: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        mut io: Rewound<IO>,
+        to: &Destination,
+        asked: &Asked<'_>,
+        draining: Pin<&mut impl Future<Output = ()>>,
+    ) {
+        let far = match self.web.connect(to).await {
             Ok(far) => far,
             Err(error) => {
                 asked.came_to(metrics::Tunnel::Failed, Decision::Error, None);
                 asked.note(|record| record.error = Some(error.kind().as_str()));
                 asked.answer(&mut io, &Answer::error(error.kind()), None).await;
-                return None;
+                return;
             }
         };
-        asked.open(&mut io).await.ok()?;
+        let connected_us = asked.elapsed_us();
+        if asked.open(&mut io).await.is_err() {
+            return;
+        }
         match tunnel::hello(&mut io, &to.host, self.limits.handshake.duration()).await {
             Ok(hello) => {
-                asked.carries();
+                asked.carries(connected_us);
                 tunnel::carry(io, far, &hello, asked.flowed(), self.limits.tunnel_idle.duration(), draining).await;
             }
             Err(tunnel::NoHello::Gone) => {}
             Err(tunnel::NoHello::Other) => asked.came_to(metrics::Tunnel::Mismatch, Decision::Deny, Some(NAME)),
         }
-        None
     }
 
     /// Ends the tunnel here, in TLS of our own. What is asked inside is recorded by the chain.
@@ -207,5 +209,13 @@ impl Proxy {
             }
             Err(_late) => None,
         }
+    }
+}
+
+/// Whether the policy lets pass what is asked of this host without a look into it.
+fn passes_unread(generation: &Generation, host: &Host) -> bool {
+    match generation.policy.egress().way(host).0 {
+        Way::Tunnel => true,
+        Way::Intercept | Way::Deny => false,
     }
 }

@@ -19,8 +19,9 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::common::{SOON, ok};
 use crate::process;
+use crate::proxy_door::assert_ended;
 use crate::support::Gateway;
-use crate::support::outside::{Dns, TlsFront};
+use crate::support::outside::{self, Dns, TlsFront};
 
 pub type Tls = StreamOwned<ClientConnection, TcpStream>;
 
@@ -51,6 +52,11 @@ pub fn authority(dir: &Path, hosts: &[&str]) {
 
 impl World {
     fn new(play: impl FnMut(&RecordedRequest) -> Answer + Send + 'static) -> World {
+        Self::within("", play)
+    }
+
+    /// The same with these limits.
+    fn within(limits: &str, play: impl FnMut(&RecordedRequest) -> Answer + Send + 'static) -> World {
         let (dns, outside) = (Dns::start(), Authority::new().unwrap());
         let backend = Backend::start(play).unwrap();
         // Nobody has a certificate for bad.test.
@@ -70,7 +76,7 @@ impl World {
             "[[listener]]\nname = \"web\"\ndoor = \"proxy\"\nbind = \"127.0.0.1:0\"\nports = [{}]\nextra_roots = [\"ca.crt\"]\n\
              [policy]\nfile = \"policy.toml\"\n[upstream.synapse]\nservers = [\"http://127.0.0.1:9\"]\n\
              [egress]\nnameservers = [\"{}\"]\n[egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n\
-             [egress.addresses]\nallow = [\"127.0.1.0/24\"]\n",
+             [egress.addresses]\nallow = [\"127.0.1.0/24\"]\n[limits]\n{limits}",
             front.addr().port(),
             dns.addr()
         );
@@ -99,17 +105,23 @@ impl World {
 /// TLS through the proxy door of a gateway with whoever is at `to`, and shows itself as this name, of which the word of the
 /// gateway's own authority is believed and nobody else's.
 pub fn tls(gateway: &Gateway, to: &str, name: &str) -> Tls {
-    let mut stream = TcpStream::connect(gateway.addr()).unwrap();
-    stream.set_read_timeout(Some(SOON)).unwrap();
-    write!(stream, "CONNECT {to} HTTP/1.0\r\n\r\n").unwrap();
-    let mut head = [0; "HTTP/1.1 200 Connection established\r\n\r\n".len()];
-    stream.read_exact(&mut head).unwrap();
+    let stream = connect(gateway, to);
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let roots = roots(&std::fs::read_to_string(gateway.dir().join("our.crt")).unwrap());
     let config = builder.with_root_certificates(roots).with_no_client_auth();
     let name = ServerName::try_from(name.to_owned()).unwrap();
     StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), stream)
+}
+
+/// A tunnel through the proxy door of a gateway.
+fn connect(gateway: &Gateway, to: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(gateway.addr()).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    write!(stream, "CONNECT {to} HTTP/1.0\r\n\r\n").unwrap();
+    let mut head = [0; "HTTP/1.1 200 Connection established\r\n\r\n".len()];
+    stream.read_exact(&mut head).unwrap();
+    stream
 }
 
 /// Asks once, and gives the status and all that is answered.
@@ -389,6 +401,31 @@ fn an_authority_that_is_made_anew_is_believed_without_a_restart_and_a_bad_one_ch
     assert!(refused.problems.to_string().contains("our.crt"), "{}", refused.problems);
     std::fs::write(world.gateway.dir().join("our.crt"), good).unwrap();
     assert_eq!(world.ask("push.test", "GET /x", "", "").0, 200);
+}
+
+#[test]
+fn whoever_says_nothing_where_it_is_looked_into_asked_nobody() {
+    let world = World::within("handshake = \"100ms\"", |_| ok());
+    assert_ended(connect(&world.gateway, &format!("push.test:{}", world.front.addr().port())));
+    let record = &world.gateway.records(1)[0];
+    assert_eq!((record["decision"].as_str(), record["upstream"].as_str()), (Some("cancelled"), None));
+    assert_eq!(world.gateway.metric("mantlet_tunnels_total{outcome=\"cancelled\"}"), 1.0);
+    assert_eq!(world.gateway.metric("mantlet_egress_contacts_total{cause=\"other\",verdict=\"failed\"}"), 1.0);
+}
+
+#[test]
+fn a_reload_ends_a_tunnel_to_a_host_that_is_looked_into_from_then_on() {
+    let world = World::new(|_| ok());
+    let to = format!("tunnel.test:{}", world.front.addr().port());
+    let outside = std::fs::read_to_string(world.gateway.dir().join("ca.crt")).unwrap();
+    let mut tunnel = outside::tls(connect(&world.gateway, &to), "tunnel.test", &outside);
+    tunnel.write_all(b"GET /x HTTP/1.1\r\n").and_then(|()| tunnel.flush()).unwrap();
+    authority(world.gateway.dir(), &["push.test", "stats.test", "bad.test", "tunnel.test", "matrix.org", "vector.im"]);
+    let more = format!("{POLICY}[[egress.destination]]\nhost = \"tunnel.test\"\naction = \"intercept\"\n");
+    std::fs::write(world.gateway.policy_file(), more).unwrap();
+    world.gateway.reloader().reload(Trigger::Command).unwrap();
+    assert_ended(tunnel.sock);
+    assert_eq!(world.ask("tunnel.test", "GET /x", "", "").0, 200);
 }
 
 #[test]

@@ -298,6 +298,20 @@ fn a_stranger_to_a_door_writes_nothing_into_the_ledger() {
 }
 
 #[test]
+fn a_tunnel_through_which_nothing_went_did_not_pass() {
+    let world = World::new();
+    let gateway = world.gateway("");
+    let (status, stream) = world.connect(&gateway, "push.test", world.web.addr().port());
+    assert_eq!(status, 200);
+    drop(stream);
+    assert_has(&gateway, &["push.test push proxy failed 1"]);
+    assert_eq!(contacts(&gateway).len(), 1);
+    assert_eq!(gateway.metric("mantlet_tunnels_total{outcome=\"cancelled\"}"), 1.0);
+    let record = &gateway.records(1)[0];
+    assert_eq!((&record["decision"], &record["upstream"]), (&json!("cancelled"), &json!(null)));
+}
+
+#[test]
 fn the_ledger_outlives_a_restart_and_tells_what_was_since() {
     let (world, kept) = (World::new(), tempfile::tempdir().unwrap());
     let egress = format!("store = {:?}", kept.path().join("store.redb"));

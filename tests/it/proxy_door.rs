@@ -90,6 +90,13 @@ fn head(stream: &mut TcpStream) -> String {
     String::from_utf8(head).unwrap()
 }
 
+/// What comes through this connection comes to an end, whatever it is.
+pub fn assert_ended(mut stream: TcpStream) {
+    if let Err(error) = stream.read_to_end(&mut Vec::new()) {
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+}
+
 fn status(head: &str) -> u16 {
     head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default()
 }
@@ -187,6 +194,39 @@ fn the_policy_says_where_there_is_no_way_and_a_reload_counts_at_once() {
     let counted = "mantlet_rule_decisions_total{action=\"deny\",mode=\"enforce\",rule=\"egress\"}";
     assert_eq!(world.gateway.metric(counted), 3.0);
     assert!(!world.dns.asked().iter().any(|(name, _)| name == "other.test"), "a name that is denied is not looked up");
+}
+
+/// Synapse keeps a connection for as long as it is in use.
+#[test]
+fn a_reload_ends_the_tunnels_that_it_leaves_no_way_and_no_others() {
+    let world = World::new(TUNNEL, "");
+    let port = world.tls.addr().port();
+    let ask = |tls: &mut StreamOwned<ClientConnection, TcpStream>| {
+        tls.write_all(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let (mut answer, mut byte) = (Vec::new(), [0]);
+        while !answer.ends_with(b"{}") {
+            tls.read_exact(&mut byte).unwrap();
+            answer.extend(byte);
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 200"));
+    };
+    let dig = |name: &str| {
+        let mut tls = world.tls(world.connect(&format!("{name}:{port}")).1, name);
+        ask(&mut tls);
+        tls
+    };
+    let (mut kept, dug) = (dig("push.test"), dig("other.test"));
+    let (head, begun) = world.connect(&format!("other.test:{port}"));
+    assert_eq!(status(&head), 200);
+    let denied = format!("{TUNNEL}[[egress.destination]]\nhost = \"other.test\"\naction = \"deny\"\n");
+    std::fs::write(world.gateway.policy_file(), denied).unwrap();
+    world.gateway.reloader().reload(mantlet::server::reload::Trigger::Command).unwrap();
+    // None of them had to say anything before.
+    assert_ended(dug.sock);
+    assert_ended(begun);
+    ask(&mut kept);
+    assert_eq!(world.tls.names(), ["push.test", "other.test"]);
+    eventually("one tunnel is open", || world.gateway.metric("mantlet_tunnels") == 1.0);
 }
 
 #[test]

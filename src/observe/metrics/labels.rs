@@ -67,6 +67,8 @@ words! {
         Intercepted = "intercepted",
         /// What came through first was not TLS for the host that was asked for.
         Mismatch = "mismatch",
+        /// Who asked for it went away, or said nothing, before anything passed.
+        Cancelled = "cancelled",
     }
 }
 
@@ -83,7 +85,7 @@ words! {
         Answered = "answered",
         /// It was not asked: the policy or the door refused.
         Denied = "denied",
-        /// It could not be found, reached or believed, or did not answer.
+        /// It could not be found, reached or believed, did not answer, or who asked went away before that.
         Failed = "failed",
     }
 }
