@@ -68,6 +68,11 @@ impl ServerKeys {
         Ok(Self { text: text.into(), fetched, valid_until, names })
     }
 
+    /// Until when the server says that it counts.
+    pub fn valid_until(&self) -> u64 {
+        self.valid_until
+    }
+
     /// Whether it has expired.
     pub fn is_over(&self, now: u64) -> bool {
         self.valid_until <= now

@@ -53,6 +53,11 @@ impl Entry {
         }
     }
 
+    /// Takes what somebody else has of a server that said nothing.
+    pub fn take(&self, keys: &Arc<ServerKeys>) {
+        self.lock().keys.get_or_insert_with(|| Arc::clone(keys));
+    }
+
     /// The newest that is known.
     pub fn keys(&self) -> Option<Arc<ServerKeys>> {
         self.lock().keys.clone()

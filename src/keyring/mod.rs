@@ -2,6 +2,7 @@
 
 mod document;
 mod entry;
+mod fallback;
 mod query;
 mod ring;
 

@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::document::{Refused, ServerKeys};
 use super::entry::{Entry, Look};
+use super::fallback;
 use super::query::{self, Wanted};
 use crate::config::notary_key::NotaryKeyFile;
 use crate::error::{Error, Kind};
@@ -82,7 +83,7 @@ impl Keys {
     }
 
     /// Answers what Synapse asks the notary of this name. Servers that have not answered by then are left out, and heard all
-    /// the same, for the next time.
+    /// the same, for the next time. About those that cannot be reached, these other notaries are asked.
     ///
     /// # Errors
     /// What is wrong with the request's body.
@@ -90,6 +91,7 @@ impl Keys {
         &self,
         notary: &ServerName,
         request: Box<Request<RequestBody>>,
+        fallback: &Arc<[ServerName]>,
     ) -> Result<Response<Body>, Error> {
         let deadline = Instant::now() + self.patience;
         let (head, mut body) = request.into_parts();
@@ -106,9 +108,8 @@ impl Keys {
                 Answer::matrix(StatusCode::BAD_REQUEST, "M_BAD_JSON", "This is no question for keys").response(None)
             );
         };
-        // Whoever asks for a thousand servers that are silent leaves room for others' questions.
-        let share = Rc::new(Semaphore::new(SHARE));
-        let found = servers.iter().map(|(server, wanted)| self.find(server, wanted, deadline, &share));
+        let question = Rc::new(Question { share: Semaphore::new(SHARE), fallback: Arc::clone(fallback), deadline });
+        let found = servers.iter().map(|(server, wanted)| self.find(server, wanted, &question));
         let found = join_all(found).await;
         let texts = found.iter().flatten().map(|keys| self.signed(notary, &keys.text));
         Ok(Answer::json_bytes(StatusCode::OK, list(texts)).response(None))
@@ -128,14 +129,8 @@ impl Keys {
         Some(Answer::json_bytes(StatusCode::OK, serde_json::to_vec(&object).ok()?.into()).response(None))
     }
 
-    /// The newest keys of a server that can be had by then, on this share of the places.
-    async fn find(
-        &self,
-        server: &ServerName,
-        wanted: &Wanted,
-        deadline: Instant,
-        share: &Rc<Semaphore>,
-    ) -> Option<Arc<ServerKeys>> {
+    /// The newest keys of a server that can be had in time for this question.
+    async fn find(&self, server: &ServerName, wanted: &Wanted, question: &Rc<Question>) -> Option<Arc<ServerKeys>> {
         let entry = self.ring.entries.get_or_insert_with(server, || Ok::<_, ()>(Arc::default())).ok()?;
         if entry.is_unread() {
             entry.read(self.read(server).await);
@@ -150,17 +145,17 @@ impl Keys {
                     Look::Nobody(asking) => {
                         let asked = asking.subscribe();
                         let (this, server, entry) = (self.clone(), server.clone(), Arc::clone(&entry));
-                        let (share, until) = (Rc::clone(share), deadline - self.patience / 5);
+                        let question = Rc::clone(question);
                         // It goes on when whoever wanted it has gone.
                         tokio::task::spawn_local(async move {
-                            this.learn(&server, &entry, &share, until).await;
+                            this.learn(&server, &entry, &question).await;
                             drop(asking);
                         });
                         asked
                     }
                 };
                 // Ends when the sender is dropped.
-                let _ = timeout_at(deadline, asked.changed()).await;
+                let _ = timeout_at(question.deadline, asked.changed()).await;
                 let keys = entry.keys();
                 let is_wanted = keys.as_ref().is_some_and(|keys| keys.serves(wanted, now()));
                 (keys, if is_wanted { KeyAnswer::Fetched } else { KeyAnswer::Stale })
@@ -175,9 +170,10 @@ impl Keys {
         ServerKeys::read(&row.value, server.as_str(), row.age).ok()
     }
 
-    /// Asks a server, if there is a place by then, and remembers what it said.
-    async fn learn(&self, server: &ServerName, entry: &Entry, share: &Semaphore, until: Instant) {
+    /// Asks a server, if there is a place in time, and remembers what it said.
+    async fn learn(&self, server: &ServerName, entry: &Entry, question: &Question) {
         let Ring { queue, places, slow, .. } = &*self.ring;
+        let (share, until) = (&question.share, question.deadline - self.patience / 5);
         // Of too many, some are asked another time, and so is whoever would be asked too late for those who wait. A semaphore that
         // nobody closes gives.
         let Ok(_queued) = queue.try_acquire() else { return };
@@ -203,10 +199,7 @@ impl Keys {
                 self.ring.metrics.asked(KeyQuestion::Good);
                 let keys = Arc::new(keys);
                 entry.learn(&keys);
-                if let Some(store) = &self.ring.store {
-                    let (key, value) = (server.as_str().to_owned(), keys.text.as_bytes().to_vec());
-                    store.write(Table::ServerKeys, Row { key, age: keys.fetched, value });
-                }
+                self.keep(server, &keys);
             }
             Err(unheard) => {
                 entry.fail();
@@ -214,7 +207,24 @@ impl Keys {
                     Unheard::Unreachable => KeyQuestion::Unreachable,
                     Unheard::Refused => KeyQuestion::Refused,
                 });
+                // What it said once, others may know; what it says now, nobody else has to say.
+                if unheard == Unheard::Unreachable
+                    && entry.keys().is_none()
+                    && let Some(keys) =
+                        fallback::ask(&self.client, &self.ring.ledger, &question.fallback, server, now()).await
+                {
+                    let keys = Arc::new(keys);
+                    entry.take(&keys);
+                    self.keep(server, &keys);
+                }
             }
+        }
+    }
+
+    fn keep(&self, server: &ServerName, keys: &ServerKeys) {
+        if let Some(store) = &self.ring.store {
+            let (key, value) = (server.as_str().to_owned(), keys.text.as_bytes().to_vec());
+            store.write(Table::ServerKeys, Row { key, age: keys.fetched, value });
         }
     }
 
@@ -254,6 +264,15 @@ impl Keys {
         });
         signed.map_or_else(|| Bytes::copy_from_slice(text.as_bytes()), Bytes::from)
     }
+}
+
+/// What all who are asked for one answer have in common.
+struct Question {
+    /// Whoever asks for a thousand servers that are silent leaves room for others' questions.
+    share: Semaphore,
+    /// Notaries that are asked about servers that cannot be reached.
+    fallback: Arc<[ServerName]>,
+    deadline: Instant,
 }
 
 /// Why a server's keys are not known.

@@ -156,8 +156,9 @@ pub struct Reroute {
 /// Who answers instead of the server that Synapse asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Destination {
-    /// The gateway's own key ring, which asks each server for its own keys.
-    KeyRing,
+    /// The gateway's own key ring, which asks each server for its own keys, and these notaries for those of servers that cannot be
+    /// reached.
+    KeyRing(Arc<[ServerName]>),
     /// Another server, which is not told who asks.
     Server(ServerName),
 }
@@ -391,7 +392,13 @@ impl Destination {
     /// The way in words, for `explain`.
     pub fn describe(&self) -> String {
         match self {
-            Self::KeyRing => "each server is asked for its own keys, and Mantlet answers".into(),
+            Self::KeyRing(notaries) => {
+                let asked = "each server is asked for its own keys, and Mantlet answers";
+                match &*notaries.iter().map(ServerName::as_str).collect::<Vec<_>>().join(", ") {
+                    "" => asked.into(),
+                    notaries => format!("{asked}; {notaries} is asked for those of servers that cannot be reached"),
+                }
+            }
             Self::Server(server) => format!("{} is asked instead, and not told who asks", server.as_str()),
         }
     }

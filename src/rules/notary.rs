@@ -6,11 +6,13 @@
 //! Rule: what Synapse asks notaries through a door of the way out is answered here: `direct` asks each server for its own keys,
 //!   checks them and keeps them; `empty` answers that nothing is known, so that Synapse asks each server itself; a `rewrite`
 //!   asks another notary, which is not told who asks. Whoever asks Synapse as a notary gets its own keys only (`own`).
-//! Cost: keys of servers that are gone for good cannot be had, so old messages of theirs are not verified anew. Each server
-//!   whose keys are asked for sees our address, as it does whenever we talk to it.
+//! Cost: keys of servers that are gone for good cannot be had, so old messages of theirs are not verified anew; but from notaries
+//!   that `fallback` names, which then learn whom we meet of the dead. Each server whose keys are asked for sees our address, as
+//!   it does whenever we talk to it.
 //! Example:
 //!     [rules.notary]
 //!     matrix_org = "direct"   # direct | empty | { rewrite = "notary.example" }
+//!     fallback = []           # with direct: notaries that are asked for keys of servers that cannot be reached
 //!     inbound = "own"         # own | open
 
 use http::StatusCode;
@@ -31,6 +33,8 @@ use crate::policy::{Compiler, Destination};
 pub struct Config {
     /// Who answers what Synapse asks matrix.org, or whatever notary it was told of. Default: `direct`.
     matrix_org: Option<Spanned<Notary>>,
+    /// Notaries that `direct` asks, one after the other, for the keys of a server that cannot be reached. Default: none.
+    fallback: Option<Spanned<Vec<ServerName>>>,
     /// Whose keys others may ask Synapse for. Default: `own`.
     inbound: Option<Spanned<Inbound>>,
 }
@@ -65,12 +69,21 @@ impl<'de> Deserialize<'de> for Inbound {
 impl Rule for Config {
     fn compile(&self, to: &mut Compiler<'_>) {
         let nothing = || Answer::json(StatusCode::OK, &json!({ "server_keys": [] }));
+        let notary = self.matrix_org.as_ref().map_or(&Notary::Direct, Spanned::get_ref);
+        let fallback = self.fallback.as_ref().map_or(&[][..], |fallback| fallback.get_ref());
+        if let (Notary::Empty | Notary::Rewrite(_), Some(written)) = (notary, &self.fallback)
+            && !fallback.is_empty()
+        {
+            let what = "`fallback` is asked where `direct` finds nothing, and this policy asks otherwise";
+            to.problem(written.span(), what, "remove it, or write matrix_org = \"direct\"");
+        }
+        let ring = Destination::KeyRing(fallback.into());
         if let Some(written) = &self.matrix_org {
             to.from(written.span());
         }
         for endpoint in QUERIES {
-            match self.matrix_org.as_ref().map_or(&Notary::Direct, Spanned::get_ref) {
-                Notary::Direct => to.reroute(endpoint, Destination::KeyRing),
+            match notary {
+                Notary::Direct => to.reroute(endpoint, ring.clone()),
                 Notary::Empty => to.to_servers(endpoint).answer(nothing()),
                 Notary::Rewrite(server) => to.reroute(endpoint, Destination::Server(server.clone())),
             }
@@ -132,6 +145,9 @@ mod tests {
             let direct = "permit notary: each server is asked for its own keys, and Mantlet answers";
             assert_eq!(asked("[rules.notary]"), (direct.into(), false), "{target}");
             assert_eq!(asked("[rules.notary]\nmatrix_org = \"direct\""), (direct.into(), false));
+            let fallback = asked("[rules.notary]\nfallback = [\"a.example\", \"b.example:99\"]");
+            let both = "; a.example, b.example:99 is asked for those of servers that cannot be reached";
+            assert_eq!(fallback, (format!("{direct}{both}"), false));
             let empty = "answer notary b\"{\\\"server_keys\\\":[]}\"";
             assert_eq!(asked("[rules.notary]\nmatrix_org = \"empty\""), (empty.into(), false));
             let other = "permit notary: notary.example:8448 is asked instead, and not told who asks";
@@ -172,6 +188,10 @@ mod tests {
         assert!(near.contains("did you mean \"own\"?"), "{near}");
         let odd = problems("matrix_org = { rewrite = \"a_b\" }");
         assert!(odd.contains("is no server's name"), "{odd}");
+        for other in ["\"empty\"", "{ rewrite = \"notary.example\" }"] {
+            let alone = problems(&format!("matrix_org = {other}\nfallback = [\"a.example\"]"));
+            assert!(alone.contains("test.toml:3:12: `fallback` is asked where `direct` finds nothing"), "{alone}");
+        }
         let unknown = problems("matrix_org = \"drect\"");
         assert!(unknown.contains("direct"), "{unknown}");
     }

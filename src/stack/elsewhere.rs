@@ -37,7 +37,7 @@ impl Elsewhere {
             record.rule = Some(rule);
         });
         facts.contact(|contact| match &to {
-            Destination::KeyRing => contact.answered_here(),
+            Destination::KeyRing(_) => contact.answered_here(),
             Destination::Server(other) => contact.instead(other),
         });
         Some(to)
@@ -46,7 +46,7 @@ impl Elsewhere {
     /// How records name it.
     pub fn name(&self, to: &Destination) -> Arc<str> {
         Arc::clone(match to {
-            Destination::KeyRing => &self.ring,
+            Destination::KeyRing(_) => &self.ring,
             Destination::Server(_) => &self.servers,
         })
     }
@@ -63,9 +63,9 @@ impl Elsewhere {
     ) -> Result<Held<Response<Body>>, Error> {
         match to {
             Destination::Server(other) => self.client.send(other, request, Follow::Nothing).await,
-            Destination::KeyRing => {
+            Destination::KeyRing(fallback) => {
                 let (request, hold) = request.open();
-                Ok(hold.hold(self.keys.answer(asked, request).await?))
+                Ok(hold.hold(self.keys.answer(asked, request, fallback).await?))
             }
         }
     }

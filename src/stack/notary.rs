@@ -1,6 +1,7 @@
 //! 7 at the notary door: our key ring, or who answers in its place. Nothing comes here that the policy has not permitted.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::LocalBoxFuture;
@@ -45,7 +46,7 @@ impl Service<Cleared> for Notary {
         facts.contacts(Contact::server(&self.name, Cause::Keys, Door::Notary));
         let to = self.elsewhere.of(&request, &facts).unwrap_or_else(|| {
             facts.contact(Contact::answered_here);
-            Destination::KeyRing
+            Destination::KeyRing(Arc::default())
         });
         facts.note(|record| record.upstream = Some(self.elsewhere.name(&to)));
         let this = self.clone();

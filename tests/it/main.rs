@@ -13,6 +13,7 @@ mod common;
 mod corpus;
 mod endurance;
 mod exchanges;
+mod fallback;
 mod faults;
 mod federation_door;
 mod federation_media;

@@ -164,7 +164,7 @@ pub fn wanted(servers: &[String], minimum: i64) -> Value {
 }
 
 /// What Synapse writes to a notary, through its door.
-fn query(gateway: &Gateway, servers: &[String], minimum: i64) -> Response {
+pub fn query(gateway: &Gateway, servers: &[String], minimum: i64) -> Response {
     query_at(gateway.addr(), servers, minimum)
 }
 
