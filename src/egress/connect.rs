@@ -11,7 +11,8 @@ use crate::stack::Pace;
 /// What somebody asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Connect {
-    pub to: Destination,
+    /// None where it is no host and port that we read.
+    pub to: Option<Destination>,
     /// The values of `Proxy-Authorization`.
     pub credentials: Vec<Vec<u8>>,
 }
@@ -62,7 +63,7 @@ fn parse(bytes: &[u8]) -> Result<Option<(Connect, usize)>, Failure> {
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(_) => return Err(Failure::Bad),
     };
-    let to = head.path.filter(|_| head.method == Some("CONNECT")).and_then(|target| Destination::parse(target, None));
+    let Some(target) = head.path.filter(|_| head.method == Some("CONNECT")) else { return Err(Failure::Bad) };
     let mut credentials = Vec::new();
     let mut hosts = 0;
     for field in head.headers {
@@ -76,10 +77,10 @@ fn parse(bytes: &[u8]) -> Result<Option<(Connect, usize)>, Failure> {
             return Err(Failure::Bad);
         }
     }
-    match to {
-        Some(to) if hosts < 2 => Ok(Some((Connect { to, credentials }, length))),
-        Some(_) | None => Err(Failure::Bad),
+    if hosts > 1 {
+        return Err(Failure::Bad);
     }
+    Ok(Some((Connect { to: Destination::parse(target, None), credentials }, length)))
 }
 
 /// How a CONNECT begins.
@@ -104,7 +105,8 @@ mod tests {
     }
 
     fn to(head: &str) -> Result<Option<String>, Failure> {
-        parse(head.as_bytes()).map(|head| head.map(|(head, _)| format!("{} {}", head.to.host, head.to.port)))
+        let to = |to: Option<Destination>| to.map_or("nobody".to_owned(), |to| format!("{} {}", to.host, to.port));
+        parse(head.as_bytes()).map(|head| head.map(|(head, _)| to(head.to)))
     }
 
     #[test]
@@ -123,15 +125,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_host_and_port_leads_to_nobody() {
+        for odd in [
+            "push.test",
+            "https://push.test:443",
+            "u@push.test:443",
+            "push.test:443/x",
+            "push.test:0443x",
+            "push.test:99999",
+            "push.test.:443",
+            "-push.test:443",
+            "127.1:443",
+            "0x7f000001:443",
+        ] {
+            assert_eq!(to(&format!("CONNECT {odd} HTTP/1.1\r\n\r\n")), Ok(Some("nobody".to_owned())), "{odd}");
+        }
+    }
+
+    #[test]
     fn what_is_no_head_or_two_is_refused() {
         for bad in [
-            "CONNECT push.test HTTP/1.1\r\n\r\n",
-            "CONNECT https://push.test:443 HTTP/1.1\r\n\r\n",
-            "CONNECT u@push.test:443 HTTP/1.1\r\n\r\n",
-            "CONNECT push.test:443/x HTTP/1.1\r\n\r\n",
-            "CONNECT push.test:0443x HTTP/1.1\r\n\r\n",
-            "CONNECT 127.1:443 HTTP/1.1\r\n\r\n",
-            "CONNECT 0x7f000001:443 HTTP/1.1\r\n\r\n",
             "CONNECT  push.test:443 HTTP/1.1\r\n\r\n",
             "CONNECT push.test:443\r\n\r\n",
             "CONNECT push.test:443 HTTP/2.0\r\n\r\n",

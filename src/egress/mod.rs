@@ -107,17 +107,15 @@ impl Proxy {
         draining: Pin<&mut impl Future<Output = ()>>,
     ) -> Option<(Destination, TlsStream<Rewound<IO>>)> {
         let generation = self.current.load();
-        let mut admitted = self.terms.admit(credentials.iter().map(Vec::as_slice));
-        if admitted.is_ok() {
-            let cause = generation.policy.egress().cause(&to.host).unwrap_or(Cause::Other);
-            asked.contacts(Contact::host(&to.host, to.port, cause, Door::Proxy));
-            admitted = self.terms.leads_to(&to.host, to.port);
-        }
-        if let Err(refusal) = admitted {
-            asked.came_to(metrics::Tunnel::Refused, Decision::Deny, Some(NAME));
-            asked.answer(&mut io, &refusal.answer(), None).await;
-            return None;
-        }
+        let admitted = self.terms.admit(credentials.iter().map(Vec::as_slice));
+        let to = match admitted.and_then(|()| self.leads_to(to, &asked, &generation)) {
+            Ok(to) => to,
+            Err(refusal) => {
+                asked.came_to(metrics::Tunnel::Refused, Decision::Deny, Some(NAME));
+                asked.answer(&mut io, &refusal.answer(), None).await;
+                return None;
+            }
+        };
         asked.note(|record| record.generation = generation.number);
         if let Some(denial) = generation.policy.closed_way(&to.host) {
             generation.counters(RuleIndex::EGRESS).deny.inc();
@@ -156,6 +154,20 @@ impl Proxy {
             () = self.dig(io, &to, &asked, draining) => {}
         }
         None
+    }
+
+    /// Where to, if the door leads there; noted for the ledger if it is anywhere.
+    fn leads_to(
+        &self,
+        to: Option<Destination>,
+        asked: &Asked<'_>,
+        generation: &Generation,
+    ) -> Result<Destination, Refusal> {
+        let to = to.ok_or(Refusal::Host)?;
+        let cause = generation.policy.egress().cause(&to.host).unwrap_or(Cause::Other);
+        asked.contacts(Contact::host(&to.host, to.port, cause, Door::Proxy));
+        self.terms.leads_to(&to.host, to.port)?;
+        Ok(to)
     }
 
     /// Carries what passes unread, from the connection to the other end until it is over.

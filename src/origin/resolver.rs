@@ -7,9 +7,10 @@ use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{
     ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
 };
+use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{Name, RData};
-use hickory_resolver::system_conf::read_system_conf;
+use hickory_resolver::system_conf::parse_resolv_conf;
 
 use crate::addresses::Guard;
 use crate::error::{Error, Kind};
@@ -30,8 +31,9 @@ impl NameServers {
     /// The system names none.
     pub fn new(addresses: &[SocketAddr]) -> Result<Self, Problem> {
         let (config, mut options) = if addresses.is_empty() {
-            read_system_conf().map_err(|error| {
-                Problem::new(format!("/etc/resolv.conf names nobody to ask for names: {error}"))
+            let read = std::fs::read(SYSTEM).map_err(NetError::from).and_then(|text| of_the_system(&text));
+            read.map_err(|error| {
+                Problem::new(format!("{SYSTEM} names nobody to ask for names: {error}"))
                     .help("put into the gateway file: [egress] nameservers = [\"ADDRESS:53\"]")
             })?
         } else {
@@ -56,6 +58,16 @@ impl NameServers {
         options.cache_size = CACHED;
         Ok(Self { config, options })
     }
+}
+
+/// Whom the system asks, and how. The search list is left out: names are asked for as they are, so nothing in it is an error.
+fn of_the_system(text: &[u8]) -> Result<(ResolverConfig, ResolverOpts), NetError> {
+    let is_needed = |line: &&[u8]| {
+        let word = line.trim_ascii_start().split(u8::is_ascii_whitespace).next();
+        !matches!(word, Some(b"search" | b"domain"))
+    };
+    let lines: Vec<_> = text.split(|byte| *byte == b'\n').filter(is_needed).collect();
+    parse_resolv_conf(lines.join(&b'\n'))
 }
 
 /// One worker's way to the DNS, with a cache of its own.
@@ -151,7 +163,7 @@ fn absolute(name: &str) -> Result<Name, Error> {
 }
 
 /// What the resolver says is not repeated: it names the name.
-fn unknown(_: hickory_resolver::net::NetError) -> Error {
+fn unknown(_: NetError) -> Error {
     Error::new(Kind::OriginUnknown)
 }
 
@@ -160,3 +172,23 @@ const ATTEMPTS: usize = 2;
 
 /// Answers that one worker keeps, each no longer than it says.
 const CACHED: u64 = 4096;
+
+/// Where the system says whom to ask.
+const SYSTEM: &str = "/etc/resolv.conf";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_the_system_only_its_name_servers_count_and_an_odd_search_list_is_no_error() {
+        for search in ["search -x.corp", "search\tcorp -x.corp", "domain -x.corp", "  search a..b", ""] {
+            let text = format!("{search}\nnameserver 192.0.2.1\noptions attempts:1\nnameserver 2001:db8::1\n");
+            let (config, options) = of_the_system(text.as_bytes()).unwrap_or_else(|error| panic!("{search}: {error}"));
+            let asked: Vec<_> = config.name_servers().iter().map(|server| server.ip.to_string()).collect();
+            assert_eq!((asked, options.attempts), (vec!["192.0.2.1".to_owned(), "2001:db8::1".to_owned()], 1));
+            assert!(config.search().is_empty());
+        }
+        assert!(of_the_system(b"search corp\n").is_err());
+    }
+}

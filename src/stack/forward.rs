@@ -42,6 +42,8 @@ pub enum Refusal {
     Credentials,
     /// The target is none that a proxy is asked for.
     Target,
+    /// It is for a host or a port that is none, as far as can be read here.
+    Host,
     /// The port is not one to connect to.
     Port,
     /// A body whose end two readers would see in two places.
@@ -92,6 +94,8 @@ impl Refusal {
                 "M_UNKNOWN",
                 "The proxy door takes CONNECT host:port, and http://host/path in HTTP/1",
             ),
+            // As a host that is down: Synapse takes such names, and does not slow down after a 400.
+            Self::Host => return Answer::error(Kind::OriginUnknown),
             Self::Port => (StatusCode::FORBIDDEN, "M_FORBIDDEN", "The proxy door does not lead to this port"),
             Self::Framing => (
                 StatusCode::BAD_REQUEST,
@@ -104,7 +108,7 @@ impl Refusal {
             Self::Credentials => {
                 answer.with_header(header::PROXY_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"mantlet\""))
             }
-            Self::Target | Self::Port | Self::Framing => answer,
+            Self::Target | Self::Host | Self::Port | Self::Framing => answer,
         }
     }
 }
@@ -215,7 +219,7 @@ fn admit(request: &mut Request<RequestBody>, terms: &Terms, in_place_of: Option<
 /// What stands in `Host` does not count beside such a target, and must not be passed on (RFC 9112, section 3.2.2).
 fn asked_in_the_clear(target: &Uri) -> Result<(Destination, HeaderValue), Refusal> {
     let authority = target.authority().filter(|_| target.scheme() == Some(&Scheme::HTTP)).ok_or(Refusal::Target)?;
-    let destination = Destination::parse(authority.as_str(), Some(80)).ok_or(Refusal::Target)?;
+    let destination = Destination::parse(authority.as_str(), Some(80)).ok_or(Refusal::Host)?;
     Ok((destination, HeaderValue::from_str(authority.as_str()).map_err(|_| Refusal::Target)?))
 }
 
@@ -288,18 +292,13 @@ mod tests {
     fn only_an_http_url_is_a_target() {
         let refused = |target: &str| admitted(target, &[], &terms(None)).err();
         assert_eq!(refused("http://bridge.test"), None);
-        for target in [
-            "/x",
-            "https://bridge.test/x",
-            "matrix-federation://bridge.test/x",
-            "http://u@bridge.test/x",
-            "http://127.1/x",
-            "http://0x7f000001/x",
-            "http://a_b/x",
-            "bridge.test:80",
-        ] {
+        for target in ["/x", "https://bridge.test/x", "matrix-federation://bridge.test/x", "bridge.test:80"] {
             assert_eq!(refused(target), Some(Refusal::Target), "{target}");
         }
+        for host in ["u@bridge.test", "127.1", "0x7f000001", "a_b", "-a.test", "a.test.", "a.test:99999"] {
+            assert_eq!(refused(&format!("http://{host}/x")), Some(Refusal::Host), "{host}");
+        }
+        assert_eq!(Refusal::Host.answer().status(), StatusCode::BAD_GATEWAY);
         assert_eq!(refused("http://bridge.test:22/"), Some(Refusal::Port));
     }
 

@@ -96,6 +96,8 @@ enum Refusal {
     Secret,
     /// It is not what Synapse writes to its hook.
     Target,
+    /// It is for a server whose name is none, as far as can be read here.
+    Name,
     /// What it is signed for is another server than the one it is for, or not clear.
     Destination,
     /// A body whose end two readers would see in two places.
@@ -108,6 +110,8 @@ impl Refusal {
             // Whatever Synapse takes for a refusal, it holds against the server that was to be asked, for ten minutes and more;
             // a 502 it tries again.
             Self::Secret => (StatusCode::BAD_GATEWAY, "M_UNKNOWN", "The federation door was not given its secret"),
+            // As a server that is down: Synapse takes such names, and backs off from none after a 400.
+            Self::Name => return Answer::error(Kind::OriginUnknown),
             Self::Target => (
                 StatusCode::BAD_REQUEST,
                 "M_UNKNOWN",
@@ -137,7 +141,7 @@ fn admit(request: &mut Request<RequestBody>, secret: &Secret) -> Result<(), Refu
         return Err(Refusal::Target);
     }
     let authority = request.uri().authority().ok_or(Refusal::Target)?;
-    let server = ServerName::parse(authority.as_str()).ok_or(Refusal::Target)?;
+    let server = ServerName::parse(authority.as_str()).ok_or(Refusal::Name)?;
     let target = request.uri().path_and_query().ok_or(Refusal::Target)?.clone();
     if !target.as_str().starts_with('/') || !target.as_str().bytes().all(|byte| (0x21..0x7f).contains(&byte)) {
         return Err(Refusal::Target);
@@ -239,17 +243,13 @@ mod tests {
         ] {
             assert_eq!(asked(target, SIGNED), Err(Refusal::Destination), "{target}");
         }
-        for target in [
-            "/x",
-            "http://Hs2.test:1234/x",
-            "https://Hs2.test:1234/x",
-            "matrix-federation://u@Hs2.test:1234/x",
-            "matrix-federation://127.1/x",
-            "matrix-federation://a_b/x",
-            "Hs2.test:1234",
-        ] {
+        for target in ["/x", "http://Hs2.test:1234/x", "https://Hs2.test:1234/x", "Hs2.test:1234"] {
             assert_eq!(asked(target, SIGNED), Err(Refusal::Target), "{target}");
         }
+        for name in ["u@Hs2.test:1234", "127.1", "a_b", "-a.test", "a.test.", "a.test:99999"] {
+            assert_eq!(asked(&format!("matrix-federation://{name}/x"), SIGNED), Err(Refusal::Name), "{name}");
+        }
+        assert_eq!(Refusal::Name.answer().status(), StatusCode::BAD_GATEWAY);
         assert_eq!(asked("matrix-federation://Hs2.test:1234/x", "Bearer token"), Err(Refusal::Destination));
     }
 }

@@ -178,19 +178,22 @@ fn nobody_is_asked_without_the_secret_or_for_another_server() {
     let known = Some("Bearer hook-secret");
     assert_matrix_error(&ask(known, &target, &signed("hs.test")), 403, "M_FORBIDDEN");
     assert_matrix_error(&ask(known, &target, "Bearer syt_token"), 403, "M_FORBIDDEN");
-    for odd in
-        ["/_matrix/federation/v1/version", &target.replace("matrix-federation", "https"), "matrix-federation://127.1/x"]
-    {
+    for odd in ["/_matrix/federation/v1/version", &target.replace("matrix-federation", "https")] {
         assert_matrix_error(&ask(known, odd, &signed(&server)), 400, "M_UNKNOWN");
+    }
+    // Synapse takes the first two for names of servers, and leaves alone who is down, not who refuses.
+    for name in ["127.1", "-a.test", "a.test.", "hs.test:99999"] {
+        let target = format!("matrix-federation://{name}/_matrix/federation/v1/version");
+        assert_matrix_error(&ask(known, &target, &signed(name)), 502, "M_UNKNOWN");
     }
     assert!(world.backend.requests().is_empty() && world.dns.asked().is_empty());
     assert_eq!(ask(known, &target, &signed(&server)).status, 200);
-    let written = world.gateway.records(9);
+    let written = world.gateway.records(13);
     let is_refused = |record: &serde_json::Value| {
         (&record["rule"], &record["decision"], &record["flow"])
             == (&json!("federation_door"), &json!("deny"), &json!("egress"))
     };
-    assert!(written[..8].iter().all(is_refused), "{written:?}");
+    assert!(written[..12].iter().all(is_refused), "{written:?}");
     assert!(!world.gateway.written().contains("hook-secret"));
 }
 

@@ -262,7 +262,7 @@ fn nothing_within_is_reached_by_whatever_name() {
     }
     for host in ["localhost.", "127.1", "0x7f.1", "2130706433", "017700000001", "a@127.0.0.1", "[::1%25lo]"] {
         let (head, _) = world.connect(&format!("{host}:{port}"));
-        assert_eq!(status(&head), 400, "{host}: {head}");
+        assert_eq!(status(&head), 502, "{host}: {head}");
     }
     let canary_port = canary.local_addr().unwrap().port();
     assert_eq!(status(&world.connect(&format!("push.test:{canary_port}")).0), 403, "a port that is not listed");
@@ -339,11 +339,37 @@ fn what_no_proxy_is_asked_for_is_refused() {
     let mut all = String::new();
     stream.read_to_string(&mut all).unwrap();
     assert!(all.starts_with("HTTP/1.1 200") && all.contains("HTTP/1.1 400"), "{all}");
-    for bad in ["push.test", "push.test:0", "push.test:443/x", "https://push.test:443"] {
-        assert_eq!(status(&world.connect(bad).0), 400, "{bad}");
+    for bad in ["Content-Length: 3\r\n", "Host: a\r\nHost: a\r\n", "X : y\r\n"] {
+        assert_eq!(status(&world.connect_with(&world.push(), bad).0), 400, "{bad}");
     }
-    assert_eq!(world.gateway.metric("mantlet_refused_by_parser_total{listener=\"web\",reason=\"400\"}"), 4.0);
+    assert_eq!(world.gateway.metric("mantlet_refused_by_parser_total{listener=\"web\",reason=\"400\"}"), 3.0);
     assert!(world.tls.names().is_empty());
+}
+
+/// Synapse takes some of these for names, and asks whom it can only be told off for without end.
+#[test]
+fn whoever_cannot_be_read_is_down() {
+    let world = World::new(TUNNEL, "credentials_file = \"credentials\"");
+    let shown = "Proxy-Authorization: Basic c3luYXBzZTpwYXNzIHdvcmQ=";
+    let odd = ["127.1:443", "-a.test:443", "a.test.:443", "push.test:99999", "push.test:0", "push.test", "a/b:443"];
+    for to in odd {
+        let (head, mut stream) = world.connect_with(to, &format!("{shown}\r\n"));
+        let mut body = String::new();
+        stream.read_to_string(&mut body).unwrap();
+        assert!(status(&head) == 502 && body.contains("\"errcode\":\"M_UNKNOWN\""), "{to}: {head}{body}");
+        assert_eq!(status(&world.connect(to).0), 407, "{to}");
+    }
+    for host in ["127.1", "-a.test", "a.test.", "push.test:99999"] {
+        let asked = Request::new("GET", format!("http://{host}/x"));
+        assert_eq!(asked.send(world.gateway.addr()).status, 407, "{host}");
+        let asked = Request::new("GET", format!("http://{host}/x"))
+            .header("Proxy-Authorization", "Basic c3luYXBzZTpwYXNzIHdvcmQ=");
+        assert_matrix_error(&asked.send(world.gateway.addr()), 502, "M_UNKNOWN");
+    }
+    for record in world.gateway.records(2 * (odd.len() + 4)) {
+        assert_eq!((record["decision"].as_str(), record["rule"].as_str()), (Some("deny"), Some("proxy_door")));
+    }
+    assert!(world.dns.asked().is_empty());
 }
 
 #[test]
