@@ -2,20 +2,22 @@
 
 use std::path::Path;
 
+use super::Surroundings;
 use super::file::Homeserver;
 use super::finding::Report;
 use super::place::{self, Is};
 use super::yaml::{Map, Node};
 use crate::config::address::ListenerAddress;
-use crate::config::gateway::{Door, Gateway, Listener};
+use crate::config::gateway::{Door, Listener};
 use crate::config::secret::Secret;
+use crate::policy::egress::Way;
 use crate::problem::Location;
 
 /// Looks at what Synapse is told of the federation door.
-pub(super) fn examine(homeserver: &Homeserver, gateway: &Gateway, report: &mut Report) {
-    let doors: Vec<_> = gateway.listeners.iter().filter(|listener| listener.door == Door::Federation).collect();
+pub(super) fn examine(homeserver: &Homeserver, around: &Surroundings<'_>, report: &mut Report) {
+    let doors: Vec<_> = around.gateway.listeners.iter().filter(|listener| listener.door == Door::Federation).collect();
     let Some(first) = doors.first() else {
-        return without_a_door(homeserver, gateway, report);
+        return without_a_door(homeserver, around, report);
     };
     let usual = name_of(first);
     let setting = format!("{RESTRICTED}: [{usual}]");
@@ -52,20 +54,23 @@ pub(super) fn name_of(door: &Listener) -> String {
     if is_word && is_free { door.name.clone() } else { "mantlet".to_owned() }
 }
 
-fn without_a_door(homeserver: &Homeserver, gateway: &Gateway, report: &mut Report) {
+fn without_a_door(homeserver: &Homeserver, around: &Surroundings<'_>, report: &mut Report) {
     let federates = homeserver.get("federation_domain_whitelist").is_none_or(Node::is_true);
     let is_elsewhere = homeserver.get(RESTRICTED).is_some_and(Node::is_true);
-    let has_proxy = gateway.listeners.iter().any(|listener| listener.door == Door::Proxy);
     if !federates || is_elsewhere {
         return;
     }
     let help = "[[listener]] door = \"federation\", see docs/egress.md";
-    if has_proxy {
+    if around.proxy_doors().is_empty() {
+        report.note(None, "the gateway has no federation door: what Synapse asks other servers passes unseen", help);
+    } else if around.policy.egress().default.way == Way::Deny {
+        let what = "federation is refused: without a door of its own it goes through the proxy door, where the policy lets out \
+                    to no server that it does not list";
+        report.finding(None, what, format!("{help}; or [egress] default = \"tunnel\" in the policy"));
+    } else {
         let what = "federation goes through the proxy door: as tunnels, which are not read, and Synapse asks the DNS for \
                     the service records of other servers by itself";
         report.finding(None, what, help);
-    } else {
-        report.note(None, "the gateway has no federation door: what Synapse asks other servers passes unseen", help);
     }
 }
 

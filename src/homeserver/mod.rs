@@ -44,7 +44,7 @@ impl Surroundings<'_> {
 pub fn examine(homeserver: &Homeserver, around: &Surroundings<'_>) -> Report {
     let mut report = Report::default();
     listeners::examine(homeserver, around, &mut report);
-    hook::examine(homeserver, around.gateway, &mut report);
+    hook::examine(homeserver, around, &mut report);
     notary::examine(homeserver, around, &mut report);
     proxy::examine(homeserver, around, &mut report);
     appservice::examine(homeserver, around, &mut report);

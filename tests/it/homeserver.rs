@@ -408,6 +408,30 @@ fn without_a_door_it_is_said_once_what_passes_unseen() {
 }
 
 #[test]
+fn federation_that_no_door_lets_out_is_found() {
+    let site = site();
+    let (alone, homeserver) =
+        (without(&["federation"]), GOOD.replace("outbound_federation_restricted_to: [out]\n", ""));
+    let (dead, unread) = ("federation is refused: ", "federation goes through the proxy door: as tunnels");
+    for (gateway, policy, words) in [
+        (&alone, "extends = \"strict\"", dead),
+        (&alone, "extends = \"strict\"\n[egress]\ndefault = \"tunnel\"", unread),
+        (&alone, "extends = \"balanced\"", unread),
+        (&alone, "extends = \"balanced\"\n[egress]\ndefault = \"deny\"", dead),
+        (&without(&["proxy", "federation"]), "extends = \"strict\"", ""),
+    ] {
+        let (found, _) = judged(&site, gateway, policy, &homeserver);
+        let of_federation: Vec<_> = found.iter().filter(|line| line.contains("federation")).collect();
+        assert_eq!(of_federation.len(), usize::from(!words.is_empty()), "{policy}: {found:?}");
+        assert!(of_federation.iter().all(|line| line.starts_with(words)), "{policy}: {found:?}");
+    }
+    // Or nobody federates.
+    let nobody = homeserver.replace("[example.org, example.com]", "[]");
+    let (found, _) = judged(&site, &alone, "extends = \"strict\"", &nobody);
+    assert!(!found.iter().any(|line| line.contains("federation")), "{found:?}");
+}
+
+#[test]
 fn a_federation_door_in_tls_is_asked_in_tls() {
     let site = site();
     let (certificate, key) = Authority::new().unwrap().issue(&["localhost"]).unwrap().write(site.path()).unwrap();

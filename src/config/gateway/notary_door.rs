@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_spanned::Spanned;
 
 use super::Check;
-use super::proxy_door::Networks;
+use super::proxy_door::{Networks, are_bounds};
 use crate::config::address::ListenerAddress;
 use crate::matrix::ServerName;
 use crate::problem::Problem;
@@ -26,7 +26,7 @@ impl NotaryDoor {
     /// hears from how fast the answer is whom we know.
     pub fn is_guarded_at(&self, bind: &ListenerAddress) -> bool {
         match bind {
-            ListenerAddress::Tcp(address) => address.ip().is_loopback() || !self.networks.is_empty(),
+            ListenerAddress::Tcp(address) => address.ip().is_loopback() || are_bounds(&self.networks),
             ListenerAddress::Unix(_) => true,
             // What the socket is bound to is known when it is opened, and looked at then.
             ListenerAddress::Systemd(_) => true,

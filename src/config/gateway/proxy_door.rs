@@ -35,7 +35,7 @@ impl ProxyDoor {
             // What the socket is bound to is known when it is opened, and looked at then.
             ListenerAddress::Systemd(_) => true,
         };
-        is_near || self.credentials_file.is_some() || !self.networks.is_empty()
+        is_near || self.credentials_file.is_some() || are_bounds(&self.networks)
     }
 }
 
@@ -99,6 +99,12 @@ impl Check<'_> {
             self.problem(Problem::new(what).help("door = \"proxy\""), span);
         }
     }
+}
+
+/// Whether these networks keep anybody out: one that holds every address does not, whatever stands beside it.
+pub(super) fn are_bounds(networks: &[IpNet]) -> bool {
+    let all = |network: &IpNet| network.prefix_len() == 0;
+    !networks.is_empty() && !IpNet::aggregate(&networks.to_vec()).iter().any(all)
 }
 
 /// Networks that one may come from.

@@ -290,12 +290,18 @@ fn a_proxy_is_no_open_one() {
         "bind = \"unix:/run/m.sock\"",
         "bind = \"0.0.0.0:8118\"\ncredentials_file = \"credentials\"",
         "bind = \"10.0.0.1:8118\"\nnetworks = [\"10.0.0.7\"]",
+        "bind = \"10.0.0.1:8118\"\nnetworks = [\"0.0.0.0/1\"]",
+        "bind = \"127.0.0.1:8118\"\nnetworks = [\"0.0.0.0/0\"]",
+        "bind = \"0.0.0.0:8118\"\nnetworks = [\"0.0.0.0/0\"]\ncredentials_file = \"credentials\"",
     ] {
         assert_eq!(told(good), Ok(()), "{good}");
     }
     for (listener, what) in [
         ("bind = \"0.0.0.0:8118\"", "mantlet.toml:3:8: everybody who reaches 0.0.0.0:8118 could use this proxy"),
         ("bind = \"[::]:8118\"\nnetworks = []", "everybody who reaches [::]:8118 could use this proxy"),
+        ("bind = \"[::]:8118\"\nnetworks = [\"10.0.0.7\", \"0.0.0.0/0\"]", "everybody who reaches [::]:8118"),
+        ("bind = \"[::]:8118\"\nnetworks = [\"::/0\"]", "everybody who reaches [::]:8118"),
+        ("bind = \"[::]:8118\"\nnetworks = [\"128.0.0.0/1\", \"0.0.0.0/1\"]", "everybody who reaches [::]:8118"),
         ("bind = \"127.0.0.1:8118\"\nports = []", "mantlet.toml:4:9: `ports` in [[listener]]: these are no ports"),
         ("bind = \"127.0.0.1:8118\"\nports = [0]", "these are no ports to connect to"),
         ("bind = \"127.0.0.1:8118\"\nnetworks = [\"here\"]", "\"here\" is not an address or a network"),
@@ -343,6 +349,7 @@ fn a_notary_is_no_open_one() {
             &format!("bind = \"0.0.0.0:8449\"\n{name}"),
             "mantlet.toml:3:8: everybody who reaches 0.0.0.0:8449 could have this notary ask",
         ),
+        (&format!("bind = \"0.0.0.0:8449\"\n{name}\nnetworks = [\"0.0.0.0/0\"]"), "everybody who reaches 0.0.0.0:8449"),
         (
             &format!("bind = \"127.0.0.1:8449\"\n{name}\nsecret_file = \"secret\""),
             "mantlet.toml:5:15: `secret_file` belongs to a federation door",
