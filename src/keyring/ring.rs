@@ -27,7 +27,7 @@ use crate::message::{Answer, Body, RequestBody};
 use crate::observe::metrics::{KeyAnswer, KeyMetrics, KeyQuestion, Metrics};
 use crate::origin::{Client, Follow};
 use crate::policy::{Cause, Permit, Purpose};
-use crate::store::{Row, Store, Table};
+use crate::store::{Row, Store, Table, Unread};
 
 /// What is known of other servers' keys, shared by all workers.
 pub struct Ring {
@@ -71,6 +71,13 @@ impl Ring {
             ledger,
             metrics: metrics.keys(),
         }
+    }
+
+    /// What the store has, if that is still believed.
+    async fn kept(&self, server: &ServerName) -> Result<Option<ServerKeys>, Unread> {
+        let Some(store) = &self.store else { return Ok(None) };
+        let row = store.read(Table::ServerKeys, server.as_str()).await?;
+        Ok(row.and_then(|row| ServerKeys::read(&row.value, server.as_str(), row.age).ok()))
     }
 }
 
@@ -138,7 +145,11 @@ impl Keys {
     ) -> Option<Arc<ServerKeys>> {
         let entry = self.ring.entries.get_or_insert_with(server, || Ok::<_, ()>(Arc::default())).ok()?;
         if entry.is_unread() {
-            entry.read(self.read(server).await);
+            // A disk may hang; what it has is read another time, then.
+            let kept = timeout_at(deadline - self.patience * 4 / 5, self.ring.kept(server)).await;
+            if let Ok(Ok(keys)) = kept {
+                entry.read(keys);
+            }
         }
         let (keys, result) = match entry.look(wanted, now()) {
             Look::Good(keys) => (Some(keys), KeyAnswer::Known),
@@ -168,11 +179,6 @@ impl Keys {
         };
         self.ring.metrics.answered(if keys.is_some() { result } else { KeyAnswer::Missing });
         keys
-    }
-
-    async fn read(&self, server: &ServerName) -> Option<ServerKeys> {
-        let row = self.ring.store.as_ref()?.read(Table::ServerKeys, server.as_str()).await?;
-        ServerKeys::read(&row.value, server.as_str(), row.age).ok()
     }
 
     /// Asks a server, if there is a place by then, and remembers what it said.
@@ -313,3 +319,45 @@ const MOST_SERVERS: usize = 20_000;
 const MOST_QUESTION: usize = 2 * 1024 * 1024;
 /// What is read of a server's keys; most need less than one kibibyte.
 const MOST_ANSWER: usize = 32 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::addresses::Guard;
+    use crate::config::egress::Ports;
+    use crate::origin::{NameServers, Origins};
+
+    /// The keys of a server that is never connected to.
+    async fn ask(keys: &Keys) -> Bytes {
+        let mut request = Box::new(Request::new(RequestBody::empty()));
+        *request.uri_mut() = Uri::from_static("/_matrix/key/v2/query/127.0.0.1:8448");
+        let notary = ServerName::parse("notary.invalid").unwrap();
+        let answer = keys.answer(&notary, request).await.unwrap();
+        answer.into_body().collect().await.unwrap().to_bytes()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_hangs_is_waited_for_a_while_and_asked_again_each_time() {
+        let metrics = Metrics::new(&[]);
+        let (store, wanted) = Store::hanging();
+        let ledger = Ledger::new(0, None, &metrics);
+        let tls = crate::tls::client::config(&[] as &[PathBuf]).unwrap();
+        let name_servers = NameServers::new(&["127.0.0.1:9".parse().unwrap()]).unwrap();
+        let guard = Guard::new(Vec::new());
+        let origins = Origins::new(tls, name_servers, guard, None, Ports::default(), Arc::clone(&ledger), &metrics);
+        let ring = Arc::new(Ring::new(Some(store), None, ledger, &metrics));
+        let keys = Keys::new(ring, Rc::new(origins.client().unwrap()), Duration::from_secs(60));
+        let asked = async {
+            for _ in 0..2 {
+                let began = Instant::now();
+                assert_eq!(ask(&keys).await, "{\"server_keys\":[]}");
+                let took = began.elapsed();
+                assert!((PATIENCE / 5..PATIENCE / 4).contains(&took), "{took:?}");
+                assert_eq!(wanted(), 1);
+            }
+        };
+        tokio::task::LocalSet::new().run_until(asked).await;
+    }
+}
