@@ -41,6 +41,7 @@ pub struct Row {
 }
 
 enum Job {
+    // What cannot be read is not answered.
     Read(Table, String, oneshot::Sender<Option<Row>>),
     ReadAll(Table, oneshot::Sender<Vec<Row>>),
     Write(Table, Vec<Row>, Option<oneshot::Sender<()>>),
@@ -59,11 +60,14 @@ impl Store {
         Ok((Self { jobs }, thread))
     }
 
-    /// The row of this key; nothing where the disk is behind.
-    pub async fn read(&self, table: Table, key: &str) -> Option<Row> {
+    /// The row of this key, if there is one. However long the disk takes: whoever cannot wait for it has to leave.
+    ///
+    /// # Errors
+    /// The file cannot be read, or the disk is behind.
+    pub async fn read(&self, table: Table, key: &str) -> Result<Option<Row>, Unread> {
         let (answer, answered) = oneshot::channel();
-        self.jobs.try_send(Job::Read(table, key.to_owned(), answer)).ok()?;
-        answered.await.ok().flatten()
+        self.jobs.try_send(Job::Read(table, key.to_owned(), answer)).map_err(|_| Unread)?;
+        answered.await.map_err(|_| Unread)
     }
 
     /// All rows; nothing where the file cannot be read, or the disk is behind.
@@ -94,6 +98,19 @@ impl Store {
     }
 }
 
+#[cfg(test)]
+impl Store {
+    /// One whose disk hangs, and how often it was wanted since that was looked at.
+    pub fn hanging() -> (Self, impl Fn() -> usize) {
+        let (jobs, queue) = sync_channel(QUEUE);
+        (Self { jobs }, move || queue.try_iter().count())
+    }
+}
+
+/// Nobody knows what is on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unread;
+
 /// Whether something is on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
@@ -108,14 +125,17 @@ fn run(mut file: File, queue: &Receiver<Job>) {
     while let Ok(first) = queue.recv() {
         let (mut writes, mut waiting) = (Vec::new(), Vec::new());
         for job in std::iter::once(first).chain(queue.try_iter().take(QUEUE)) {
-            // Whoever asked may have given up.
             match job {
                 Job::Write(table, rows, done) => {
                     writes.extend(rows.into_iter().map(|row| (table, row)));
                     waiting.extend(done);
                 }
+                // Whoever asked may have given up.
+                Job::Read(_, _, answer) if answer.is_closed() => {}
                 Job::Read(table, key, answer) => {
-                    let _ = answer.send(file.read(table, &key));
+                    if let Some(row) = file.read(table, &key) {
+                        let _ = answer.send(row);
+                    }
                 }
                 Job::ReadAll(table, answer) => {
                     if let Some(rows) = file.read_all(table) {
@@ -176,7 +196,7 @@ impl File {
         }
     }
 
-    fn read(&mut self, table: Table, key: &str) -> Option<Row> {
+    fn read(&mut self, table: Table, key: &str) -> Option<Option<Row>> {
         self.with(|database| {
             let table = database.begin_read()?.open_table(table.definition())?;
             Ok(table.get(key)?.map(|row| {
@@ -184,7 +204,6 @@ impl File {
                 Row { key: key.to_owned(), age, value: value.to_vec() }
             }))
         })
-        .flatten()
     }
 
     fn read_all(&mut self, table: Table) -> Option<Vec<Row>> {
@@ -326,9 +345,9 @@ mod tests {
         drop(file);
         let (store, thread) = Store::start(&path, &metrics).unwrap();
         runtime().block_on(async {
-            assert_eq!(store.read(KEYS, "a.example").await, Some(row("a.example", 7, "{}")));
-            assert_eq!(store.read(KEYS, "b.example").await, None);
-            assert_eq!(store.read(Table::Ledger, "a.example").await, None);
+            assert_eq!(store.read(KEYS, "a.example").await, Ok(Some(row("a.example", 7, "{}"))));
+            assert_eq!(store.read(KEYS, "b.example").await, Ok(None));
+            assert_eq!(store.read(Table::Ledger, "a.example").await, Ok(None));
             assert_eq!(store.write_all(Table::Ledger, vec![row("a", 1, "x"), row("b", 2, "y")]).await, Written::Yes);
             assert_eq!(store.read_all(Table::Ledger).await, Some(vec![row("a", 1, "x"), row("b", 2, "y")]));
         });
@@ -337,8 +356,8 @@ mod tests {
         drop(store);
         thread.join().unwrap();
         let mut file = File::new(&path, &metrics);
-        assert_eq!(file.read(KEYS, "b.example"), Some(row("b.example", 8, "[]")));
-        assert_eq!(file.read(Table::Ledger, "a"), Some(row("a", 3, "z")));
+        assert_eq!(file.read(KEYS, "b.example"), Some(Some(row("b.example", 8, "[]"))));
+        assert_eq!(file.read(Table::Ledger, "a"), Some(Some(row("a", 3, "z"))));
         use std::os::unix::fs::PermissionsExt;
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(metrics.store_last_use_successful.get(), 1);
@@ -355,7 +374,7 @@ mod tests {
             let (store, _thread) = Store::start(&path, &metrics).unwrap();
             store.write(KEYS, row("a.example", 7, "{}"));
             runtime().block_on(async {
-                assert_eq!(store.read(KEYS, "a.example").await, None, "{path:?}");
+                assert_eq!(store.read(KEYS, "a.example").await, Err(Unread), "{path:?}");
                 assert_eq!(store.read_all(KEYS).await, None, "{path:?}");
                 assert_eq!(
                     store.write_all(KEYS, Vec::from([row("a.example", 7, "{}")])).await,
@@ -384,7 +403,7 @@ mod tests {
         assert_eq!(file.read(KEYS, "a.example"), None);
         assert!(file.database.is_none() && !file.path.exists());
         file.again = None;
-        assert_eq!((file.read(KEYS, "a.example"), file.is_told, file.is_good.get()), (None, true, 0));
+        assert_eq!((file.read(KEYS, "a.example"), file.is_told, file.is_good.get()), (Some(None), true, 0));
         assert_eq!((file.write(&rows), file.is_told, file.pause), (Written::Yes, false, SHORTEST));
         assert_eq!(file.is_good.get(), 1);
         // One that fails again soon is left alone for longer.
@@ -404,7 +423,7 @@ mod tests {
         let mut file = File::new(&dir.path().join("store.redb"), &metrics);
         let rows: Vec<_> = (0..=MOST_ROWS).map(|age| (KEYS, row(&format!("s{age}.example"), age, "x"))).collect();
         assert_eq!(file.write(&rows), Written::Yes);
-        assert_eq!(file.read(KEYS, "s0.example"), None);
-        assert_eq!(file.read(KEYS, "s50000.example"), Some(row("s50000.example", 50_000, "x")));
+        assert_eq!(file.read(KEYS, "s0.example"), Some(None));
+        assert_eq!(file.read(KEYS, "s50000.example"), Some(Some(row("s50000.example", 50_000, "x"))));
     }
 }

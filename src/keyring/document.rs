@@ -19,8 +19,6 @@ pub(super) struct ServerKeys {
     pub fetched: u64,
     /// Until when the server says that it counts.
     valid_until: u64,
-    /// The names of the keys in it, old ones too.
-    names: Vec<String>,
 }
 
 /// Why an object is not taken for a server's keys.
@@ -30,6 +28,8 @@ pub(super) enum Refused {
     Unreadable,
     /// It is about another server.
     OtherServer,
+    /// It is longer than what is kept of one server.
+    TooLong,
     /// The server did not sign it with its own keys, or one of its signatures is wrong.
     Unsigned,
 }
@@ -60,12 +60,14 @@ impl ServerKeys {
         }
         let signatures = map("signatures").and_then(|all| all.get(server)?.as_object()).ok_or(Refused::Unsigned)?;
         verify(&object, verify_keys, signatures)?;
-        let names = verify_keys.keys().chain(old.keys()).cloned().collect();
         // Other names on it say nothing here, and Synapse trips over a notary's that is wrong.
         let signatures = CanonicalJsonObject::from([(server.to_owned(), signatures.clone().into())]);
         object.insert("signatures".into(), signatures.into());
         let text = serde_json::to_string(&object).map_err(|_| Refused::Unreadable)?;
-        Ok(Self { text: text.into(), fetched, valid_until, names })
+        if text.len() > MOST_TEXT {
+            return Err(Refused::TooLong);
+        }
+        Ok(Self { text: text.into(), fetched, valid_until })
     }
 
     /// Until when the server says that it counts.
@@ -87,7 +89,21 @@ impl ServerKeys {
             // As Synapse does where nobody says: at half of its life, a key is asked for again.
             None => now <= self.fetched / 2 + until / 2,
         };
-        is_fresh && wanted.names.iter().all(|name| self.names.contains(name))
+        is_fresh && wanted.names.iter().all(|name| self.has(name))
+    }
+
+    /// Whether a key of this name is in it, an old one perhaps. It is looked for in the text, for lists of names would take more room
+    /// than that. What is canonical is written in one way only: such a name, and an object behind it, is a key wherever it counts.
+    fn has(&self, name: &str) -> bool {
+        is_known(name) && serde_json::to_string(name).is_ok_and(|name| self.text.contains(&format!("{name}:{{")))
+    }
+}
+
+#[cfg(test)]
+impl ServerKeys {
+    /// Something that takes so much room.
+    pub fn of_length(bytes: usize) -> Self {
+        Self { text: "x".repeat(bytes).into(), fetched: 0, valid_until: 0 }
     }
 }
 
@@ -141,6 +157,9 @@ const WEEK: u64 = 7 * 24 * 3600 * 1000;
 const KEY: usize = 32;
 /// No name of a key that is in use comes near.
 const LONGEST_NAME: usize = 255;
+/// Most need less than one kibibyte, and an old key is some hundred bytes: whoever has a new one each month comes here after six
+/// years. Synapse keeps the whole once for each key in it.
+const MOST_TEXT: usize = 8 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -265,6 +284,21 @@ mod tests {
     }
 
     #[test]
+    fn a_long_history_of_keys_is_kept_and_an_endless_one_is_not() {
+        let server = Server::new();
+        let with = |count: usize| {
+            read(&server.signs(|object| {
+                let old = object["old_verify_keys"]["ed25519:old"].clone();
+                for number in 0..count {
+                    object["old_verify_keys"][format!("ed25519:a_{number:04}")] = old.clone();
+                }
+            }))
+        };
+        assert!(with(64).is_ok());
+        assert_eq!(with(128), Err(Refused::TooLong));
+    }
+
+    #[test]
     fn only_the_servers_own_signatures_are_kept() {
         let own = Server::new().signs(|_| {});
         let mut more = own.clone();
@@ -278,6 +312,10 @@ mod tests {
     #[test]
     fn what_is_known_serves_until_it_expires_before_what_is_wanted() {
         let keys = read(&Server::new().signs(|_| {})).unwrap();
+        let named = read(&Server::new().signs(|object| {
+            object["old_verify_keys"]["ed25519:\"\u{fc}\\"] = object["old_verify_keys"]["ed25519:old"].clone();
+        }))
+        .unwrap();
         let wants = |minimum: Option<u64>, names: &[&str], now: u64| {
             let names = names.iter().map(ToString::to_string).collect();
             keys.serves(&Wanted { minimum, names }, now)
@@ -285,6 +323,11 @@ mod tests {
         assert!(wants(Some(1000 * HOUR), &["ed25519:a", "ed25519:old"], 0));
         assert!(!wants(Some(1000 * HOUR + 1), &[], 0));
         assert!(!wants(Some(0), &["ed25519:b"], 0));
+        // Nor is a name a key that stands elsewhere, or is a part of another.
+        for name in ["ed25519:o", "old", "o.example", "server_name", "other", "kept", "", "\"", "ed25519:a\":{\"key"] {
+            assert!(!wants(Some(0), &[name], 0), "{name}");
+        }
+        assert!(named.serves(&Wanted { minimum: Some(0), names: vec!["ed25519:\"\u{fc}\\".into()] }, 0));
         // Where nobody says how long, half of its life.
         assert!(wants(None, &[], 999 * HOUR + HOUR / 2) && !wants(None, &[], 999 * HOUR + HOUR / 2 + 2));
         // Nothing is believed for longer than a week.

@@ -16,7 +16,7 @@ pub(super) struct Entry(Mutex<Known>);
 #[derive(Debug, Default)]
 struct Known {
     keys: Option<Arc<ServerKeys>>,
-    /// Whether the store was asked.
+    /// Whether there is nothing in the store that is not known.
     is_read: bool,
     /// Ends when whoever asks the server now has learnt something.
     asked: Option<watch::Receiver<()>>,
@@ -85,6 +85,7 @@ impl Entry {
     pub fn learn(&self, keys: &Arc<ServerKeys>) {
         let mut known = self.lock();
         known.keys = Some(Arc::clone(keys));
+        known.is_read = true;
         known.failures = 0;
         known.again = Some(Instant::now() + SHORTEST);
     }

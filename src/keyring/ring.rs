@@ -10,6 +10,7 @@ use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body::Body as _;
 use http_body_util::{BodyExt, Limited};
+use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use ruma_common::CanonicalJsonObject;
 use serde_json::json;
@@ -28,11 +29,11 @@ use crate::message::{Answer, Body, RequestBody};
 use crate::observe::metrics::{KeyAnswer, KeyMetrics, KeyQuestion, Metrics};
 use crate::origin::{Client, Follow};
 use crate::policy::{Cause, Permit, Purpose};
-use crate::store::{Row, Store, Table};
+use crate::store::{Row, Store, Table, Unread};
 
 /// What is known of other servers' keys, shared by all workers.
 pub struct Ring {
-    entries: Cache<ServerName, Arc<Entry>>,
+    entries: Cache<ServerName, Weighed, Scale>,
     store: Option<Store>,
     notary_key: Option<NotaryKeyFile>,
     /// Servers that are asked at once.
@@ -43,6 +44,23 @@ pub struct Ring {
     queue: Semaphore,
     ledger: Arc<Ledger>,
     metrics: KeyMetrics,
+}
+
+/// An entry, and what it takes: the scale must find the same each time, and an entry learns.
+#[derive(Clone)]
+struct Weighed {
+    entry: Arc<Entry>,
+    bytes: u64,
+}
+
+/// Weighs entries.
+#[derive(Clone)]
+struct Scale;
+
+impl Weighter<ServerName, Weighed> for Scale {
+    fn weight(&self, _: &ServerName, weighed: &Weighed) -> u64 {
+        weighed.bytes
+    }
 }
 
 /// The key ring as one worker uses it.
@@ -63,7 +81,7 @@ impl Ring {
         metrics: &Metrics,
     ) -> Self {
         Self {
-            entries: Cache::new(MOST_SERVERS),
+            entries: Cache::with_weighter(SERVERS, MOST_BYTES, Scale),
             store,
             notary_key,
             places: Semaphore::new(PLACES),
@@ -72,6 +90,25 @@ impl Ring {
             ledger,
             metrics: metrics.keys(),
         }
+    }
+
+    /// What is known of a server, which may be nothing.
+    fn entry(&self, server: &ServerName) -> Option<Arc<Entry>> {
+        let unknown = || Ok::<_, ()>(Weighed { entry: Arc::default(), bytes: ENTRY });
+        Some(self.entries.get_or_insert_with(server, unknown).ok()?.entry)
+    }
+
+    /// Makes room for what an entry has learnt.
+    fn weigh(&self, server: &ServerName, entry: &Arc<Entry>) {
+        let bytes = ENTRY + entry.keys().map_or(0, |keys| keys.text.len() as u64);
+        self.entries.insert(server.clone(), Weighed { entry: Arc::clone(entry), bytes });
+    }
+
+    /// What the store has, if that is still believed.
+    async fn kept(&self, server: &ServerName) -> Result<Option<ServerKeys>, Unread> {
+        let Some(store) = &self.store else { return Ok(None) };
+        let row = store.read(Table::ServerKeys, server.as_str()).await?;
+        Ok(row.and_then(|row| ServerKeys::read(&row.value, server.as_str(), row.age).ok()))
     }
 }
 
@@ -131,9 +168,14 @@ impl Keys {
 
     /// The newest keys of a server that can be had in time for this question.
     async fn find(&self, server: &ServerName, wanted: &Wanted, question: &Rc<Question>) -> Option<Arc<ServerKeys>> {
-        let entry = self.ring.entries.get_or_insert_with(server, || Ok::<_, ()>(Arc::default())).ok()?;
+        let entry = self.ring.entry(server)?;
         if entry.is_unread() {
-            entry.read(self.read(server).await);
+            // A disk may hang; what it has is read another time, then.
+            let kept = timeout_at(question.deadline - self.patience * 4 / 5, self.ring.kept(server)).await;
+            if let Ok(Ok(keys)) = kept {
+                entry.read(keys);
+                self.ring.weigh(server, &entry);
+            }
         }
         let (keys, result) = match entry.look(wanted, now()) {
             Look::Good(keys) => (Some(keys), KeyAnswer::Known),
@@ -165,13 +207,8 @@ impl Keys {
         keys
     }
 
-    async fn read(&self, server: &ServerName) -> Option<ServerKeys> {
-        let row = self.ring.store.as_ref()?.read(Table::ServerKeys, server.as_str()).await?;
-        ServerKeys::read(&row.value, server.as_str(), row.age).ok()
-    }
-
     /// Asks a server, if there is a place in time, and remembers what it said.
-    async fn learn(&self, server: &ServerName, entry: &Entry, question: &Question) {
+    async fn learn(&self, server: &ServerName, entry: &Arc<Entry>, question: &Question) {
         let Ring { queue, places, slow, .. } = &*self.ring;
         let (share, until) = (&question.share, question.deadline - self.patience / 5);
         // Of too many, some are asked another time, and so is whoever would be asked too late for those who wait. A semaphore that
@@ -199,7 +236,7 @@ impl Keys {
                 self.ring.metrics.asked(KeyQuestion::Good);
                 let keys = Arc::new(keys);
                 entry.learn(&keys);
-                self.keep(server, &keys);
+                self.keep(server, entry, &keys);
             }
             Err(unheard) => {
                 entry.fail();
@@ -215,13 +252,14 @@ impl Keys {
                 {
                     let keys = Arc::new(keys);
                     entry.take(&keys);
-                    self.keep(server, &keys);
+                    self.keep(server, entry, &keys);
                 }
             }
         }
     }
 
-    fn keep(&self, server: &ServerName, keys: &ServerKeys) {
+    fn keep(&self, server: &ServerName, entry: &Arc<Entry>, keys: &ServerKeys) {
+        self.ring.weigh(server, entry);
         if let Some(store) = &self.ring.store {
             let (key, value) = (server.as_str().to_owned(), keys.text.as_bytes().to_vec());
             store.write(Table::ServerKeys, Row { key, age: keys.fetched, value });
@@ -327,8 +365,74 @@ const SILENT: Duration = Duration::from_secs(2);
 /// After that, it counts as unreachable.
 const GIVEN_UP: Duration = Duration::from_secs(30);
 const QUEUE: usize = 10_000;
-const MOST_SERVERS: usize = 20_000;
+/// What is kept in memory: twenty thousand servers, where their keys are as long as most. Of more, the least wanted go.
+const MOST_BYTES: u64 = 40 * 1024 * 1024;
+const SERVERS: usize = 20_000;
+/// What a server takes without its keys, generously: its name twice, its place in the cache, what is allocated around it.
+const ENTRY: u64 = 1024;
 /// A question for ten thousand servers is about one megabyte.
 const MOST_QUESTION: usize = 2 * 1024 * 1024;
-/// What is read of a server's keys; most need less than one kibibyte.
+/// What is read of a server's keys, with all the spaces that are not kept.
 const MOST_ANSWER: usize = 32 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::addresses::Guard;
+    use crate::config::egress::Ports;
+    use crate::origin::{NameServers, Origins};
+
+    /// The keys of a server that is never connected to.
+    async fn ask(keys: &Keys) -> Bytes {
+        let mut request = Box::new(Request::new(RequestBody::empty()));
+        *request.uri_mut() = Uri::from_static("/_matrix/key/v2/query/127.0.0.1:8448");
+        let notary = ServerName::parse("notary.invalid").unwrap();
+        let answer = keys.answer(&notary, request).await.unwrap();
+        answer.into_body().collect().await.unwrap().to_bytes()
+    }
+
+    #[test]
+    fn the_ring_is_bounded_by_what_it_takes() {
+        let metrics = Metrics::new(&[]);
+        let ring = Ring::new(None, None, Ledger::new(0, None, &metrics), &metrics);
+        let long = Arc::new(ServerKeys::of_length(8 * 1024));
+        let servers: Vec<_> =
+            (0..SERVERS).map(|number| ServerName::parse(&format!("s{number}.example")).unwrap()).collect();
+        for server in &servers {
+            let entry = ring.entry(server).unwrap();
+            entry.learn(&long);
+            ring.weigh(server, &entry);
+        }
+        let kept = servers.iter().filter_map(|server| ring.entries.peek(server)).count() as u64;
+        assert!((MOST_BYTES / 2..=MOST_BYTES).contains(&(kept * (8 * 1024 + ENTRY))), "{kept}");
+        // Whoever has learnt nothing has a place, too.
+        let ring = Ring::new(None, None, Ledger::new(0, None, &metrics), &metrics);
+        servers.iter().for_each(|server| drop(ring.entry(server)));
+        assert_eq!(servers.iter().filter_map(|server| ring.entries.peek(server)).count(), SERVERS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_hangs_is_waited_for_a_while_and_asked_again_each_time() {
+        let metrics = Metrics::new(&[]);
+        let (store, wanted) = Store::hanging();
+        let ledger = Ledger::new(0, None, &metrics);
+        let tls = crate::tls::client::config(&[] as &[PathBuf]).unwrap();
+        let name_servers = NameServers::new(&["127.0.0.1:9".parse().unwrap()]).unwrap();
+        let guard = Guard::new(Vec::new());
+        let origins = Origins::new(tls, name_servers, guard, None, Ports::default(), Arc::clone(&ledger), &metrics);
+        let ring = Arc::new(Ring::new(Some(store), None, ledger, &metrics));
+        let keys = Keys::new(ring, Rc::new(origins.client().unwrap()), Duration::from_secs(60));
+        let asked = async {
+            for _ in 0..2 {
+                let began = Instant::now();
+                assert_eq!(ask(&keys).await, "{\"server_keys\":[]}");
+                let took = began.elapsed();
+                assert!((PATIENCE / 5..PATIENCE / 4).contains(&took), "{took:?}");
+                assert_eq!(wanted(), 1);
+            }
+        };
+        tokio::task::LocalSet::new().run_until(asked).await;
+    }
+}

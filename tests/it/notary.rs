@@ -407,6 +407,22 @@ fn keys_survive_a_restart_and_stale_ones_are_better_than_none() {
 }
 
 #[test]
+fn what_is_kept_is_found_once_it_can_be_read() {
+    let world = World::new();
+    let kept = TempDir::new().unwrap();
+    let store = format!("store = {:?}", kept.path().join("keys.redb"));
+    let server = world.honest("one", 3600);
+    let first = world.gateway(DIRECT, &store);
+    let answer = query(&first, std::slice::from_ref(&server), now()).json();
+    // It has the file to itself.
+    let second = world.gateway(DIRECT, &store);
+    world.answers(&server, json_response(500, &json!({})));
+    assert_eq!(names(&query(&second, std::slice::from_ref(&server), now())), Vec::<String>::new());
+    first.shutdown();
+    eventually("the file is tried again", || query(&second, std::slice::from_ref(&server), now()).json() == answer);
+}
+
+#[test]
 fn our_own_signature_stands_beside_the_servers() {
     let world = World::new();
     let kept = TempDir::new().unwrap();
