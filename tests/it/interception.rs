@@ -38,6 +38,10 @@ const POLICY: &str = "extends = \"balanced\"\n[rules.usage_stats]\n\
     [[egress.destination]]\nhost = \"stats.test\"\naction = \"intercept\"\n\
     [[egress.destination]]\nhost = \"bad.test\"\naction = \"intercept\"\n";
 
+/// What a policy wants that looks into one host more than [`POLICY`].
+const HOSTS_AND_TUNNEL: [&str; 7] =
+    ["push.test", "stats.test", "bad.test", "tunnel.test", "matrix.org", "matrix-federation.matrix.org", "vector.im"];
+
 fn names(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|&name| name.to_owned()).collect()
 }
@@ -373,17 +377,8 @@ fn an_authority_that_is_made_anew_is_believed_without_a_restart_and_a_bad_one_ch
     let world = World::new(|_| ok());
     let told = || world.gateway.reloader().reload(Trigger::Command);
     assert_eq!(told().unwrap().message, "the policy is unchanged");
-    let hosts = [
-        "push.test",
-        "stats.test",
-        "bad.test",
-        "tunnel.test",
-        "matrix.org",
-        "matrix-federation.matrix.org",
-        "vector.im",
-    ];
     let before = std::fs::read(world.gateway.dir().join("our.crt")).unwrap();
-    authority(world.gateway.dir(), &hosts);
+    authority(world.gateway.dir(), &HOSTS_AND_TUNNEL);
     let reloaded = told().unwrap();
     assert_eq!(reloaded.message, "the policy is unchanged; the authority is new, and Synapse has to believe it");
     assert_eq!(reloaded.generation, 1);
@@ -420,7 +415,7 @@ fn a_reload_ends_a_tunnel_to_a_host_that_is_looked_into_from_then_on() {
     let outside = std::fs::read_to_string(world.gateway.dir().join("ca.crt")).unwrap();
     let mut tunnel = outside::tls(connect(&world.gateway, &to), "tunnel.test", &outside);
     tunnel.write_all(b"GET /x HTTP/1.1\r\n").and_then(|()| tunnel.flush()).unwrap();
-    authority(world.gateway.dir(), &["push.test", "stats.test", "bad.test", "tunnel.test", "matrix.org", "vector.im"]);
+    authority(world.gateway.dir(), &HOSTS_AND_TUNNEL);
     let more = format!("{POLICY}[[egress.destination]]\nhost = \"tunnel.test\"\naction = \"intercept\"\n");
     std::fs::write(world.gateway.policy_file(), more).unwrap();
     world.gateway.reloader().reload(Trigger::Command).unwrap();
