@@ -151,6 +151,16 @@ impl Keys {
         Ok(Answer::json_bytes(StatusCode::OK, list(texts)).response(None))
     }
 
+    /// How long somebody waits for an answer about keys.
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// The answer that nobody's keys are known.
+    pub fn nothing() -> Response<Body> {
+        Answer::json_bytes(StatusCode::OK, list(std::iter::empty())).response(None)
+    }
+
     /// What a server of this name would say of its own keys, if our notary key were its own; `None` where we have none.
     pub fn own(&self, name: &ServerName) -> Option<Response<Body>> {
         let key = self.ring.notary_key.as_ref()?.key();

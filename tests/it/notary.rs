@@ -478,6 +478,25 @@ fn another_notary_gets_the_question_and_not_who_asks() {
 }
 
 #[test]
+fn another_notary_that_says_nothing_is_nothing_known_in_time() {
+    let world = World::new();
+    let notary = world.server("notary");
+    let policy = format!("extends = \"balanced\"\n[rules.notary]\nmatrix_org = {{ rewrite = \"{notary}\" }}");
+    let gateway = world.gateway(&policy, "");
+    let began = Instant::now();
+    assert_eq!(query(&gateway, &[world.honest("one", 3600)], 7).text(), "{\"server_keys\":[]}");
+    // Three quarters of what the gateway waits for any head.
+    assert!((Duration::from_secs(9)..Duration::from_secs(12)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert_eq!(world.asked(), [(notary, "/_matrix/key/v2/query".to_owned())]);
+    let record = &gateway.records(1)[0];
+    assert_eq!(
+        ["decision", "error", "rule", "upstream"].map(|field| record[field].as_str().unwrap()),
+        ["error", "origin_silent", "notary", "(other servers)"]
+    );
+    assert!(record["upstream_us"].is_null() && record["status"] == 200, "{record}");
+}
+
+#[test]
 fn without_the_rule_the_notary_hears_what_synapse_signed() {
     let world = World::new();
     let gateway = world.gateway("extends = \"transparent\"", "");
