@@ -378,6 +378,22 @@ fn however_many_are_silent_who_asks_for_others_has_his_answer() {
         let fresh = honest("after");
         assert_eq!(names(&query_at(door, &fresh, now())), fresh);
     });
+    // Whoever was given up was asked, and that is written down.
+    let given_up = gateway.metric("mantlet_egress_contacts_total{cause=\"keys\",verdict=\"failed\"}");
+    assert!(given_up >= 64.0, "{given_up}");
+}
+
+#[test]
+fn what_a_server_says_is_counted_also_where_it_does_not_say_how_long_it_is() {
+    let world = World::new();
+    let gateway = world.gateway(DIRECT, "");
+    let server = world.server("chunked");
+    let keys = Origin::new().keys(&server, 3600).to_string();
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+    world.answers(&server, format!("{head}{:x}\r\n{keys}\r\n0\r\n\r\n", keys.len()).into_bytes());
+    assert_eq!(names(&query(&gateway, std::slice::from_ref(&server), now())), [server]);
+    let counted = gateway.metric("mantlet_egress_bytes_total{cause=\"keys\",direction=\"in\"}");
+    assert_eq!(counted, keys.len() as f64);
 }
 
 #[test]
