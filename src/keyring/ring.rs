@@ -8,8 +8,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::join_all;
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri};
-use http_body::Body as _;
-use http_body_util::{BodyExt, Limited};
+use http_body_util::BodyExt;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use ruma_common::CanonicalJsonObject;
@@ -152,6 +151,16 @@ impl Keys {
         Ok(Answer::json_bytes(StatusCode::OK, list(texts)).response(None))
     }
 
+    /// How long somebody waits for an answer about keys.
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// The answer that nobody's keys are known.
+    pub fn nothing() -> Response<Body> {
+        Answer::json_bytes(StatusCode::OK, list(std::iter::empty())).response(None)
+    }
+
     /// What a server of this name would say of its own keys, if our notary key were its own; `None` where we have none.
     pub fn own(&self, name: &ServerName) -> Option<Response<Body>> {
         let key = self.ring.notary_key.as_ref()?.key();
@@ -275,21 +284,24 @@ impl Keys {
             headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         });
         let contact = Contact::server(server, Cause::Keys, Door::Federation);
-        let sent = self.client.send(server, request, Follow::Nothing).await;
-        let response = match sent {
-            Ok(held) => held.release(&permit),
-            Err(error) => {
-                self.ring.ledger.note(contact, Verdict::Failed, 0, 0);
-                return Err(error.into());
+        let mut noted = Noted { ledger: &self.ring.ledger, contact: Some(contact), verdict: Verdict::Failed, back: 0 };
+        let response = self.client.send(server, request, Follow::Nothing).await?.release(&permit);
+        noted.verdict = Verdict::Passed;
+        let (head, mut body) = response.into_parts();
+        let mut said = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame?.into_data() else { continue };
+            noted.back += data.len() as u64;
+            if said.len() + data.len() > MOST_ANSWER {
+                return Err(Unheard::Unreachable);
             }
-        };
-        self.ring.ledger.note(contact, Verdict::Passed, 0, response.body().size_hint().lower());
-        if response.status() != StatusCode::OK {
+            said.extend_from_slice(&data);
+        }
+        if head.status != StatusCode::OK {
             return Err(Unheard::Unreachable);
         }
-        let body = Limited::new(response.into_body(), MOST_ANSWER).collect().await.map_err(|_| Unheard::Unreachable)?;
         let fetched = now();
-        let keys = ServerKeys::read(&body.to_bytes(), server.as_str(), fetched)?;
+        let keys = ServerKeys::read(&said, server.as_str(), fetched)?;
         if keys.is_over(fetched) { Err(Unheard::Refused) } else { Ok(keys) }
     }
 
@@ -311,6 +323,22 @@ struct Question {
     /// Notaries that are asked about servers that cannot be reached.
     fallback: Arc<[ServerName]>,
     deadline: Instant,
+}
+
+/// A line of the ledger that is written however asking ends, also where nobody waits for its end.
+struct Noted<'a> {
+    ledger: &'a Ledger,
+    contact: Option<Contact>,
+    verdict: Verdict,
+    back: u64,
+}
+
+impl Drop for Noted<'_> {
+    fn drop(&mut self) {
+        if let Some(contact) = self.contact.take() {
+            self.ledger.note(contact, self.verdict, 0, self.back);
+        }
+    }
 }
 
 /// Why a server's keys are not known.

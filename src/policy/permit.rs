@@ -147,6 +147,11 @@ impl<T> Permitted<T> {
         &self.0
     }
 
+    /// The duty that goes with it, for an answer of our own where nobody else gives one.
+    pub fn hold(&self) -> Hold {
+        Hold(())
+    }
+
     /// What may go, and the duty that goes with it.
     pub fn open(self) -> (T, Hold) {
         (self.0, Hold(()))

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use http::Response;
 
 use super::Facts;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::keyring::Keys;
 use crate::matrix::ServerName;
 use crate::message::{Body, BoxRequest};
+use crate::observe::access::Decision;
 use crate::observe::metrics::{KEY_RING, ORIGINS};
 use crate::origin::{Client, Follow};
 use crate::policy::{Destination, Held, Permitted, Rerouted};
@@ -51,7 +52,8 @@ impl Elsewhere {
         })
     }
 
-    /// Sends a request there that was for the server of this name.
+    /// Sends a request there that was for the server of this name. Whoever is silent for as long as the key ring would be is
+    /// answered for with nothing, as that would do: to Synapse it is not the server that it asked which is down.
     ///
     /// # Errors
     /// As of [`Keys::answer`] and [`Client::send`].
@@ -60,9 +62,20 @@ impl Elsewhere {
         to: &Destination,
         asked: &ServerName,
         request: Permitted<BoxRequest>,
+        facts: &Facts,
     ) -> Result<Held<Response<Body>>, Error> {
         match to {
-            Destination::Server(other) => self.client.send(other, request, Follow::Nothing).await,
+            Destination::Server(other) => {
+                let hold = request.hold();
+                let sent = self.client.send(other, request, Follow::Nothing);
+                tokio::time::timeout(self.keys.patience(), sent).await.unwrap_or_else(|_silent| {
+                    facts.note(|record| {
+                        record.decision = Decision::Error;
+                        record.error = Some(Kind::OriginSilent.as_str());
+                    });
+                    Ok(hold.hold(Keys::nothing()))
+                })
+            }
             Destination::KeyRing(fallback) => {
                 let (request, hold) = request.open();
                 Ok(hold.hold(self.keys.answer(asked, request, fallback).await?))

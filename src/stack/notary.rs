@@ -53,7 +53,7 @@ impl Service<Cleared> for Notary {
         Box::pin(async move {
             match classified.raw {
                 Endpoint::KeyGetRemoteServerKeys | Endpoint::KeyGetRemoteServerKeysBatch => {
-                    this.elsewhere.ask(&to, &this.name, request).await
+                    this.elsewhere.ask(&to, &this.name, request, &facts).await
                 }
                 endpoint => {
                     let own =

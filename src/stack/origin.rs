@@ -51,7 +51,7 @@ impl Service<Cleared> for Origin {
             let server = hook::server(request.get())?;
             match instead {
                 None => client.send(&server, request, follow).await,
-                Some(to) => elsewhere.ask(&to, &server, request).await,
+                Some(to) => elsewhere.ask(&to, &server, request, &facts).await,
             }
         })
     }

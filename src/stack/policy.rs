@@ -269,7 +269,8 @@ where
             }
         };
         let response = held.release(permit);
-        facts.note(|record| record.upstream_us = Some(facts.elapsed_us()));
+        // Where something went wrong and there is an answer all the same, it is ours.
+        facts.note(|record| record.upstream_us = record.error.is_none().then(|| facts.elapsed_us()));
         if response.status() == StatusCode::UNAUTHORIZED {
             self.authenticator.forget(&credentials);
         } else if response.status().is_success() {

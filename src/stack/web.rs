@@ -50,7 +50,7 @@ impl Service<Cleared> for Web {
         Box::pin(async move {
             match instead {
                 None => web.send(&forward::destination(request.get())?, request).await,
-                Some(to) => elsewhere.ask(&to, &forward::server(request.get())?, request).await,
+                Some(to) => elsewhere.ask(&to, &forward::server(request.get())?, request, &facts).await,
             }
         })
     }

@@ -378,6 +378,22 @@ fn however_many_are_silent_who_asks_for_others_has_his_answer() {
         let fresh = honest("after");
         assert_eq!(names(&query_at(door, &fresh, now())), fresh);
     });
+    // Whoever was given up was asked, and that is written down.
+    let given_up = gateway.metric("mantlet_egress_contacts_total{cause=\"keys\",verdict=\"failed\"}");
+    assert!(given_up >= 64.0, "{given_up}");
+}
+
+#[test]
+fn what_a_server_says_is_counted_also_where_it_does_not_say_how_long_it_is() {
+    let world = World::new();
+    let gateway = world.gateway(DIRECT, "");
+    let server = world.server("chunked");
+    let keys = Origin::new().keys(&server, 3600).to_string();
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+    world.answers(&server, format!("{head}{:x}\r\n{keys}\r\n0\r\n\r\n", keys.len()).into_bytes());
+    assert_eq!(names(&query(&gateway, std::slice::from_ref(&server), now())), [server]);
+    let counted = gateway.metric("mantlet_egress_bytes_total{cause=\"keys\",direction=\"in\"}");
+    assert_eq!(counted, keys.len() as f64);
 }
 
 #[test]
@@ -475,6 +491,25 @@ fn another_notary_gets_the_question_and_not_who_asks() {
     let wanted = json!({"server_keys": {&servers[0]: {"ed25519:a": {"minimum_valid_until_ts": 7}}}});
     assert_eq!(serde_json::from_slice::<Value>(&request.body).unwrap(), wanted);
     world.assert_matrix_org_heard_nothing();
+}
+
+#[test]
+fn another_notary_that_says_nothing_is_nothing_known_in_time() {
+    let world = World::new();
+    let notary = world.server("notary");
+    let policy = format!("extends = \"balanced\"\n[rules.notary]\nmatrix_org = {{ rewrite = \"{notary}\" }}");
+    let gateway = world.gateway(&policy, "");
+    let began = Instant::now();
+    assert_eq!(query(&gateway, &[world.honest("one", 3600)], 7).text(), "{\"server_keys\":[]}");
+    // Three quarters of what the gateway waits for any head.
+    assert!((Duration::from_secs(9)..Duration::from_secs(12)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert_eq!(world.asked(), [(notary, "/_matrix/key/v2/query".to_owned())]);
+    let record = &gateway.records(1)[0];
+    assert_eq!(
+        ["decision", "error", "rule", "upstream"].map(|field| record[field].as_str().unwrap()),
+        ["error", "origin_silent", "notary", "(other servers)"]
+    );
+    assert!(record["upstream_us"].is_null() && record["status"] == 200, "{record}");
 }
 
 #[test]
