@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use serde_json::json;
 
@@ -17,6 +18,7 @@ use crate::policy::egress::Unread;
 use crate::policy::{Mode, Policy};
 use crate::problem::Problems;
 use crate::tls;
+use crate::tls::ca::End;
 use crate::tls::leaves::Interception;
 use crate::tls::server::Credentials;
 
@@ -89,6 +91,7 @@ impl Check {
         let has_proxy = gateway.listeners.iter().any(|listener| listener.door == Door::Proxy);
         // A policy that is looked at by itself says nothing of doors.
         let open = self.policy.policy.is_none().then(|| left_open(policy, &gateway)).flatten();
+        let ending = interception.as_ref().and_then(ending);
         let notary = gateway.egress.notary_key.as_deref().map(NotaryKey::read).transpose()?;
         let notary = homeserver::notary_lines(&gateway, notary.as_ref());
         let rules: Vec<_> = policy.rules().iter().filter(|rule| rule.location.is_some()).collect();
@@ -101,11 +104,12 @@ impl Check {
                     rules.iter().map(|rule| format!("{} ({})", rule.name, rule.mode.as_str())).collect();
                 let notary = notary.as_ref().map(|lines| format!("\nin homeserver.yaml:\n{lines}")).unwrap_or_default();
                 format!(
-                    "{}: good\n  rules  {}\n  tests  {} passed\n  digest {}{}{}{notary}",
+                    "{}: good\n  rules  {}\n  tests  {} passed\n  digest {}{}{}{}{notary}",
                     policy.name(),
                     names.join(", "),
                     compiled.tests.len(),
                     policy.digest(),
+                    ending.as_ref().map(|ending| format!("\n  ends   {ending}")).unwrap_or_default(),
                     if has_proxy { way_out(policy, &possible) } else { String::new() },
                     open.as_ref().map(|open| format!("\n  open   {open}")).unwrap_or_default()
                 )
@@ -122,6 +126,7 @@ impl Check {
                     "intercepted": possible.egress().intercepted().map(|(name, _)| name).collect::<Vec<_>>(),
                     "unread": unread(policy, &possible).map(|(name, _)| name).collect::<Vec<_>>(),
                     "open": open,
+                    "ending": ending,
                     "homeserver_yaml": notary,
                     "merged": self.print.then_some(&compiled.print),
                 })
@@ -176,6 +181,17 @@ fn way_out(stated: &Policy, possible: &Policy) -> String {
 fn unread<'a>(stated: &'a Policy, possible: &'a Policy) -> impl Iterator<Item = (&'a str, Unread)> {
     let is_read = |host: &str| possible.egress().intercepted().any(|(name, _)| name == host);
     stated.egress().half_open().filter(move |(name, _)| !is_read(name))
+}
+
+/// What is to be done about an authority that ends soon. One that has ended was refused.
+fn ending(interception: &Interception) -> Option<String> {
+    match interception.authority()?.end(SystemTime::now()) {
+        End::Far | End::Past => None,
+        End::Soon(days) => Some(format!(
+            "the authority ends in {days} days: make a new one with `mantlet ca init --force`, then restart Synapse with the new \
+             bundle"
+        )),
+    }
 }
 
 /// What the policy wants to be closed, and this gateway cannot close.

@@ -61,6 +61,7 @@ pub struct Metrics {
     origin_routes: Arc<[IntCounter]>,
     tunnels: TunnelMetrics,
     interception_not_after: IntGauge,
+    authority_not_after: IntGauge,
     contacts: ContactMetrics,
     events: EventMetrics,
     key_answers: Arc<[IntCounter]>,
@@ -239,6 +240,11 @@ impl Metrics {
                 "interception_certificate_not_after_timestamp_seconds",
                 "When the first certificate that is shown in the place of another host ends; 0 if there is none.",
             ),
+            authority_not_after: gauge(
+                r,
+                "interception_authority_not_after_timestamp_seconds",
+                "When the authority ends by which hosts are looked into; 0 if there is none.",
+            ),
             tunnels: TunnelMetrics {
                 open: gauge(r, "tunnels", "Tunnels that are open."),
                 outcomes: Tunnel::ALL.iter().map(|outcome| tunnels.with_label_values(&[outcome.as_str()])).collect(),
@@ -357,6 +363,11 @@ impl Metrics {
     /// Tells when the first of the certificates that are shown in the place of other hosts ends; 0 where there is none.
     pub fn leaves_not_after(&self, time: Option<SystemTime>) {
         self.interception_not_after.set(time.map_or(0, timestamp));
+    }
+
+    /// Tells when the authority ends that made them; 0 where there is none.
+    pub fn authority_not_after(&self, time: Option<SystemTime>) {
+        self.authority_not_after.set(time.map_or(0, timestamp));
     }
 
     /// Resolves the handles of the proxy door's tunnels.

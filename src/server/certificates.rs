@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime};
 use crate::config::gateway::Listener;
 use crate::observe::metrics::{ListenerMetrics, Metrics, Reload};
 use crate::problem::{Problem, Problems};
+use crate::tls::ca::End;
+use crate::tls::leaves::Interception;
 use crate::tls::server::{Credentials, Server as Tls};
 
 /// What each listener shows, and where it was read.
@@ -93,6 +95,22 @@ impl Shown {
             tracing::info!(listener = %self.listener.name, "new certificates are shown");
         }
         Ok(is_new)
+    }
+}
+
+/// Tells when the authority ends by which hosts are looked into, and in the log where that is near.
+pub(super) fn tell_authority(metrics: &Metrics, interception: &Interception, now: SystemTime) {
+    let authority = interception.authority();
+    metrics.authority_not_after(authority.map(|stated| stated.not_after));
+    match authority.map(|stated| stated.end(now)) {
+        None | Some(End::Far) => {}
+        Some(End::Soon(days)) => tracing::warn!(
+            days,
+            "the authority ends soon: make a new one with `mantlet ca init --force`, then restart Synapse with the new bundle"
+        ),
+        Some(End::Past) => tracing::error!(
+            "the authority has ended: what Synapse asks hosts that are looked into fails until it is made anew"
+        ),
     }
 }
 

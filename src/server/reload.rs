@@ -15,7 +15,7 @@ use crate::observe::metrics::{Metrics, Reload};
 use crate::origin::NextHop;
 use crate::policy::Policy;
 use crate::problem::{Problem, Problems};
-use crate::server::certificates::Certificates;
+use crate::server::certificates::{Certificates, tell_authority};
 use crate::server::secrets::{Renewed, Secrets};
 use crate::snapshot::{Generation, Snapshot};
 use crate::tls::leaves::Interception;
@@ -105,6 +105,7 @@ impl Reloader {
         let policy = possible(&interception, &compiled.policy);
         let leaves = interception.leaves(&policy)?;
         let snapshot = Snapshot::new(Generation::new(1, policy, leaves, &metrics));
+        tell_authority(&metrics, &interception, SystemTime::now());
         metrics.policy_reload(Reload::Success);
         metrics.policy_generation.set(1);
         tracing::info!(policy = compiled.policy.name(), digest = compiled.policy.digest(), "the policy is in force");
@@ -226,6 +227,7 @@ impl Reloader {
             Ok(leaves) => {
                 let renewed = Generation::new(current.number, Arc::clone(&current.policy), leaves, &self.metrics);
                 self.snapshot.store(renewed);
+                tell_authority(&self.metrics, &loaded.interception, now);
             }
             Err(problems) => {
                 for problem in &problems.0 {
@@ -289,6 +291,9 @@ impl Reloader {
         let is_new = interception != loaded.interception;
         if is_new {
             message += "; the authority is new, and Synapse has to believe it";
+        }
+        if is_new {
+            tell_authority(&self.metrics, &interception, SystemTime::now());
         }
         if is_other || is_new {
             let policy = possible(&interception, &compiled.policy);

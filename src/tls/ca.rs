@@ -39,6 +39,17 @@ pub struct Stated {
     pub not_after: SystemTime,
 }
 
+/// How near an authority is to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// There is time.
+    Far,
+    /// It is time to make another: so many days are left.
+    Soon(u64),
+    /// It has ended: nobody believes it any more.
+    Past,
+}
+
 /// A new authority, both in PEM.
 pub struct Made {
     /// Its certificate.
@@ -170,6 +181,15 @@ impl Authority {
 }
 
 impl Stated {
+    /// How near its end is.
+    pub fn end(&self, now: SystemTime) -> End {
+        match self.not_after.duration_since(now) {
+            Err(_) | Ok(Duration::ZERO) => End::Past,
+            Ok(left) if left <= SOON => End::Soon(left.as_secs() / (24 * 3600)),
+            Ok(_) => End::Far,
+        }
+    }
+
     /// Reads the certificate of an authority.
     ///
     /// # Errors
@@ -223,7 +243,24 @@ fn named(name: &str) -> DistinguishedName {
 
 const NAME: &str = "Mantlet interception authority";
 const AUTHORITY_LASTS: Duration = Duration::from_secs(5 * 365 * 24 * 3600);
+/// Synapse has to be restarted for another, which wants to be planned.
+const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
 /// A certificate that gets away is good for no longer.
 const LEAF_LASTS: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Synapse may be on another machine.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_is_told_thirty_days_ahead() {
+        let (now, day) = (SystemTime::now(), Duration::from_secs(24 * 3600));
+        let end = |not_after| {
+            Stated { names: BTreeSet::new(), closed_below: BTreeSet::new(), has_no_addresses: true, not_after }.end(now)
+        };
+        assert_eq!((end(now + 31 * day), end(now + 30 * day)), (End::Far, End::Soon(30)));
+        assert_eq!((end(now + day / 2), end(now), end(now - day)), (End::Soon(0), End::Past, End::Past));
+    }
+}

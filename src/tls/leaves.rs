@@ -3,14 +3,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{Error, ServerConfig};
 
-use super::ca::Authority;
+use super::ca::{Authority, Stated};
 use super::server::provider;
 use crate::config::gateway::{Door, Gateway};
 use crate::matrix::Host;
@@ -56,6 +56,14 @@ impl Interception {
         match &gateway.egress.ca {
             None => Ok(Self::Unable),
             Some(ca) => Ok(Self::By(Box::new(Authority::read(&ca.certificate, &ca.key)?))),
+        }
+    }
+
+    /// What the authority says of itself, if there is one.
+    pub fn authority(&self) -> Option<&Stated> {
+        match self {
+            Self::Needless | Self::Unable => None,
+            Self::By(authority) => Some(authority.stated()),
         }
     }
 
@@ -130,11 +138,10 @@ impl Leaves {
         self.not_after
     }
 
-    /// Whether they have lived half their life.
+    /// Whether they have lived half their life. By an authority that has ended others would not live at all.
     pub fn are_due(&self, now: SystemTime) -> bool {
         let Some((made, ends)) = self.made.zip(self.not_after) else { return false };
-        let life = ends.duration_since(made).unwrap_or(Duration::ZERO);
-        now >= made + life / 2
+        ends.duration_since(made).is_ok_and(|life| !life.is_zero() && now >= made + life / 2)
     }
 }
 
@@ -173,6 +180,7 @@ mod tests {
     use std::collections::BTreeSet;
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
+    use std::time::Duration;
 
     use rustls::pki_types::ServerName;
     use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConnection};
@@ -293,5 +301,9 @@ mod tests {
         assert!(ends <= now + 7 * day && ends > now + 6 * day);
         assert!(!leaves.are_due(now) && !leaves.are_due(now + 3 * day) && leaves.are_due(now + 4 * day));
         assert!(!Leaves::default().are_due(now + 400 * day));
+        for ends in [now, now - day] {
+            let dead = Leaves { made: Some(now), not_after: Some(ends), ..leaves.clone() };
+            assert!(!dead.are_due(now + day), "nothing better can be made");
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use mantlet::tls::ca;
 use rcgen::{
@@ -13,10 +14,10 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::interception::{authority, roots};
-use crate::process;
+use crate::process::{self, Site};
 
 #[test]
 fn an_authority_without_the_reserved_name_is_told_of_where_a_rule_needs_it() {
@@ -260,4 +261,40 @@ fn a_bundle_has_the_roots_of_the_system_and_no_authority_but_the_present_one() {
     let (code, told, _) = bundle("before.pem", "gone");
     assert!(code == Some(0) && told.contains("\n# not in it: ") && told.contains("gone"), "{told}");
     assert_eq!(certificates("bundle.pem"), [certificates("our.crt"), root].concat());
+}
+
+#[test]
+fn an_authority_that_ends_soon_is_told_of_by_check_and_at_the_start() {
+    let site = Site::new("http://127.0.0.1:9", "[rules.profiles]\n", "");
+    let more = "[egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n";
+    let file = site.gateway_file("http://127.0.0.1:9", "127.0.0.1:0", more);
+    site.write("mantlet.toml", &file.replacen("door = \"ingress\"", "door = \"proxy\"", 1));
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    let permitted_subtrees = ["push.test", "unbind.mantlet.invalid"].map(|name| GeneralSubtree::DnsName(name.into()));
+    params.name_constraints =
+        Some(NameConstraints { permitted_subtrees: permitted_subtrees.into(), excluded_subtrees: Vec::new() });
+    let ends = SystemTime::now() + Duration::from_secs(12 * 24 * 3600 + 3600);
+    params.not_after = ends.into();
+    let key = KeyPair::generate().unwrap();
+    site.write("our.crt", &params.self_signed(&key).unwrap().pem());
+    site.write("our.key", &key.serialize_pem());
+    std::fs::set_permissions(site.path().join("our.key"), PermissionsExt::from_mode(0o600)).unwrap();
+    let checked = site.run(&["check"]);
+    let told = "\n  ends   the authority ends in 12 days: make a new one with `mantlet ca init --force`";
+    assert!(checked.code == Some(0) && checked.out.contains(told), "{checked:?}");
+    let process = site.start();
+    let is_told =
+        |line: &Value| line["message"].as_str().is_some_and(|text| text.starts_with("the authority ends soon"));
+    assert_eq!(process.wait_log("the end is near", is_told)["days"], 12);
+    let stated = ends.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let metric = process.metric("mantlet_interception_authority_not_after_timestamp_seconds").unwrap();
+    assert_eq!(metric, stated as f64);
+    // Of one that lasts nothing is said, once it is read.
+    authority(site.path(), &["push.test"]);
+    let checked = site.run(&["check"]);
+    assert!(checked.code == Some(0) && !checked.out.contains("the authority ends"), "{checked:?}");
+    assert_eq!(site.run(&["reload"]).code, Some(0));
+    assert!(process.metric("mantlet_interception_authority_not_after_timestamp_seconds").unwrap() > metric);
+    assert_eq!(process.log().matches("the authority ends soon").count(), 1);
 }
