@@ -417,7 +417,7 @@ mod tests {
         let mut request = Box::new(Request::new(RequestBody::empty()));
         *request.uri_mut() = Uri::from_static("/_matrix/key/v2/query/127.0.0.1:8448");
         let notary = ServerName::parse("notary.invalid").unwrap();
-        let answer = keys.answer(&notary, request).await.unwrap();
+        let answer = keys.answer(&notary, request, &Arc::default()).await.unwrap();
         answer.into_body().collect().await.unwrap().to_bytes()
     }
 
