@@ -19,7 +19,7 @@ use crate::config::gateway::Gateway;
 use crate::homeserver::{self, Homeserver};
 use crate::policy::egress::UNBINDING;
 use crate::problem::{Problem, Problems};
-use crate::tls::ca::{self, Authority};
+use crate::tls::ca::{self, Authority, Stated};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Ca {
@@ -88,23 +88,36 @@ impl Init {
                 )
                 .into());
         }
+        if let Some(name) = names.iter().find(|name| !name.contains('.')) {
+            let what =
+                format!("{name} has one label only: beside a name that ends so, the authority could be all that do");
+            return Err(Problem::new(what).help("name the host whole, as matrix.example.org").into());
+        }
         // It is in every authority, so that a rule can be turned on later.
         names.insert(UNBINDING.to_owned());
         let made = ca::make(&names)?;
         // The key first: a certificate without one is seen at once.
         write(key, &made.key, 0o600, self.force)?;
         write(certificate, &made.certificate, 0o644, self.force)?;
+        let authority = Authority::read(certificate, key)?;
+        let open = left_open(authority.stated());
         let list: Vec<_> = names.iter().map(String::as_str).collect();
         output.print(
             || {
                 format!(
-                    "made an authority for {}\n  certificate  {}\n  key          {} (mode 0600)\nSynapse has to believe it: mantlet ca synapse --bundle FILE",
+                    "made an authority for {}\n  certificate  {}\n  key          {} (mode 0600)\n{open}\
+                     Synapse has to believe it: mantlet ca synapse --bundle FILE",
                     list.join(", "),
                     certificate.display(),
                     key.display()
                 )
             },
-            || json!({ "names": list, "certificate": certificate.display().to_string(), "key": key.display().to_string() }),
+            || {
+                json!({
+                    "names": list, "open": authority.stated().open().collect::<Vec<_>>(),
+                    "certificate": certificate.display().to_string(), "key": key.display().to_string(),
+                })
+            },
         );
         Ok(())
     }
@@ -114,7 +127,6 @@ fn show(gateway: &Gateway, output: &Output) -> Result<(), Problems> {
     let Files { certificate, key } = files(gateway)?;
     let authority = Authority::read(certificate, key)?;
     let stated = authority.stated();
-    let open: Vec<_> = stated.names.difference(&stated.closed_below).map(|name| format!("*.{name}")).collect();
     let ends = humantime::format_rfc3339_seconds(stated.not_after).to_string();
     output.print(
         || {
@@ -122,22 +134,30 @@ fn show(gateway: &Gateway, output: &Output) -> Result<(), Problems> {
             for name in &stated.names {
                 let _ = writeln!(page, "may be     {name}");
             }
-            for name in &open {
-                let _ = writeln!(
-                    page,
-                    "left open  {name}: whoever gets the key could be it, Mantlet makes no certificate for it"
-                );
-            }
-            if !stated.has_no_addresses {
-                let _ = writeln!(page, "left open  addresses: whoever gets the key could be any of them");
-            }
+            page.push_str(&left_open(stated));
             page.push_str("never      any other name");
             page.push_str(if stated.has_no_addresses { ", any address" } else { "" });
             page
         },
-        || json!({ "names": stated.names, "open": open, "addresses": !stated.has_no_addresses, "ends": ends }),
+        || {
+            let open: Vec<_> = stated.open().collect();
+            json!({ "names": stated.names, "open": open, "addresses": !stated.has_no_addresses, "ends": ends })
+        },
     );
     Ok(())
+}
+
+/// A line for each thing that the names of an authority do not close.
+fn left_open(stated: &Stated) -> String {
+    let mut page = String::new();
+    for name in stated.open() {
+        let _ =
+            writeln!(page, "left open  {name}: whoever gets the key could be it, Mantlet makes no certificate for it");
+    }
+    if !stated.has_no_addresses {
+        page.push_str("left open  addresses: whoever gets the key could be any of them\n");
+    }
+    page
 }
 
 impl Synapse {

@@ -114,9 +114,15 @@ impl Authority {
     /// Reads both files.
     ///
     /// # Errors
-    /// All that is wrong with them: the key is open to others, or is another's; the certificate has ended, or is constrained to no
+    /// All that is wrong with them: they are not made yet; the key is open to others, or is another's; the certificate has ended, or is constrained to no
     /// names.
     pub fn read(certificate: &Path, key: &Path) -> Result<Self, Problems> {
+        let is_missing = |path: &Path| matches!(path.try_exists(), Ok(false));
+        if is_missing(certificate) && is_missing(key) {
+            let what =
+                format!("there is no authority yet: neither {} nor {} exists", certificate.display(), key.display());
+            return Err(Problem::new(what).help("make it: `mantlet ca init`").into());
+        }
         let (read, secret) = (read_one(certificate), read_key_text(key));
         let (read, secret) = match (read, secret) {
             (Ok(read), Ok(secret)) => (read, secret),
@@ -181,6 +187,11 @@ impl Authority {
 }
 
 impl Stated {
+    /// What it leaves open: names, below which whoever has the key could be anybody, as `*.example.org`.
+    pub fn open(&self) -> impl Iterator<Item = String> {
+        self.names.difference(&self.closed_below).map(|name| format!("*.{name}"))
+    }
+
     /// How near its end is.
     pub fn end(&self, now: SystemTime) -> End {
         match self.not_after.duration_since(now) {

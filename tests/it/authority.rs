@@ -129,7 +129,11 @@ fn the_command_makes_an_authority_and_says_what_it_may() {
     );
     let run = |arguments: &[&str]| process::run(dir.path(), arguments);
     let before = run(&["check"]);
-    assert!(before.code == Some(1) && before.err.contains("our.crt"), "{before:?}");
+    let what = "there is no authority yet: neither our.crt nor our.key exists\n    help: make it: `mantlet ca init`\n";
+    assert!(before.code == Some(1) && before.err == what, "{before:?}");
+    let short = run(&["ca", "init", "org"]);
+    assert!(short.code == Some(1) && short.err.contains("org has one label only"), "{short:?}");
+    assert!(!dir.path().join("our.key").exists());
     let made = run(&["ca", "init", "other.test"]);
     assert!(
         made.code == Some(0)
@@ -138,6 +142,8 @@ fn the_command_makes_an_authority_and_says_what_it_may() {
                 .starts_with("made an authority for matrix-federation.matrix.org, matrix.org, other.test, unbind.mantlet.invalid, vector.im\n"),
         "{made:?}"
     );
+    let open = "left open  *.matrix.org: whoever gets the key could be it, Mantlet makes no certificate for it\n";
+    assert!(made.out.contains(open) && made.out.matches("left open").count() == 1, "{made:?}");
     let mode = std::fs::metadata(dir.path().join("our.key")).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode, 0o600);
     let good = run(&["check"]);
@@ -146,7 +152,7 @@ fn the_command_makes_an_authority_and_says_what_it_may() {
     let shown = run(&["ca", "show"]);
     assert!(
         shown.out.contains("may be     matrix.org\nmay be     other.test\nmay be     unbind.mantlet.invalid\n")
-            && shown.out.contains("left open  *.matrix.org: ")
+            && shown.out.contains(open)
             && shown.out.matches("left open").count() == 1,
         "{shown:?}"
     );
