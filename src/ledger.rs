@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::observe::access::{self, AccessRecord};
 use crate::observe::metrics::{ContactMetrics, Metrics};
-use crate::store::{self, Store, Table, Written};
+use crate::store::{Change, Row, Store, Table, Written};
 use contact::Answers;
 use entry::{Key, Tally, seconds};
 
@@ -31,6 +31,8 @@ pub struct Ledger {
 #[derive(Default)]
 struct Rows {
     known: HashMap<Key, Tally>,
+    /// What was forgotten, and may be in the store.
+    gone: Vec<Key>,
     /// Whether what the store holds is among them.
     is_loaded: bool,
 }
@@ -116,30 +118,23 @@ impl Ledger {
         if unsaved.is_empty() {
             return;
         }
-        let keys: Vec<_> = unsaved.iter().map(|row| row.key.clone()).collect();
-        if store.write_all(Table::Ledger, unsaved).await == Written::No {
-            let mut rows = self.rows();
-            for key in keys.iter().filter_map(|key| Key::read(key)) {
-                if let Some(tally) = rows.known.get_mut(&key) {
-                    tally.is_saved = false;
-                }
-            }
+        if store.write_all(Table::Ledger, unsaved.clone()).await == Written::No {
+            self.rows().put_back(unsaved);
         }
     }
 
     /// Adds what was kept to what was seen since.
-    fn load(&self, mut kept: Vec<store::Row>) {
-        kept.sort_unstable_by_key(|row| std::cmp::Reverse(row.age));
+    fn load(&self, kept: Vec<Row>) {
         let mut rows = self.rows();
         for row in kept {
-            if rows.known.len() >= self.most {
-                break;
-            }
             if let (Some(key), Some(tally)) = (Key::read(&row.key), Tally::read(row.age, &row.value)) {
-                self.add(&mut rows, key, tally);
+                rows.add(key, tally);
             }
         }
+        // What was forgotten before is known again.
+        rows.gone.clear();
         rows.is_loaded = true;
+        self.make_room(&mut rows);
     }
 
     fn enter(&self, contact: Contact, verdict: Verdict, count: u64, out: u64, back: u64) {
@@ -150,18 +145,19 @@ impl Ledger {
         let Contact { to, cause, door, answers: _ } = contact;
         let now = seconds(SystemTime::now());
         let tally = Tally { first: now, last: now, count, out, back, is_saved: false };
-        self.add(&mut self.rows(), Key { to, cause, door, verdict }, tally);
+        let mut rows = self.rows();
+        rows.add(Key { to, cause, door, verdict }, tally);
+        self.make_room(&mut rows);
     }
 
-    fn add(&self, rows: &mut Rows, key: Key, tally: Tally) {
-        if rows.known.len() >= self.most && !rows.known.contains_key(&key) {
-            self.metrics.forgotten.inc_by(rows.forget_oldest());
-        }
-        match rows.known.entry(key) {
-            Place::Vacant(place) => {
-                place.insert(tally);
+    fn make_room(&self, rows: &mut Rows) {
+        while rows.known.len() > self.most {
+            let gone = rows.forget_some();
+            self.metrics.forgotten.inc_by(gone.len() as u64);
+            // What the store cannot be told of soon is not remembered for its sake.
+            if self.store.is_some() && rows.gone.len() < self.most {
+                rows.gone.extend(gone);
             }
-            Place::Occupied(mut place) => place.get_mut().add(tally),
         }
         self.metrics.lines.set(i64::try_from(rows.known.len()).unwrap_or(i64::MAX));
     }
@@ -173,29 +169,57 @@ impl Ledger {
 }
 
 impl Rows {
-    /// What the store does not have yet; it is taken for saved.
-    fn take_unsaved(&mut self) -> Vec<store::Row> {
+    fn add(&mut self, key: Key, tally: Tally) {
+        match self.known.entry(key) {
+            Place::Vacant(place) => {
+                place.insert(tally);
+            }
+            Place::Occupied(mut place) => place.get_mut().add(tally),
+        }
+    }
+
+    /// What the store does not know yet; it is taken for saved.
+    fn take_unsaved(&mut self) -> Vec<Change> {
+        let gone = self.gone.drain(..).map(|key| Change::Forget(key.to_string()));
         let unsaved = self.known.iter_mut().filter(|(_, tally)| !tally.is_saved);
         let rows = unsaved.map(|(key, tally)| {
             tally.is_saved = true;
-            store::Row { key: key.to_string(), age: tally.last, value: tally.value() }
+            Change::Keep(Row { key: key.to_string(), age: tally.last, value: tally.value() })
         });
-        rows.collect()
+        // One that was forgotten and is there again is kept.
+        gone.chain(rows).collect()
     }
 
-    /// Makes room: a tenth, those that were not seen for longest. How many that is.
-    fn forget_oldest(&mut self) -> u64 {
-        let mut last: Vec<_> = self.known.values().map(|tally| tally.last).collect();
-        let tenth = last.len() / 10;
-        let (_, oldest, _) = last.select_nth_unstable(tenth);
-        let (oldest, before) = (*oldest, self.known.len());
-        let mut left = tenth + 1;
-        self.known.retain(|_, tally| {
-            let goes = left > 0 && tally.last <= oldest;
-            left -= usize::from(goes);
-            !goes
-        });
-        (before - self.known.len()) as u64
+    /// What was taken is not saved.
+    fn put_back(&mut self, unsaved: Vec<Change>) {
+        for change in unsaved {
+            match change {
+                Change::Keep(row) => {
+                    if let Some(tally) = Key::read(&row.key).and_then(|key| self.known.get_mut(&key)) {
+                        tally.is_saved = false;
+                    }
+                }
+                Change::Forget(key) => self.gone.extend(Key::read(&key)),
+            }
+        }
+    }
+
+    /// Forgets a tenth of those lines of which there are most, for one cause with one outcome: those that were not seen for longest.
+    /// So whoever can have a line written, for names that he makes up, pushes out none but the like.
+    fn forget_some(&mut self) -> Vec<Key> {
+        let mut counts = HashMap::new();
+        for key in self.known.keys() {
+            *counts.entry(key.kind()).or_insert(0_usize) += 1;
+        }
+        let Some((kind, count)) = counts.into_iter().max_by_key(|(_, count)| *count) else { return Vec::new() };
+        let mut oldest: Vec<_> = self.known.iter().filter(|(key, _)| key.kind() == kind).collect();
+        oldest.select_nth_unstable_by_key(count / 10, |(_, tally)| tally.last);
+        oldest.truncate(count / 10 + 1);
+        let gone: Vec<Key> = oldest.into_iter().map(|(key, _)| key.clone()).collect();
+        for key in &gone {
+            self.known.remove(key);
+        }
+        gone
     }
 }
 

@@ -40,11 +40,20 @@ pub struct Row {
     pub value: Vec<u8>,
 }
 
+/// What becomes of a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It is kept, in place of one with the same key.
+    Keep(Row),
+    /// That of this key goes, if there is one.
+    Forget(String),
+}
+
 enum Job {
     // What cannot be read is not answered.
     Read(Table, String, oneshot::Sender<Option<Row>>),
     ReadAll(Table, oneshot::Sender<Vec<Row>>),
-    Write(Table, Vec<Row>, Option<oneshot::Sender<()>>),
+    Write(Table, Vec<Change>, Option<oneshot::Sender<()>>),
 }
 
 impl Store {
@@ -79,22 +88,22 @@ impl Store {
 
     /// Keeps this, unless the disk is behind.
     pub fn write(&self, table: Table, row: Row) {
-        let _ = self.jobs.try_send(Job::Write(table, vec![row], None));
+        let _ = self.jobs.try_send(Job::Write(table, vec![Change::Keep(row)], None));
     }
 
-    /// Keeps all of this, and says whether it is on the disk.
-    pub async fn write_all(&self, table: Table, rows: Vec<Row>) -> Written {
+    /// Makes these changes in their order, and says whether they are on the disk.
+    pub async fn write_all(&self, table: Table, changes: Vec<Change>) -> Written {
         let (done, is_done) = oneshot::channel();
-        if self.jobs.try_send(Job::Write(table, rows, Some(done))).is_err() {
+        if self.jobs.try_send(Job::Write(table, changes, Some(done))).is_err() {
             return Written::No;
         }
         is_done.await.map_or(Written::No, |()| Written::Yes)
     }
 
-    /// Keeps all of this before the thread ends, and waits for nothing but a place in the queue.
-    pub fn write_last(&self, table: Table, rows: Vec<Row>) {
+    /// Makes these changes before the thread ends, and waits for nothing but a place in the queue.
+    pub fn write_last(&self, table: Table, changes: Vec<Change>) {
         // A thread that is gone writes nothing any more.
-        let _ = self.jobs.send(Job::Write(table, rows, None));
+        let _ = self.jobs.send(Job::Write(table, changes, None));
     }
 }
 
@@ -126,8 +135,8 @@ fn run(mut file: File, queue: &Receiver<Job>) {
         let (mut writes, mut waiting) = (Vec::new(), Vec::new());
         for job in std::iter::once(first).chain(queue.try_iter().take(QUEUE)) {
             match job {
-                Job::Write(table, rows, done) => {
-                    writes.extend(rows.into_iter().map(|row| (table, row)));
+                Job::Write(table, changes, done) => {
+                    writes.extend(changes.into_iter().map(|change| (table, change)));
                     waiting.extend(done);
                 }
                 // Whoever asked may have given up.
@@ -220,11 +229,12 @@ impl File {
         })
     }
 
-    fn write(&mut self, rows: &[(Table, Row)]) -> Written {
+    fn write(&mut self, changes: &[(Table, Change)]) -> Written {
         let written = self.with(|database| {
             let transaction = database.begin_write()?;
             for table in Table::ALL {
-                write(&transaction, table, rows.iter().filter(|(to, _)| *to == table).map(|(_, row)| row))?;
+                let changes = changes.iter().filter(|(to, _)| *to == table);
+                write(&transaction, table, changes.map(|(_, change)| change))?;
             }
             transaction.commit()?;
             Ok(())
@@ -290,11 +300,14 @@ fn open(path: &Path) -> Result<Database, redb::Error> {
 fn write<'a>(
     transaction: &WriteTransaction,
     table: Table,
-    rows: impl Iterator<Item = &'a Row>,
+    changes: impl Iterator<Item = &'a Change>,
 ) -> Result<(), redb::Error> {
     let mut table = transaction.open_table(table.definition())?;
-    for row in rows {
-        table.insert(row.key.as_str(), (row.age, row.value.as_slice()))?;
+    for change in changes {
+        match change {
+            Change::Keep(row) => drop(table.insert(row.key.as_str(), (row.age, row.value.as_slice()))?),
+            Change::Forget(key) => drop(table.remove(key.as_str())?),
+        }
     }
     if table.len()? > MOST_ROWS {
         let mut ages = table.iter()?.map(|row| Ok(row?.1.value().0)).collect::<Result<Vec<_>, redb::Error>>()?;
@@ -334,6 +347,10 @@ mod tests {
         Row { key: key.to_owned(), age, value: value.as_bytes().to_vec() }
     }
 
+    fn keep(key: &str, age: u64, value: &str) -> Change {
+        Change::Keep(row(key, age, value))
+    }
+
     const KEYS: Table = Table::ServerKeys;
 
     #[test]
@@ -341,23 +358,24 @@ mod tests {
         let (dir, metrics) = (tempfile::tempdir().unwrap(), Metrics::new(&[]));
         let path = dir.path().join("store.redb");
         let mut file = File::new(&path, &metrics);
-        assert_eq!(file.write(&[(KEYS, row("a.example", 7, "{}"))]), Written::Yes);
+        assert_eq!(file.write(&[(KEYS, keep("a.example", 7, "{}"))]), Written::Yes);
         drop(file);
         let (store, thread) = Store::start(&path, &metrics).unwrap();
         runtime().block_on(async {
             assert_eq!(store.read(KEYS, "a.example").await, Ok(Some(row("a.example", 7, "{}"))));
             assert_eq!(store.read(KEYS, "b.example").await, Ok(None));
             assert_eq!(store.read(Table::Ledger, "a.example").await, Ok(None));
-            assert_eq!(store.write_all(Table::Ledger, vec![row("a", 1, "x"), row("b", 2, "y")]).await, Written::Yes);
+            assert_eq!(store.write_all(Table::Ledger, vec![keep("a", 1, "x"), keep("b", 2, "y")]).await, Written::Yes);
             assert_eq!(store.read_all(Table::Ledger).await, Some(vec![row("a", 1, "x"), row("b", 2, "y")]));
         });
         store.write(KEYS, row("b.example", 8, "[]"));
-        store.write_last(Table::Ledger, vec![row("a", 3, "z")]);
+        let forget = |key: &str| Change::Forget(key.to_owned());
+        store.write_last(Table::Ledger, vec![forget("a"), keep("a", 3, "z"), forget("b"), forget("c")]);
         drop(store);
         thread.join().unwrap();
         let mut file = File::new(&path, &metrics);
         assert_eq!(file.read(KEYS, "b.example"), Some(Some(row("b.example", 8, "[]"))));
-        assert_eq!(file.read(Table::Ledger, "a"), Some(Some(row("a", 3, "z"))));
+        assert_eq!(file.read_all(Table::Ledger), Some(vec![row("a", 3, "z")]));
         use std::os::unix::fs::PermissionsExt;
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(metrics.store_last_use_successful.get(), 1);
@@ -376,11 +394,7 @@ mod tests {
             runtime().block_on(async {
                 assert_eq!(store.read(KEYS, "a.example").await, Err(Unread), "{path:?}");
                 assert_eq!(store.read_all(KEYS).await, None, "{path:?}");
-                assert_eq!(
-                    store.write_all(KEYS, Vec::from([row("a.example", 7, "{}")])).await,
-                    Written::No,
-                    "{path:?}"
-                );
+                assert_eq!(store.write_all(KEYS, vec![keep("a.example", 7, "{}")]).await, Written::No, "{path:?}");
             });
             assert_eq!(metrics.store_last_use_successful.get(), 0, "{path:?}");
         }
@@ -390,7 +404,7 @@ mod tests {
     fn a_file_that_fails_is_left_alone_for_longer_each_time_and_no_longer_once_it_is_good() {
         let (dir, metrics) = (tempfile::tempdir().unwrap(), Metrics::new(&[]));
         let mut file = File::new(&dir.path().join("later/store.redb"), &metrics);
-        let rows = [(KEYS, row("a.example", 7, "{}"))];
+        let rows = [(KEYS, keep("a.example", 7, "{}"))];
         for pause in [1, 2, 4, 8, 16, 32, 60, 60] {
             let before = Instant::now();
             file.again = None;
@@ -421,7 +435,7 @@ mod tests {
     fn a_table_that_is_full_forgets_the_oldest() {
         let (dir, metrics) = (tempfile::tempdir().unwrap(), Metrics::new(&[]));
         let mut file = File::new(&dir.path().join("store.redb"), &metrics);
-        let rows: Vec<_> = (0..=MOST_ROWS).map(|age| (KEYS, row(&format!("s{age}.example"), age, "x"))).collect();
+        let rows: Vec<_> = (0..=MOST_ROWS).map(|age| (KEYS, keep(&format!("s{age}.example"), age, "x"))).collect();
         assert_eq!(file.write(&rows), Written::Yes);
         assert_eq!(file.read(KEYS, "s0.example"), Some(None));
         assert_eq!(file.read(KEYS, "s50000.example"), Some(Some(row("s50000.example", 50_000, "x"))));

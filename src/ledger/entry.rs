@@ -53,6 +53,11 @@ pub(super) struct Tally {
 }
 
 impl Key {
+    /// What a line is of, whoever is in it.
+    pub fn kind(&self) -> (Cause, Verdict) {
+        (self.cause, self.verdict)
+    }
+
     /// What the store keeps a line under.
     pub fn read(text: &str) -> Option<Self> {
         let mut words = text.splitn(4, ' ');

@@ -19,6 +19,14 @@ fn lines(ledger: &Ledger) -> Vec<String> {
     ledger.entries().into_iter().map(line).collect()
 }
 
+/// A line whose last time was then.
+fn seen(ledger: &Ledger, line: &str, last: u64) {
+    let tally = Tally { first: 0, last, count: 1, out: 0, back: 0, is_saved: false };
+    let mut rows = ledger.rows();
+    rows.add(Key::read(line).unwrap(), tally);
+    ledger.make_room(&mut rows);
+}
+
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap()
 }
@@ -48,11 +56,7 @@ fn one_server_for_one_reason_with_one_outcome_is_one_line() {
 #[test]
 fn a_full_ledger_forgets_who_was_not_seen_for_longest() {
     let ledger = ledger(100, None);
-    for number in 0..100_u64 {
-        let key = Key::read(&format!("keys federation passed s{number}")).unwrap();
-        let tally = Tally { first: 0, last: number, count: 1, out: 0, back: 0, is_saved: true };
-        ledger.add(&mut ledger.rows(), key, tally);
-    }
+    (0..100).for_each(|number| seen(&ledger, &format!("keys federation passed s{number}"), number));
     ledger.note(contact("s1", Cause::Keys), Verdict::Passed, 0, 0);
     assert_eq!((ledger.entries().len(), ledger.metrics.forgotten.get()), (100, 0));
     ledger.note(contact("new", Cause::Keys), Verdict::Passed, 0, 0);
@@ -66,6 +70,57 @@ fn a_full_ledger_forgets_who_was_not_seen_for_longest() {
         ledger.note(contact(name, Cause::Keys), Verdict::Passed, 0, 0);
         assert!((1..=3).contains(&ledger.entries().len()));
     }
+}
+
+#[test]
+fn those_who_were_not_seen_for_longest_go_before_any_that_were_seen_later() {
+    let ledger = ledger(100, None);
+    (0..100).for_each(|number| seen(&ledger, &format!("keys federation passed s{number}"), u64::from(number % 20 > 0)));
+    seen(&ledger, "keys federation passed new", 1);
+    let left: Vec<_> = ledger.entries().into_iter().map(|entry| entry.destination).collect();
+    assert_eq!(left.len(), 90);
+    for old in ["s0", "s20", "s40", "s60", "s80"] {
+        assert!(!left.contains(&old.to_owned()), "{left:?}");
+    }
+}
+
+#[test]
+fn whoever_makes_up_names_pushes_nothing_else_out_also_not_across_a_restart() {
+    const RARE: [&str; 3] =
+        ["statistics proxy answered a:443", "identity proxy denied b:443", "keys federation passed c"];
+    let (dir, metrics) = (tempfile::tempdir().unwrap(), Metrics::new(&[]));
+    let path = dir.path().join("store.redb");
+    let keys = |ledger: &Ledger| {
+        let mut keys: Vec<_> = ledger.rows().known.keys().map(ToString::to_string).collect();
+        keys.sort();
+        keys
+    };
+    let (store, thread) = Store::start(&path, &metrics).unwrap();
+    let before = ledger(50, Some(&store));
+    RARE.iter().for_each(|line| seen(&before, line, 1));
+    for number in 0..1000 {
+        seen(&before, &format!("keys federation failed made-up{number}"), 2 + number / 100);
+        if number % 40 == 0 {
+            runtime().block_on(before.save(&store));
+        }
+    }
+    before.save_last();
+    let left = keys(&before);
+    assert!((30..=50).contains(&left.len()) && RARE.iter().all(|line| left.contains(&(*line).to_owned())), "{left:?}");
+    drop(store);
+    let most = before.most;
+    drop(before);
+    thread.join().unwrap();
+    // The file has no more, so that it does not have to choose either.
+    let (store, _thread) = Store::start(&path, &metrics).unwrap();
+    let after = ledger(most, Some(&store));
+    runtime().block_on(after.save(&store));
+    assert_eq!(keys(&after), left);
+    // A file with more than may be kept is cut by the same measure.
+    let fewer = ledger(10, Some(&store));
+    runtime().block_on(fewer.save(&store));
+    let left = keys(&fewer);
+    assert!(left.len() <= 10 && RARE.iter().all(|line| left.contains(&(*line).to_owned())), "{left:?}");
 }
 
 #[test]
@@ -105,7 +160,7 @@ fn what_could_not_be_saved_is_saved_once_it_can_be() {
 #[test]
 fn a_line_that_cannot_be_read_is_left_out_and_the_rest_is_kept() {
     let ledger = ledger(2, None);
-    let row = |key: &str, age, value: Vec<u8>| store::Row { key: key.into(), age, value };
+    let row = |key: &str, age, value: Vec<u8>| Row { key: key.into(), age, value };
     let good = Tally { first: 1, last: 9, count: 2, out: 3, back: 4, is_saved: true };
     assert_eq!(Tally::read(9, &good.value()), Some(good));
     ledger.load(vec![
