@@ -6,8 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::join_all;
-use http::header::{self, HeaderValue};
-use http::{Method, Request, Response, StatusCode, Uri};
+use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
@@ -16,18 +15,17 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::document::{Refused, ServerKeys};
+use super::asking::{self, Unheard};
+use super::document::ServerKeys;
 use super::entry::{Entry, Look};
-use super::fallback;
 use super::query::{self, Wanted};
 use crate::config::notary_key::NotaryKeyFile;
 use crate::error::{Error, Kind};
-use crate::ledger::{Contact, Door, Ledger, Verdict};
+use crate::ledger::Ledger;
 use crate::matrix::ServerName;
 use crate::message::{Answer, Body, RequestBody};
 use crate::observe::metrics::{KeyAnswer, KeyMetrics, KeyQuestion, Metrics};
-use crate::origin::{Client, Follow};
-use crate::policy::{Cause, Permit, Purpose};
+use crate::origin::Client;
 use crate::store::{Row, Store, Table, Unread};
 
 /// What is known of other servers' keys, shared by all workers.
@@ -228,12 +226,14 @@ impl Keys {
         else {
             return;
         };
-        let mut asking = std::pin::pin!(self.ask(server));
+        let _slow;
+        let mut asking = std::pin::pin!(asking::server(&self.client, &self.ring.ledger, server, now));
         let said = match timeout(SILENT, &mut asking).await {
             Ok(said) => said,
             Err(_silent) => match slow.try_acquire() {
-                Ok(_slow) => {
+                Ok(slow) => {
                     drop((share, place));
+                    _slow = slow;
                     timeout(GIVEN_UP - SILENT, asking).await.unwrap_or(Err(Unheard::Unreachable))
                 }
                 // So many are silent that this one would keep others waiting.
@@ -257,7 +257,7 @@ impl Keys {
                 if unheard == Unheard::Unreachable
                     && entry.keys().is_none()
                     && let Some(keys) =
-                        fallback::ask(&self.client, &self.ring.ledger, &question.fallback, server, now()).await
+                        asking::notaries(&self.client, &self.ring.ledger, &question.fallback, server, now).await
                 {
                     let keys = Arc::new(keys);
                     entry.take(&keys);
@@ -273,36 +273,6 @@ impl Keys {
             let (key, value) = (server.as_str().to_owned(), keys.text.as_bytes().to_vec());
             store.write(Table::ServerKeys, Row { key, age: keys.fetched, value });
         }
-    }
-
-    async fn ask(&self, server: &ServerName) -> Result<ServerKeys, Unheard> {
-        let permit = Permit::internal(Purpose::ServerKeys);
-        let mut request = Box::new(Request::new(RequestBody::empty()));
-        *request.method_mut() = Method::GET;
-        *request.uri_mut() = Uri::from_static("/_matrix/key/v2/server");
-        let request = permit.permit(request, |headers| {
-            headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        });
-        let contact = Contact::server(server, Cause::Keys, Door::Federation);
-        let mut noted = Noted { ledger: &self.ring.ledger, contact: Some(contact), verdict: Verdict::Failed, back: 0 };
-        let response = self.client.send(server, request, Follow::Nothing).await?.release(&permit);
-        noted.verdict = Verdict::Passed;
-        let (head, mut body) = response.into_parts();
-        let mut said = BytesMut::new();
-        while let Some(frame) = body.frame().await {
-            let Ok(data) = frame?.into_data() else { continue };
-            noted.back += data.len() as u64;
-            if said.len() + data.len() > MOST_ANSWER {
-                return Err(Unheard::Unreachable);
-            }
-            said.extend_from_slice(&data);
-        }
-        if head.status != StatusCode::OK {
-            return Err(Unheard::Unreachable);
-        }
-        let fetched = now();
-        let keys = ServerKeys::read(&said, server.as_str(), fetched)?;
-        if keys.is_over(fetched) { Err(Unheard::Refused) } else { Ok(keys) }
     }
 
     /// The object with our own signature beside the server's, where we have a key.
@@ -323,43 +293,6 @@ struct Question {
     /// Notaries that are asked about servers that cannot be reached.
     fallback: Arc<[ServerName]>,
     deadline: Instant,
-}
-
-/// A line of the ledger that is written however asking ends, also where nobody waits for its end.
-struct Noted<'a> {
-    ledger: &'a Ledger,
-    contact: Option<Contact>,
-    verdict: Verdict,
-    back: u64,
-}
-
-impl Drop for Noted<'_> {
-    fn drop(&mut self) {
-        if let Some(contact) = self.contact.take() {
-            self.ledger.note(contact, self.verdict, 0, self.back);
-        }
-    }
-}
-
-/// Why a server's keys are not known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Unheard {
-    /// It did not say.
-    Unreachable,
-    /// What it said is not believed.
-    Refused,
-}
-
-impl From<Error> for Unheard {
-    fn from(_: Error) -> Self {
-        Self::Unreachable
-    }
-}
-
-impl From<Refused> for Unheard {
-    fn from(_: Refused) -> Self {
-        Self::Refused
-    }
 }
 
 /// `{"server_keys":[…]}`
@@ -400,8 +333,6 @@ const SERVERS: usize = 20_000;
 const ENTRY: u64 = 1024;
 /// A question for ten thousand servers is about one megabyte.
 const MOST_QUESTION: usize = 2 * 1024 * 1024;
-/// What is read of a server's keys, with all the spaces that are not kept.
-const MOST_ANSWER: usize = 32 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -415,7 +346,7 @@ mod tests {
     /// The keys of a server that is never connected to.
     async fn ask(keys: &Keys) -> Bytes {
         let mut request = Box::new(Request::new(RequestBody::empty()));
-        *request.uri_mut() = Uri::from_static("/_matrix/key/v2/query/127.0.0.1:8448");
+        *request.uri_mut() = http::Uri::from_static("/_matrix/key/v2/query/127.0.0.1:8448");
         let notary = ServerName::parse("notary.invalid").unwrap();
         let answer = keys.answer(&notary, request, &Arc::default()).await.unwrap();
         answer.into_body().collect().await.unwrap().to_bytes()
