@@ -83,9 +83,8 @@ fn a_rest_that_does_not_come_ends_its_connection_without_a_word() {
         Gateway::with(&url(&upstream), POLICY, "[limits]\nbody_idle = \"300ms\"\nhead = \"1h\"\nkeep_alive = \"1h\"\n");
     for sent in [0, 5] {
         let mut client = Connection::open(gateway.addr()).unwrap();
-        client.write(&head(ANSWERED, 10)).unwrap();
+        client.write(&[head(ANSWERED, 10), noise(sent)].concat()).unwrap();
         assert_eq!(client.response("POST").unwrap().status, 404);
-        client.write(&noise(sent)).unwrap();
         assert_eq!(client.read_to_end().unwrap(), b"", "{sent} of 10 bytes");
     }
     // Nor is a client asked for it that waits to be.
