@@ -114,8 +114,8 @@ impl Authority {
     /// Reads both files.
     ///
     /// # Errors
-    /// All that is wrong with them: they are not made yet; the key is open to others, or is another's; the certificate has ended, or is constrained to no
-    /// names.
+    /// All that is wrong with them: they are not made yet; the key is open to others, or is another's; the certificate has ended,
+    /// or is constrained to no names.
     pub fn read(certificate: &Path, key: &Path) -> Result<Self, Problems> {
         let is_missing = |path: &Path| matches!(path.try_exists(), Ok(false));
         if is_missing(certificate) && is_missing(key) {

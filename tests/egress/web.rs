@@ -37,8 +37,9 @@ fn web() -> &'static Web {
         let front = TlsFront::start(&outside, &names, "127.0.1.1:0".parse().unwrap(), backend.addr());
         names.iter().for_each(|name| dns.address(name, "127.0.1.1"));
         dns.address("clear.test", "127.0.0.1");
-        let looked_into = ["push.test", "is.test", "captcha.test", "page.test", "matrix.org", "matrix-federation.matrix.org", "vector.im"];
-        let ours = ca::make(&looked_into.map(str::to_owned).into()).unwrap();
+        let of_the_policy = ["matrix.org", "matrix-federation.matrix.org", "vector.im"];
+        let looked_into = [&["push.test", "is.test", "captcha.test", "page.test"][..], &of_the_policy].concat();
+        let ours = ca::make(&looked_into.iter().map(|name| (*name).to_owned()).collect()).unwrap();
         let files = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| std::fs::write(files.path().join(name), text).unwrap();
         write("our.crt", &ours.certificate);
@@ -47,10 +48,11 @@ fn web() -> &'static Web {
         outside.write(files.path()).unwrap();
         let bundle = directory.path().join("bundle.pem");
         std::fs::write(&bundle, format!("{}{}", outside.pem(), ours.certificate)).unwrap();
-        let intercept = |host| format!("[[egress.destination]]\nhost = \"{host}\"\naction = \"intercept\"\n");
+        let intercept = |host: &&str| format!("[[egress.destination]]\nhost = \"{host}\"\naction = \"intercept\"\n");
         let tunnel = "[[egress.destination]]\nhost = \"tunnel.test\"\naction = \"tunnel\"\ncause = \"push\"\n";
         let neutral = "[rules.url_previews]\npreviews = \"neutral\"\n";
-        write("policy.toml", &format!("extends = \"balanced\"\n{neutral}{}{tunnel}", looked_into.map(intercept).concat()));
+        let intercepted: String = looked_into.iter().map(intercept).collect();
+        write("policy.toml", &format!("extends = \"balanced\"\n{neutral}{intercepted}{tunnel}"));
         // Each has to be told of the other before it starts.
         let proxy = format!("127.0.0.1:{}", free_port().unwrap());
         let url = format!("http://{proxy}");
