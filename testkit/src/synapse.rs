@@ -298,11 +298,22 @@ impl Synapse {
         self.call(Some(session), "POST", "/_matrix/client/v3/logout", Some(&json!({}))).map(drop)
     }
 
-    /// Makes a room that stands in the public directory, under `#alias:server`; returns its id.
+    /// Makes a room under `#alias:server` and waits until it stands in the public directory; returns its id.
     pub fn create_public_room(&self, session: &Session, name: &str, alias: &str) -> Result<String> {
         let body = json!({"preset": "public_chat", "visibility": "public", "name": name, "room_alias_name": alias});
-        let room = self.call(Some(session), "POST", "/_matrix/client/v3/createRoom", Some(&body))?;
-        text(&room, "room_id")
+        let room = text(&self.call(Some(session), "POST", "/_matrix/client/v3/createRoom", Some(&body))?, "room_id")?;
+        // Synapse enters it behind its answer, and whoever asks while another asks is told what that one is told.
+        let deadline = Instant::now() + LISTED;
+        loop {
+            let listed = self.call(Some(session), "GET", "/_matrix/client/v3/publicRooms", None)?;
+            if listed["chunk"].as_array().is_some_and(|rooms| rooms.iter().any(|each| each["room_id"] == *room)) {
+                return Ok(room);
+            }
+            if Instant::now() > deadline {
+                return Err(Error::new(format!("{name} is not in the public directory within {LISTED:?}: {listed}")));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Sets a user's own display name.
@@ -462,3 +473,6 @@ with sqlite3.connect(sys.argv[1], timeout=30) as database:
 
 /// How long a Synapse may take to start, on a busy machine.
 const START: Duration = Duration::from_secs(90);
+
+/// How long a room may take into the directory.
+const LISTED: Duration = Duration::from_secs(20);

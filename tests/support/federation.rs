@@ -412,10 +412,10 @@ pub fn device_keys_are_found_on_the_other_server(directions: Directions<'_>) {
 pub fn the_list_of_rooms_stays_with_its_own_users(directions: Directions<'_>) {
     for (here, there, way) in directions {
         let (alice, bob) = (here.user(&format!("list-alice-{way}")), there.user(&format!("list-bob-{way}")));
-        let body = json!({"preset": "public_chat", "visibility": "public", "name": format!("listed-{way}")});
-        there.call(&bob, "POST", "/_matrix/client/v3/createRoom", Some(&body));
+        let name = format!("listed-{way}");
+        there.synapse.create_public_room(&bob, &name, &name).unwrap();
         let own = there.call(&bob, "GET", "/_matrix/client/v3/publicRooms", None);
-        assert!(own.to_string().contains(&format!("listed-{way}")), "{own}");
+        assert!(own.to_string().contains(&name), "{own}");
         let rooms = format!("/_matrix/client/v3/publicRooms?server={}", there.name());
         let closed = here.send(Request::new("GET", rooms).bearer(&alice.access_token));
         assert!(closed.status >= 400 && !closed.text().contains("listed-"), "{}: {}", closed.status, closed.text());
@@ -428,11 +428,11 @@ pub fn the_list_of_rooms_stays_with_its_own_users(directions: Directions<'_>) {
 pub fn the_list_of_rooms_is_read_where_it_is_open(directions: Directions<'_>) {
     for (here, there, way) in directions {
         let (alice, bob) = (here.user(&format!("open-alice-{way}")), there.user(&format!("open-bob-{way}")));
-        let body = json!({"preset": "public_chat", "visibility": "public", "name": format!("open-{way}")});
-        there.call(&bob, "POST", "/_matrix/client/v3/createRoom", Some(&body));
+        let name = format!("open-{way}");
+        there.synapse.create_public_room(&bob, &name, &name).unwrap();
         let rooms = format!("/_matrix/client/v3/publicRooms?server={}", there.name());
         let listed = here.call(&alice, "GET", &rooms, None);
-        assert!(listed.to_string().contains(&format!("open-{way}")), "{listed}");
+        assert!(listed.to_string().contains(&name), "{listed}");
         assert!(there.was_asked(here, "/_matrix/federation/v1/publicRooms"));
     }
 }
