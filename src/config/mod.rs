@@ -11,3 +11,4 @@ mod print;
 pub mod route;
 pub mod secret;
 pub mod settings;
+pub mod upstream;

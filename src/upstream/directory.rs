@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 
 use super::health::Health;
 use crate::config::address::UpstreamAddress;
-use crate::config::route;
+use crate::config::upstream::Upstream;
 use crate::observe::metrics::{Metrics, UpstreamMetrics};
 
 /// The upstreams of the gateway file, in its order: the homeserver is the first.
@@ -34,9 +34,9 @@ pub(super) struct Waiting {
 
 impl Directory {
     /// Notes all upstreams, and nothing bad of any server. Requests that wait do so for as long as `patience`.
-    pub fn new(upstreams: &[route::Upstream], patience: Duration, metrics: &Metrics) -> Self {
+    pub fn new(upstreams: &[Upstream], patience: Duration, metrics: &Metrics) -> Self {
         let waiting = Waiting { patience, places: Arc::new(Semaphore::new(PLACES)) };
-        let entry = |upstream: &route::Upstream| Entry {
+        let entry = |upstream: &Upstream| Entry {
             name: Arc::clone(&upstream.name),
             servers: upstream.servers.iter().map(|server| (server.clone(), Arc::default())).collect(),
             metrics: metrics.upstream(&upstream.name),

@@ -15,8 +15,9 @@ use super::proxy_door::{Networks, ProxyKeys, TargetPorts};
 use super::{Door, Gateway, Listener, PolicySource, TlsFiles};
 use crate::config::address::{AdminAddress, ListenerAddress, SocketMode, UpstreamAddress};
 use crate::config::egress::EgressTable;
-use crate::config::route::{self, RouteTable, UpstreamTable};
+use crate::config::route::{self, RouteTable};
 use crate::config::settings::{Forwarded, Homeserver, Limits, Log, Tokens, Workers};
+use crate::config::upstream::{self, UpstreamTable};
 use crate::document::source::Sources;
 use crate::matrix::ServerName;
 use crate::problem::{Problem, Problems};
@@ -317,7 +318,7 @@ impl File {
             check.problem(Problem::new(format!("{} is taken by a listener", admin.get_ref())), admin.span());
         }
         let is_our_own = |server: &UpstreamAddress| listeners.iter().any(|listener| listener.bind.is_behind(server));
-        let upstreams = route::upstreams(self.upstream, is_our_own, check);
+        let upstreams = upstream::upstreams(self.upstream, is_our_own, check);
         let routes = route::routes(self.route.unwrap_or_default(), &upstreams, check);
         Gateway {
             listeners,
