@@ -194,12 +194,12 @@ async fn first_to_answer<IO>(
     addresses: &[IpAddr],
     open: impl AsyncFn(IpAddr) -> Result<IO, Error>,
 ) -> Result<IO, Error> {
-    let mut waiting = addresses.iter().take(MOST_ADDRESSES);
+    let mut waiting = in_turns(addresses).into_iter().take(MOST_ADDRESSES);
     let mut attempts = FuturesUnordered::new();
     let mut last = Error::new(Kind::OriginConnect);
     loop {
         match waiting.next() {
-            Some(address) => attempts.push(open(*address)),
+            Some(address) => attempts.push(open(address)),
             None if attempts.is_empty() => return Err(last),
             None => {}
         }
@@ -212,6 +212,12 @@ async fn first_to_answer<IO>(
             () = tokio::time::sleep(HESITATES), if !is_last => {}
         }
     }
+}
+
+/// Both families in turns (RFC 8305, section 4): where one leads nowhere, the other is tried before many of the first.
+fn in_turns(addresses: &[IpAddr]) -> Vec<IpAddr> {
+    let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = addresses.iter().partition(|address| address.is_ipv4());
+    (0..addresses.len()).flat_map(|turn| [v4.get(turn), v6.get(turn)]).flatten().copied().collect()
 }
 
 const CONNECT: Duration = Duration::from_secs(4);
@@ -238,5 +244,16 @@ mod tests {
         assert_eq!(stream.peer_addr().unwrap(), listener.local_addr().unwrap());
         assert!(first_to_answer(&addresses[..1], open).await.is_err());
         assert!(first_to_answer(&[], open).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_family_that_leads_nowhere_does_not_keep_from_the_other_however_many_addresses_it_has() {
+        let listener = TcpListener::bind("[::1]:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let v4 = (1..=MOST_ADDRESSES).map(|last| format!("127.0.2.{last}"));
+        let addresses: Vec<IpAddr> = v4.chain(["::1".to_owned()]).map(|text| text.parse().unwrap()).collect();
+        let open = async |address| directly(address, port).await.map_err(|_| Error::new(Kind::OriginConnect));
+        let stream = first_to_answer(&addresses, open).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), listener.local_addr().unwrap());
     }
 }

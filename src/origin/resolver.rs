@@ -28,9 +28,9 @@ impl NameServers {
     /// These, or, where there are none, those of the system, whose hosts file then counts too.
     ///
     /// # Errors
-    /// The system names none.
+    /// The system names none, or none that can be asked without its zone.
     pub fn new(addresses: &[SocketAddr]) -> Result<Self, Problem> {
-        let (config, mut options) = if addresses.is_empty() {
+        let (config, options) = if addresses.is_empty() {
             let read = std::fs::read(SYSTEM).map_err(NetError::from).and_then(|text| of_the_system(&text));
             read.map_err(|error| {
                 Problem::new(format!("{SYSTEM} names nobody to ask for names: {error}"))
@@ -51,23 +51,37 @@ impl NameServers {
             options.use_hosts_file = ResolveHosts::Never;
             (ResolverConfig::from_name_servers(addresses.iter().map(server).collect()), options)
         };
+        Ok(Self::asked((config, options)))
+    }
+
+    fn asked((config, mut options): (ResolverConfig, ResolverOpts)) -> Self {
         // What is asked here is asked by a server that will not wait for long.
-        options.timeout = options.timeout.min(TIMEOUT);
-        options.attempts = options.attempts.min(ATTEMPTS);
+        options.timeout = options.timeout.clamp(SHORTEST, TIMEOUT);
+        options.attempts = options.attempts.clamp(1, ATTEMPTS);
         options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
         options.cache_size = CACHED;
-        Ok(Self { config, options })
+        Self { config, options }
     }
 }
 
-/// Whom the system asks, and how. The search list is left out: names are asked for as they are, so nothing in it is an error.
+/// Whom the system asks, and how. The search list is left out: names are asked for as they are, so nothing in it is an error. So
+/// are name servers with a zone (`fe80::1%eth0`): without it, which the library does not keep, nobody finds them.
 fn of_the_system(text: &[u8]) -> Result<(ResolverConfig, ResolverOpts), NetError> {
-    let is_needed = |line: &&[u8]| {
-        let word = line.trim_ascii_start().split(u8::is_ascii_whitespace).next();
-        !matches!(word, Some(b"search" | b"domain"))
+    let mut has_zone = false;
+    let mut is_needed = |line: &&[u8]| {
+        let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+        match words.next() {
+            Some(b"search" | b"domain") => false,
+            Some(b"nameserver") if words.next().is_some_and(|address| address.contains(&b'%')) => {
+                has_zone = true;
+                false
+            }
+            _ => true,
+        }
     };
-    let lines: Vec<_> = text.split(|byte| *byte == b'\n').filter(is_needed).collect();
-    parse_resolv_conf(lines.join(&b'\n'))
+    let lines: Vec<_> = text.split(|byte| *byte == b'\n').filter(&mut is_needed).collect();
+    let nobody = |error| if has_zone { NetError::from("none without a zone") } else { error };
+    parse_resolv_conf(lines.join(&b'\n')).map_err(nobody)
 }
 
 /// One worker's way to the DNS, with a cache of its own.
@@ -167,6 +181,8 @@ fn unknown(_: NetError) -> Error {
     Error::new(Kind::OriginUnknown)
 }
 
+/// How long a name server has; at the least, whatever the system says, long enough for an answer.
+const SHORTEST: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(2);
 const ATTEMPTS: usize = 2;
 
@@ -190,5 +206,25 @@ mod tests {
             assert!(config.search().is_empty());
         }
         assert!(of_the_system(b"search corp\n").is_err());
+    }
+
+    #[test]
+    fn a_name_server_that_is_nowhere_without_its_zone_is_not_asked() {
+        let (config, _) = of_the_system(b"nameserver fe80::9%eth0\n nameserver\t2001:db8::1\n").unwrap();
+        let asked: Vec<_> = config.name_servers().iter().map(|server| server.ip.to_string()).collect();
+        assert_eq!(asked, ["2001:db8::1"]);
+        let why = of_the_system(b"nameserver fe80::9%eth0\n").unwrap_err().to_string();
+        assert!(why.contains("zone"), "{why}");
+    }
+
+    #[test]
+    fn name_servers_have_the_time_for_an_answer_whatever_the_system_says() {
+        for (written, expected) in
+            [("timeout:0 attempts:0", (1, 1)), ("timeout:1", (1, 2)), ("timeout:30 attempts:9", (2, 2))]
+        {
+            let text = format!("nameserver 192.0.2.1\noptions {written}\n");
+            let NameServers { options, .. } = NameServers::asked(of_the_system(text.as_bytes()).unwrap());
+            assert_eq!((options.timeout.as_secs(), options.attempts), expected, "{written}");
+        }
     }
 }
