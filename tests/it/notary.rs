@@ -65,7 +65,8 @@ impl World {
         self.server_at(name, "127.0.1.1")
     }
 
-    fn server_at(&self, name: &str, address: &str) -> String {
+    /// The same at another address, where nobody may be.
+    pub fn server_at(&self, name: &str, address: &str) -> String {
         self.dns.address(&format!("{name}.many.test"), address);
         format!("{name}.many.test:{}", self.front.addr().port())
     }
