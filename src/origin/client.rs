@@ -130,11 +130,16 @@ impl Client {
                 Ok(hold.hold(response))
             }
             Err(error) => {
-                if error.kind().side() == Side::Origin {
-                    self.metrics.upstream.error(error.kind().as_str());
-                }
+                self.count(&error);
                 Err(error)
             }
+        }
+    }
+
+    /// Counts what another server failed on; where [`Client::send`] did not say so, because it went wrong behind the head.
+    pub fn count(&self, error: &Error) {
+        if error.kind().side() == Side::Origin {
+            self.metrics.upstream.error(error.kind().as_str());
         }
     }
 
