@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::document::{Refused, ServerKeys};
 use crate::error::Error;
-use crate::ledger::{Contact, Door, Ledger, Verdict};
+use crate::ledger::{Contact, Ledger, Verdict};
 use crate::matrix::ServerName;
 use crate::message::RequestBody;
 use crate::origin::{Client, Follow};
@@ -106,7 +106,7 @@ async fn answer(
     let request = permit.permit(request, |headers| {
         headers.insert(header::ACCEPT, JSON);
     });
-    let contact = Contact::server(to, Cause::Keys, Door::Federation);
+    let contact = Contact::server(to, Cause::Keys, client.door());
     let mut noted = Noted { ledger, contact: Some(contact), verdict: Verdict::Failed, back: 0 };
     let response = client.send(to, request, Follow::Nothing).await?.release(&permit);
     noted.verdict = Verdict::Passed;
