@@ -12,7 +12,7 @@ use super::document::{Refused, ServerKeys};
 use crate::error::Error;
 use crate::ledger::{Contact, Ledger, Verdict};
 use crate::matrix::ServerName;
-use crate::message::RequestBody;
+use crate::message::{RequestBody, SYNAPSE_AGENT};
 use crate::origin::{Client, Follow};
 use crate::policy::{Cause, Permit, Purpose};
 
@@ -103,8 +103,9 @@ async fn answer(
     most: usize,
 ) -> Result<Option<BytesMut>, Error> {
     let permit = Permit::internal(Purpose::ServerKeys);
+    // What Synapse would send, but for its signature, which names us: some places serve nobody who sends less.
     let request = permit.permit(request, |headers| {
-        headers.insert(header::ACCEPT, JSON);
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(SYNAPSE_AGENT));
     });
     let contact = Contact::server(to, Cause::Keys, client.door());
     let mut noted = Noted { ledger, contact: Some(contact), verdict: Verdict::Failed, back: 0 };

@@ -49,7 +49,8 @@ fn notaries_are_asked_for_keys_of_servers_that_are_gone_and_not_told_who_asks() 
     for request in asked {
         let mut fields: Vec<_> = request.headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
         fields.sort();
-        assert_eq!(fields, ["accept", "content-length", "content-type", "host"]);
+        assert_eq!(fields, ["content-length", "content-type", "host", "user-agent"]);
+        assert_eq!(request.header("user-agent"), Some("Synapse"));
         assert_eq!(serde_json::from_slice::<Value>(&request.body).unwrap(), json!({"server_keys": {&gone: {}}}));
     }
     world.assert_matrix_org_heard_nothing();

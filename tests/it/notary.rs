@@ -221,7 +221,9 @@ fn each_server_is_asked_for_its_own_keys_and_nobody_for_anothers() {
     // What it is asked tells nothing of who asks.
     for request in world.backend.requests() {
         let fields: Vec<_> = request.headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
-        assert_eq!(fields, ["accept", "host"]);
+        assert_eq!(fields, ["user-agent", "host"]);
+        // As `server_banner` leaves it of Synapse's own questions.
+        assert_eq!(request.header("user-agent"), Some("Synapse"));
     }
     // What is known is not asked again, by a notary's other form either, on whichever worker.
     for _ in 0..20 {
