@@ -1,7 +1,4 @@
-//! Asks for a server's keys: the server itself, or, where it cannot be reached, notaries that the operator names.
-
-use std::sync::Arc;
-use std::time::Duration;
+//! Asks for a server's keys: the server itself, or, where it cannot be reached, a notary that the operator names.
 
 use bytes::BytesMut;
 use http::header::{self, HeaderValue};
@@ -10,13 +7,12 @@ use http_body_util::BodyExt;
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
-use tokio::time::timeout;
 
 use super::document::{Refused, ServerKeys};
 use crate::error::Error;
-use crate::ledger::{Contact, Door, Ledger, Verdict};
+use crate::ledger::{Contact, Ledger, Verdict};
 use crate::matrix::ServerName;
-use crate::message::RequestBody;
+use crate::message::{RequestBody, SYNAPSE_AGENT};
 use crate::origin::{Client, Follow};
 use crate::policy::{Cause, Permit, Purpose};
 
@@ -53,37 +49,33 @@ pub(super) async fn server(
 ) -> Result<ServerKeys, Unheard> {
     let mut request = Box::new(Request::new(RequestBody::empty()));
     *request.uri_mut() = Uri::from_static("/_matrix/key/v2/server");
-    let said = answer(client, ledger, server, request, MOST_OF_A_SERVER).await?;
+    let said = answer(client, ledger, server, request, MOST_OF_A_SERVER).await?.ok_or(Unheard::Unreachable)?;
     let fetched = now();
     let keys = ServerKeys::read(&said, server.as_str(), fetched)?;
     if keys.is_over(fetched) { Err(Unheard::Refused) } else { Ok(keys) }
 }
 
-/// Asks one notary after the other what this server said of itself, until one knows.
+/// Asks a notary what this server said of itself; `None` where it does not know, or says nothing that is believed.
 ///
 /// What a notary says is believed as a server is: by its certificate, and if the server's own keys have signed it. It may have
 /// expired: it counted once.
-pub(super) async fn notaries(
+///
+/// # Errors
+/// Why the notary did not answer.
+pub(super) async fn notary(
     client: &Client,
     ledger: &Ledger,
-    notaries: &Arc<[ServerName]>,
+    notary: &ServerName,
     server: &ServerName,
     now: fn() -> u64,
-) -> Option<ServerKeys> {
-    for notary in notaries.iter().filter(|notary| *notary != server) {
-        let question = json!({ "server_keys": { server.as_str(): {} } }).to_string();
-        let mut request = Box::new(Request::new(RequestBody::whole(question.into())));
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = Uri::from_static("/_matrix/key/v2/query");
-        request.headers_mut().insert(header::CONTENT_TYPE, JSON);
-        let said = timeout(PATIENCE, answer(client, ledger, notary, request, MOST_OF_A_NOTARY)).await;
-        if let Ok(Ok(said)) = said
-            && let Some(keys) = newest(&said, server, now())
-        {
-            return Some(keys);
-        }
-    }
-    None
+) -> Result<Option<ServerKeys>, Error> {
+    let question = json!({ "server_keys": { server.as_str(): {} } }).to_string();
+    let mut request = Box::new(Request::new(RequestBody::whole(question.into())));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = Uri::from_static("/_matrix/key/v2/query");
+    request.headers_mut().insert(header::CONTENT_TYPE, JSON);
+    let said = answer(client, ledger, notary, request, MOST_OF_A_NOTARY).await?;
+    Ok(said.and_then(|said| newest(&said, server, now())))
 }
 
 /// The keys of this server in a notary's answer that count longest.
@@ -99,19 +91,23 @@ fn newest(said: &[u8], server: &ServerName, now: u64) -> Option<ServerKeys> {
     keys.max_by_key(ServerKeys::valid_until)
 }
 
-/// What somebody answers, who is not told who asks.
+/// What somebody answers, who is not told who asks; `None` where it is an error, or longer than this.
+///
+/// # Errors
+/// Why there is no answer.
 async fn answer(
     client: &Client,
     ledger: &Ledger,
     to: &ServerName,
     request: Box<Request<RequestBody>>,
     most: usize,
-) -> Result<BytesMut, Unheard> {
+) -> Result<Option<BytesMut>, Error> {
     let permit = Permit::internal(Purpose::ServerKeys);
+    // What Synapse would send, but for its signature, which names us: some places serve nobody who sends less.
     let request = permit.permit(request, |headers| {
-        headers.insert(header::ACCEPT, JSON);
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(SYNAPSE_AGENT));
     });
-    let contact = Contact::server(to, Cause::Keys, Door::Federation);
+    let contact = Contact::server(to, Cause::Keys, client.door());
     let mut noted = Noted { ledger, contact: Some(contact), verdict: Verdict::Failed, back: 0 };
     let response = client.send(to, request, Follow::Nothing).await?.release(&permit);
     noted.verdict = Verdict::Passed;
@@ -121,11 +117,11 @@ async fn answer(
         let Ok(data) = frame?.into_data() else { continue };
         noted.back += data.len() as u64;
         if said.len() + data.len() > most {
-            return Err(Unheard::Unreachable);
+            return Ok(None);
         }
         said.extend_from_slice(&data);
     }
-    if head.status == StatusCode::OK { Ok(said) } else { Err(Unheard::Unreachable) }
+    Ok((head.status == StatusCode::OK).then_some(said))
 }
 
 /// A line of the ledger that is written however asking ends, also where nobody waits for its end.
@@ -145,8 +141,6 @@ impl Drop for Noted<'_> {
 }
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
-/// For each notary.
-const PATIENCE: Duration = Duration::from_secs(4);
 /// What is read of a server's keys, with all the spaces that are not kept.
 const MOST_OF_A_SERVER: usize = 32 * 1024;
 /// A notary may know several objects of one server.

@@ -3,6 +3,7 @@
 mod asking;
 mod document;
 mod entry;
+mod fallback;
 mod query;
 mod ring;
 

@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::asking::{self, Unheard};
 use super::document::ServerKeys;
 use super::entry::{Entry, Look};
+use super::fallback::{Notaries, Share};
 use super::query::{self, Wanted};
 use crate::config::notary_key::NotaryKeyFile;
 use crate::error::{Error, Kind};
@@ -37,8 +38,9 @@ pub struct Ring {
     places: Semaphore,
     /// Those that have been silent for a while, and do not keep others waiting.
     slow: Semaphore,
-    /// Servers that wait to be asked.
+    /// Servers that are asked, or wait to be.
     queue: Semaphore,
+    notaries: Notaries,
     ledger: Arc<Ledger>,
     metrics: KeyMetrics,
 }
@@ -84,6 +86,7 @@ impl Ring {
             places: Semaphore::new(PLACES),
             slow: Semaphore::new(SLOW_PLACES),
             queue: Semaphore::new(QUEUE),
+            notaries: Notaries::new(),
             ledger,
             metrics: metrics.keys(),
         }
@@ -142,7 +145,8 @@ impl Keys {
                 Answer::matrix(StatusCode::BAD_REQUEST, "M_BAD_JSON", "This is no question for keys").response(None)
             );
         };
-        let question = Rc::new(Question { share: Semaphore::new(SHARE), fallback: Arc::clone(fallback), deadline });
+        let (share, notaries) = (Semaphore::new(SHARE), Share::new());
+        let question = Rc::new(Question { share, notaries, fallback: Arc::clone(fallback), deadline });
         let found = servers.iter().map(|(server, wanted)| self.find(server, wanted, &question));
         let found = join_all(found).await;
         let texts = found.iter().flatten().map(|keys| self.signed(notary, &keys.text));
@@ -214,32 +218,11 @@ impl Keys {
         keys
     }
 
-    /// Asks a server, if there is a place in time, and remembers what it said.
+    /// Asks a server, or who knew it, and remembers what was said.
     async fn learn(&self, server: &ServerName, entry: &Arc<Entry>, question: &Question) {
-        let Ring { queue, places, slow, .. } = &*self.ring;
-        let (share, until) = (&question.share, question.deadline - self.patience / 5);
-        // Of too many, some are asked another time, and so is whoever would be asked too late for those who wait. A semaphore that
-        // nobody closes gives.
-        let Ok(_queued) = queue.try_acquire() else { return };
-        let Ok((Ok(share), Ok(place))) =
-            timeout_at(until, async { (share.acquire().await, places.acquire().await) }).await
-        else {
-            return;
-        };
-        let _slow;
-        let mut asking = std::pin::pin!(asking::server(&self.client, &self.ring.ledger, server, now));
-        let said = match timeout(SILENT, &mut asking).await {
-            Ok(said) => said,
-            Err(_silent) => match slow.try_acquire() {
-                Ok(slow) => {
-                    drop((share, place));
-                    _slow = slow;
-                    timeout(GIVEN_UP - SILENT, asking).await.unwrap_or(Err(Unheard::Unreachable))
-                }
-                // So many are silent that this one would keep others waiting.
-                Err(_full) => Err(Unheard::Unreachable),
-            },
-        };
+        // Of too many, some are asked another time.
+        let Ok(_queued) = self.ring.queue.try_acquire() else { return };
+        let Some(said) = self.ask(server, question).await else { return };
         match said {
             Ok(keys) => {
                 self.ring.metrics.asked(KeyQuestion::Good);
@@ -256,8 +239,7 @@ impl Keys {
                 // What it said once, others may know; what it says now, nobody else has to say.
                 if unheard == Unheard::Unreachable
                     && entry.keys().is_none()
-                    && let Some(keys) =
-                        asking::notaries(&self.client, &self.ring.ledger, &question.fallback, server, now).await
+                    && let Some(keys) = self.fall_back(server, question).await
                 {
                     let keys = Arc::new(keys);
                     entry.take(&keys);
@@ -265,6 +247,34 @@ impl Keys {
                 }
             }
         }
+    }
+
+    /// What a server says, if there is a place for it in time, which is free again then. Who would be asked too late for those who
+    /// wait is asked another time.
+    async fn ask(&self, server: &ServerName, question: &Question) -> Option<Result<ServerKeys, Unheard>> {
+        let Ring { places, slow, ledger, .. } = &*self.ring;
+        let (share, until) = (&question.share, question.deadline - self.patience / 5);
+        // A semaphore that nobody closes gives.
+        let Ok((Ok(share), Ok(place))) =
+            timeout_at(until, async { (share.acquire().await, places.acquire().await) }).await
+        else {
+            return None;
+        };
+        let mut asking = std::pin::pin!(asking::server(&self.client, ledger, server, now));
+        if let Ok(said) = timeout(SILENT, &mut asking).await {
+            return Some(said);
+        }
+        // Where so many are silent that this one would keep others waiting, it is given up.
+        let Ok(_slow) = slow.try_acquire() else { return Some(Err(Unheard::Unreachable)) };
+        drop((share, place));
+        Some(timeout(GIVEN_UP - SILENT, asking).await.unwrap_or(Err(Unheard::Unreachable)))
+    }
+
+    /// What notaries know of a server that cannot be reached.
+    async fn fall_back(&self, server: &ServerName, question: &Question) -> Option<ServerKeys> {
+        let Ring { notaries, ledger, .. } = &*self.ring;
+        let ask = async |notary: &ServerName| asking::notary(&self.client, ledger, notary, server, now).await;
+        notaries.ask(&question.fallback, server, &question.notaries, ask).await
     }
 
     fn keep(&self, server: &ServerName, entry: &Arc<Entry>, keys: &ServerKeys) {
@@ -290,6 +300,8 @@ impl Keys {
 struct Question {
     /// Whoever asks for a thousand servers that are silent leaves room for others' questions.
     share: Semaphore,
+    /// The same at notaries.
+    notaries: Share,
     /// Notaries that are asked about servers that cannot be reached.
     fallback: Arc<[ServerName]>,
     deadline: Instant,

@@ -14,3 +14,7 @@ pub use rest::Rest;
 
 /// What stands in `User-Agent` where a name of one's own would say too much, and nothing at all would be odd.
 pub const NEUTRAL_AGENT: &str = "Mozilla/5.0 (compatible)";
+
+/// What is left of Synapse's own `User-Agent` without its version. Our own questions to other servers say the same: they come from where
+/// Synapse's come from, and no other word tells whose they are.
+pub const SYNAPSE_AGENT: &str = "Synapse";

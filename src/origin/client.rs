@@ -19,7 +19,7 @@ use super::resolver::{NameServers, Resolver};
 use crate::addresses::Guard;
 use crate::config::egress::Ports;
 use crate::error::{Error, Kind, Side};
-use crate::ledger::Ledger;
+use crate::ledger::{Door, Ledger};
 use crate::matrix::ServerName;
 use crate::message::{Body, BoxRequest, RequestBody, hop};
 use crate::observe::metrics::{Metrics, OriginMetrics};
@@ -35,6 +35,7 @@ pub struct Origins {
     ports: Ports,
     delegations: Arc<Delegations>,
     ledger: Arc<Ledger>,
+    door: Door,
     metrics: OriginMetrics,
 }
 
@@ -60,7 +61,7 @@ pub enum Follow {
 
 impl Origins {
     /// Knows other servers by this TLS configuration, finds them by these name servers, and reaches what this guard lets pass,
-    /// perhaps through a proxy. Whom it asks by itself to find them, it notes in this ledger.
+    /// perhaps through a proxy. Whom it asks by itself to find them, it notes in this ledger, as asked through a federation door.
     pub fn new(
         tls: Arc<ClientConfig>,
         name_servers: NameServers,
@@ -71,7 +72,13 @@ impl Origins {
         metrics: &Metrics,
     ) -> Self {
         let delegations = Arc::new(Delegations::new());
-        Self { tls, name_servers, guard, next_hop, ports, delegations, ledger, metrics: metrics.origins() }
+        let door = Door::Federation;
+        Self { tls, name_servers, guard, next_hop, ports, delegations, ledger, door, metrics: metrics.origins() }
+    }
+
+    /// The same behind another door.
+    pub fn behind(self, door: Door) -> Self {
+        Self { door, ..self }
     }
 
     /// A client for this thread.
@@ -87,6 +94,7 @@ impl Origins {
                 Arc::clone(&self.tls),
                 self.ports.https,
                 Arc::clone(&self.ledger),
+                self.door,
             ),
             ports: self.ports,
             delegations: Arc::clone(&self.delegations),
@@ -97,6 +105,11 @@ impl Origins {
 }
 
 impl Client {
+    /// The door that it is behind.
+    pub fn door(&self) -> Door {
+        self.connector.door
+    }
+
     /// Sends a permitted request, in origin-form, to this server, and waits for the head of the response; of one that points
     /// elsewhere, for that of what it points to. `Host` is set to what the server is called where it was found. Dropping the
     /// future, or the response's body before its end, closes the connection.
@@ -130,11 +143,16 @@ impl Client {
                 Ok(hold.hold(response))
             }
             Err(error) => {
-                if error.kind().side() == Side::Origin {
-                    self.metrics.upstream.error(error.kind().as_str());
-                }
+                self.count(&error);
                 Err(error)
             }
+        }
+    }
+
+    /// Counts what another server failed on; where [`Client::send`] did not say so, because it went wrong behind the head.
+    pub fn count(&self, error: &Error) {
+        if error.kind().side() == Side::Origin {
+            self.metrics.upstream.error(error.kind().as_str());
         }
     }
 

@@ -44,8 +44,9 @@ pub(super) struct Connector {
     once: TlsConnector,
     /// Where HTTPS is served by default.
     https: u16,
-    /// Where it is noted who was asked for a URL.
+    /// Where it is noted who was asked for a URL, and through which door.
     ledger: Arc<Ledger>,
+    pub door: Door,
 }
 
 /// A host and a port to connect to.
@@ -62,12 +63,13 @@ impl Connector {
         tls: Arc<ClientConfig>,
         https: u16,
         ledger: Arc<Ledger>,
+        door: Door,
     ) -> Self {
         let next_hop = next_hop.map(|hop| hop.known_by(&tls));
         let mut once = ClientConfig::clone(&tls);
         once.alpn_protocols = vec![b"http/1.1".to_vec()];
         let once = TlsConnector::from(Arc::new(once));
-        Self { resolver, next_hop, tls: TlsConnector::from(tls), once, https, ledger }
+        Self { resolver, next_hop, tls: TlsConnector::from(tls), once, https, ledger, door }
     }
 
     /// Opens a connection to the first of these places that can be reached, and believes it to be `name` only with a
@@ -101,7 +103,7 @@ impl Connector {
     /// As of [`Connector::connect`], [`Kind::OriginClosed`], [`Kind::OriginGarbled`].
     pub async fn get(&self, url: &Url, cause: Cause) -> Result<Response<Incoming>, Error> {
         let place = Place { host: url.server.host().clone(), port: url.server.port().unwrap_or(self.https) };
-        let contact = Contact::host(&place.host, place.port, cause, Door::Federation);
+        let contact = Contact::host(&place.host, place.port, cause, self.door);
         let asked = self.ask(url, place).await;
         match &asked {
             Ok(response) => self.ledger.note(contact, Verdict::Passed, 0, response.body().size_hint().lower()),

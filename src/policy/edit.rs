@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 use http::header::{ACCEPT_LANGUAGE, HeaderName, HeaderValue, USER_AGENT};
 
-use crate::message::NEUTRAL_AGENT;
+use crate::message::{NEUTRAL_AGENT, SYNAPSE_AGENT};
 
 /// One change to the fields of a message.
 #[derive(Clone, Debug)]
@@ -165,7 +165,7 @@ fn is_preview(headers: &HeaderMap) -> bool {
 /// Synapse's name, if its version stands behind it. Whatever else is said was chosen, by us or by an operator.
 fn product(headers: &HeaderMap) -> Option<HeaderValue> {
     let agent = headers.get(USER_AGENT)?.as_bytes();
-    agent.starts_with(b"Synapse/").then_some(HeaderValue::from_static("Synapse"))
+    agent.starts_with(b"Synapse/").then_some(HeaderValue::from_static(SYNAPSE_AGENT))
 }
 
 fn remove_where(headers: &mut HeaderMap, hit: impl Fn(&HeaderName) -> bool) {

@@ -165,6 +165,16 @@ impl Hold {
     }
 }
 
+impl<T> Held<T> {
+    /// Holds what becomes of it.
+    ///
+    /// # Errors
+    /// Those of the change.
+    pub async fn and_then<R, E>(self, change: impl AsyncFnOnce(T) -> Result<R, E>) -> Result<Held<R>, E> {
+        Ok(Held(change(self.0).await?))
+    }
+}
+
 impl<B> Held<Response<B>> {
     /// Makes the policy's edits to the response and lets it go.
     pub fn release(self, permit: &Permit) -> Response<B> {

@@ -10,7 +10,7 @@ use super::reload::Reloader;
 use crate::config::address::ListenerAddress;
 use crate::config::gateway::{self as config, Gateway, Listener};
 use crate::config::secret::Secret;
-use crate::ledger::Ledger;
+use crate::ledger::{self, Ledger};
 use crate::matrix::ServerName;
 use crate::observe::metrics::{ListenerMetrics, Metrics};
 use crate::origin::{NameServers, Origins, Webs};
@@ -100,15 +100,21 @@ impl Leads {
         let (guard, ports) = (egress.guard(), egress.ports);
         let origins =
             Origins::new(Arc::clone(&tls), servers.clone(), guard, hop.clone(), ports, Arc::clone(ledger), metrics);
-        let origins = Box::new(origins);
         match (&listener.proxy, &listener.notary, reloader.secret(listener)) {
             (Some(door), _, credentials) => {
                 let terms = Terms { credentials, ports: door.ports.clone() };
                 let webs = Webs::new(tls, servers, egress.guard(), hop, metrics);
-                Ok(Self::ToTheWeb { terms, webs: Box::new(webs), origins })
+                Ok(Self::ToTheWeb {
+                    terms,
+                    webs: Box::new(webs),
+                    origins: Box::new(origins.behind(ledger::Door::Proxy)),
+                })
             }
-            (None, Some(door), _) => Ok(Self::ToOurNotary { name: door.server_name.clone(), origins }),
-            (None, None, Some(secret)) => Ok(Self::ToServers { secret, origins }),
+            (None, Some(door), _) => {
+                let origins = Box::new(origins.behind(ledger::Door::Notary));
+                Ok(Self::ToOurNotary { name: door.server_name.clone(), origins })
+            }
+            (None, None, Some(secret)) => Ok(Self::ToServers { secret, origins: Box::new(origins) }),
             (None, None, None) => Err(Problem::new("a door of the way out needs to know where it leads").into()),
         }
     }

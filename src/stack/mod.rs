@@ -96,9 +96,8 @@ pub fn stack(parts: Parts) -> Stack {
 /// Builds the chain of one worker behind a federation door: two layers are others.
 #[rustfmt::skip]
 pub fn federation_stack(parts: Parts, secret: Secret, client: Rc<origins::Client>, ring: Arc<Ring>) -> FederationStack {
-    let patience = parts.limits.upstream_head.duration();
     let policy = parts.policy_layer();
-    let deadline = patience.min(SYNAPSE_WAITS);
+    let deadline = deadline(&parts.limits);
     let keys = Keys::new(ring, Rc::clone(&client), deadline * 3 / 4);
     ServiceBuilder::new()
         .layer(RecordLayer::new(parts.metrics, parts.access, parts.ledger))
@@ -115,7 +114,7 @@ pub fn federation_stack(parts: Parts, secret: Secret, client: Rc<origins::Client
 pub fn proxy_stack(parts: Parts, terms: Terms, web: Rc<origins::Web>, client: Rc<origins::Client>, ring: Arc<Ring>) -> ProxyStack {
     let patience = parts.limits.upstream_head.duration();
     let policy = parts.policy_layer();
-    let keys = Keys::new(ring, Rc::clone(&client), patience.min(SYNAPSE_WAITS) * 3 / 4);
+    let keys = Keys::new(ring, Rc::clone(&client), deadline(&parts.limits) * 3 / 4);
     ServiceBuilder::new()
         .layer(RecordLayer::new(parts.metrics, parts.access, parts.ledger))
         .layer(RescueLayer)
@@ -129,9 +128,8 @@ pub fn proxy_stack(parts: Parts, terms: Terms, web: Rc<origins::Web>, client: Rc
 /// Builds the chain of one worker behind a notary door of this name: the last layer is another.
 #[rustfmt::skip]
 pub fn notary_stack(parts: Parts, name: ServerName, client: Rc<origins::Client>, ring: Arc<Ring>) -> NotaryStack {
-    let patience = parts.limits.upstream_head.duration();
     let policy = parts.policy_layer();
-    let deadline = patience.min(SYNAPSE_WAITS);
+    let deadline = deadline(&parts.limits);
     let keys = Keys::new(ring, Rc::clone(&client), deadline * 3 / 4);
     ServiceBuilder::new()
         .layer(RecordLayer::new(parts.metrics, parts.access, parts.ledger))
@@ -143,7 +141,12 @@ pub fn notary_stack(parts: Parts, name: ServerName, client: Rc<origins::Client>,
         .service(Notary::new(name, client, keys))                          // 7 our key ring, or who answers in its place
 }
 
-/// Synapse gives up after a minute, and then takes the server for dead; before that, it takes our word for it.
+/// Until when Synapse has the head of an answer: it gives up after a minute, and then takes the server for dead; before that, it takes
+/// our word for it.
+fn deadline(limits: &Limits) -> Duration {
+    limits.upstream_head.duration().min(SYNAPSE_WAITS)
+}
+
 const SYNAPSE_WAITS: Duration = Duration::from_secs(54);
 
 /// A request as it comes to the first layer.
@@ -285,5 +288,21 @@ impl<R> Arrival<R> {
     /// Who asks.
     pub fn client(&self) -> &Client {
         self.named.as_deref().unwrap_or(&self.peer.client)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Period;
+
+    #[test]
+    fn synapse_has_an_answer_before_it_gives_up_whatever_the_limit_is() {
+        let mut limits = Limits::default();
+        assert_eq!(deadline(&limits), Duration::from_secs(54));
+        for (upstream_head, until) in [(1, 1), (54, 54), (55, 54), (60, 54), (3600, 54)] {
+            limits.upstream_head = Period::seconds(upstream_head);
+            assert_eq!(deadline(&limits), Duration::from_secs(until), "{upstream_head}");
+        }
     }
 }

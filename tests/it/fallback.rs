@@ -1,5 +1,7 @@
 //! Keys of servers that are gone, from notaries that the operator names.
 
+use std::time::{Duration, Instant};
+
 use mantlet_testkit::http::json_response;
 use serde_json::{Value, json};
 
@@ -47,7 +49,8 @@ fn notaries_are_asked_for_keys_of_servers_that_are_gone_and_not_told_who_asks() 
     for request in asked {
         let mut fields: Vec<_> = request.headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
         fields.sort();
-        assert_eq!(fields, ["accept", "content-length", "content-type", "host"]);
+        assert_eq!(fields, ["content-length", "content-type", "host", "user-agent"]);
+        assert_eq!(request.header("user-agent"), Some("Synapse"));
         assert_eq!(serde_json::from_slice::<Value>(&request.body).unwrap(), json!({"server_keys": {&gone: {}}}));
     }
     world.assert_matrix_org_heard_nothing();
@@ -72,4 +75,30 @@ fn what_a_notary_makes_up_is_not_believed_and_a_server_that_answers_is_asked_alo
     assert_eq!(names(&query(&gateway, &[gone.clone(), here.clone(), odd.clone()], now())), [here]);
     let asked = world.asked().into_iter().filter(|(host, _)| *host == notary).count();
     assert_eq!(asked, 1, "{:?}", world.asked());
+}
+
+/// The notary takes every connection and never answers; each server that is gone says so at once.
+#[test]
+fn a_silent_notary_keeps_nobody_from_the_keys_of_a_server_that_is_there() {
+    let world = World::new();
+    let gone: Vec<_> = (0..300).map(|number| world.server_at(&format!("a-gone{number:03}"), "127.0.1.2")).collect();
+    let keys = Origin::new().keys(&gone[0], -3600);
+    let notaries = [world.server("silent"), world.notary("knowing", &json!([keys]))];
+    let gateway = world.gateway(&World::falling_back_to(&notaries.each_ref()), "");
+    let asked = |notary: &String| world.asked().iter().filter(|(host, _)| host == notary).count();
+    let here = world.honest("here", 3600);
+    let began = Instant::now();
+    let found = names(&query(&gateway, &[&gone[..200], std::slice::from_ref(&here)].concat(), now()));
+    let took = began.elapsed();
+    assert_eq!(found, [gone[0].clone(), here]);
+    // One patience for all whom it kept waiting, and no more than their places.
+    assert!((Duration::from_secs(4)..Duration::from_secs(8)).contains(&took), "{took:?}");
+    assert_eq!((asked(&notaries[0]), asked(&notaries[1])), (16, 200));
+    // It is left alone, whoever is gone.
+    let (began, there) = (Instant::now(), world.honest("there", 3600));
+    let found = names(&query(&gateway, &[&gone[200..], std::slice::from_ref(&there)].concat(), now()));
+    assert_eq!(found, [there]);
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert_eq!((asked(&notaries[0]), asked(&notaries[1])), (16, 300));
+    world.assert_matrix_org_heard_nothing();
 }

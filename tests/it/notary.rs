@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use hickory_resolver::proto::rr::RecordType;
 use mantlet_testkit::backend::{Answer, Backend};
 use mantlet_testkit::certificate::Authority;
-use mantlet_testkit::http::{Request, Response, json_response};
+use mantlet_testkit::http::{Request, Response, json_response, response};
 use ruma_common::CanonicalJsonObject;
 use ruma_common::serde::Base64;
 use ruma_common::serde::base64::Standard;
@@ -46,6 +46,7 @@ impl World {
         let backend = backend(move |request| {
             let host = request.header("host").unwrap_or_default().to_owned();
             match answers_here.lock().unwrap().get(&host) {
+                Some(answer) if is_last(answer) => Answer::BytesThenClose(answer.clone()),
                 Some(answer) => Answer::Bytes(answer.clone()),
                 None => {
                     let (sender, answer) = Answer::stream();
@@ -65,7 +66,8 @@ impl World {
         self.server_at(name, "127.0.1.1")
     }
 
-    fn server_at(&self, name: &str, address: &str) -> String {
+    /// The same at another address, where nobody may be.
+    pub fn server_at(&self, name: &str, address: &str) -> String {
         self.dns.address(&format!("{name}.many.test"), address);
         format!("{name}.many.test:{}", self.front.addr().port())
     }
@@ -115,6 +117,11 @@ impl World {
         assert!(self.dns.asked().iter().all(|(name, _)| !name.contains("matrix.org")), "{:?}", self.dns.asked());
         assert!(!self.front.names().contains(&"matrix.org".to_owned()));
     }
+}
+
+/// Whether nothing comes after this answer, be it whole or not.
+fn is_last(answer: &[u8]) -> bool {
+    answer.windows(17).any(|field| field == b"Connection: close")
 }
 
 /// A file that nobody else may read.
@@ -214,7 +221,9 @@ fn each_server_is_asked_for_its_own_keys_and_nobody_for_anothers() {
     // What it is asked tells nothing of who asks.
     for request in world.backend.requests() {
         let fields: Vec<_> = request.headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
-        assert_eq!(fields, ["accept", "host"]);
+        assert_eq!(fields, ["user-agent", "host"]);
+        // As `server_banner` leaves it of Synapse's own questions.
+        assert_eq!(request.header("user-agent"), Some("Synapse"));
     }
     // What is known is not asked again, by a notary's other form either, on whichever worker.
     for _ in 0..20 {
@@ -260,7 +269,7 @@ fn a_server_that_lies_about_its_keys_is_refused_and_left_alone() {
             "elsewhere",
             Box::new(|name| {
                 let keys = origin.keys(name, 3600).to_string();
-                mantlet_testkit::http::response(307, &[("Location", &format!("https://{honest}/"))], keys)
+                response(307, &[("Location", &format!("https://{honest}/"))], keys)
             }),
         ),
         ("endless", Box::new(|name| json(json!({"keys": origin.keys(name, 3600), "x": "x".repeat(40_000)})))),
@@ -495,23 +504,84 @@ fn another_notary_gets_the_question_and_not_who_asks() {
     world.assert_matrix_org_heard_nothing();
 }
 
+/// Synapse would leave matrix.org alone for what another failed on: it is matrix.org that it asked.
 #[test]
-fn another_notary_that_says_nothing_is_nothing_known_in_time() {
+fn whatever_goes_wrong_at_another_notary_synapse_is_told_that_nothing_is_known() {
     let world = World::new();
-    let notary = world.server("notary");
-    let policy = format!("extends = \"balanced\"\n[rules.notary]\nmatrix_org = {{ rewrite = \"{notary}\" }}");
-    let gateway = world.gateway(&policy, "");
-    let began = Instant::now();
-    assert_eq!(query(&gateway, &[world.honest("one", 3600)], 7).text(), "{\"server_keys\":[]}");
-    // Three quarters of what the gateway waits for any head.
-    assert!((Duration::from_secs(9)..Duration::from_secs(12)).contains(&began.elapsed()), "{:?}", began.elapsed());
-    assert_eq!(world.asked(), [(notary, "/_matrix/key/v2/query".to_owned())]);
-    let record = &gateway.records(1)[0];
-    assert_eq!(
-        ["decision", "error", "rule", "upstream"].map(|field| record[field].as_str().unwrap()),
-        ["error", "origin_silent", "notary", "(other servers)"]
-    );
-    assert!(record["upstream_us"].is_null() && record["status"] == 200, "{record}");
+    let answers = |name: &str, answer: Vec<u8>| {
+        let notary = world.server(name);
+        world.answers(&notary, answer);
+        notary
+    };
+    let keys = json!({"server_keys": []});
+    world.dns.address("stranger.test", "127.0.1.1");
+    let port = world.front.addr().port();
+    let broken = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 90\r\nConnection: close\r\n\r\n{\"server_keys\":[";
+    let long = json!({"server_keys": [], "x": "x".repeat(8 * 1024 * 1024)});
+    for (notary, error) in [
+        (format!("gone.many.test:{port}"), "origin_unknown"),
+        (world.server_at("refuses", "127.0.1.2"), "origin_connect"),
+        (world.server_at("forbidden", "127.0.0.1"), "origin_forbidden"),
+        (format!("stranger.test:{port}"), "origin_untrusted"),
+        (answers("garbled", b"220 mail.example ESMTP\r\n".to_vec()), "origin_garbled"),
+        (answers("elsewhere", response(307, &[("Location", "https://matrix.org/")], "")), "origin_redirect"),
+        (answers("busy", json_response(429, &keys)), "origin_garbled"),
+        (answers("locked", json_response(401, &keys)), "origin_garbled"),
+        (answers("down", json_response(503, &keys)), "origin_garbled"),
+        (answers("broken", broken.into()), "origin_closed"),
+        (answers("long", json_response(200, &long)), "origin_garbled"),
+    ] {
+        let policy = format!("extends = \"balanced\"\n[rules.notary]\nmatrix_org = {{ rewrite = \"{notary}\" }}");
+        let gateway = world.gateway(&policy, "[admin]\nbind = \"127.0.0.1:0\"");
+        let answer = query(&gateway, &["one.many.test".to_owned()], 7);
+        assert_eq!((names(&answer), answer.text()), (Vec::new(), "{\"server_keys\":[]}".to_owned()), "{notary}");
+        let record = &gateway.records(1)[0];
+        assert_eq!(
+            ["decision", "error", "rule", "upstream"].map(|field| record[field].as_str().unwrap()),
+            ["error", error, "notary", "(other servers)"],
+            "{notary}"
+        );
+        assert!(record["upstream_us"].is_null() && record["status"] == 200, "{record}");
+        let counted = format!("mantlet_upstream_errors_total{{kind=\"{error}\",upstream=\"(other servers)\"}}");
+        assert_eq!(gateway.metric(&counted), 1.0, "{notary}");
+        let contacts = gateway.contacts();
+        let of_keys: Vec<_> = contacts.iter().filter(|row| row["cause"] == "keys").collect();
+        assert!(of_keys.len() == 1 && of_keys[0]["verdict"] == "failed", "{contacts:?}");
+        assert_eq!((of_keys[0]["destination"].as_str(), of_keys[0]["bytes_in"].as_u64()), (Some(&*notary), Some(0)));
+    }
+    world.assert_matrix_org_heard_nothing();
+}
+
+#[test]
+fn another_notary_that_says_nothing_or_half_of_it_is_nothing_known_in_time() {
+    let world = World::new();
+    let half = world.server("half");
+    world.answers(&half, b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n{".to_vec());
+    std::thread::scope(|scope| {
+        for notary in [world.server("notary"), half] {
+            let world = &world;
+            scope.spawn(move || {
+                let policy =
+                    format!("extends = \"balanced\"\n[rules.notary]\nmatrix_org = {{ rewrite = \"{notary}\" }}");
+                let gateway = world.gateway(&policy, "");
+                let began = Instant::now();
+                assert_eq!(query(&gateway, &["one.many.test".to_owned()], 7).text(), "{\"server_keys\":[]}");
+                // Three quarters of what the gateway waits for any head.
+                let took = began.elapsed();
+                assert!((Duration::from_secs(9)..Duration::from_secs(12)).contains(&took), "{took:?}");
+                let record = &gateway.records(1)[0];
+                assert_eq!(
+                    ["decision", "error", "rule", "upstream"].map(|field| record[field].as_str().unwrap()),
+                    ["error", "origin_silent", "notary", "(other servers)"]
+                );
+                assert!(record["upstream_us"].is_null() && record["status"] == 200, "{record}");
+                let counted = "mantlet_upstream_errors_total{kind=\"origin_silent\",upstream=\"(other servers)\"}";
+                assert_eq!(gateway.metric(counted), 1.0);
+                assert!(world.asked().contains(&(notary, "/_matrix/key/v2/query".to_owned())), "{:?}", world.asked());
+            });
+        }
+    });
+    assert_eq!(world.asked().len(), 2);
 }
 
 #[test]

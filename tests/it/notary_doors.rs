@@ -35,7 +35,8 @@ fn is_signed_by(name: &str, object: &Value) -> bool {
 fn proxy_door(world: &World, policy: &str) -> Gateway {
     let policy = format!("{policy}\n[[egress.destination]]\nhost = \"matrix.org\"\naction = \"intercept\"\n");
     let door = format!("door = \"proxy\"\nports = [{}]", world.front.addr().port());
-    let egress = "notary_key = \"notary.key\"\nca = { certificate = \"our.crt\", key = \"our.key\" }";
+    let egress = "notary_key = \"notary.key\"\nca = { certificate = \"our.crt\", key = \"our.key\" }\n\
+                  [admin]\nbind = \"127.0.0.1:0\"";
     world.gateway_behind(&door, &policy, egress, |dir| {
         interception::authority(dir, &["matrix.org"]);
         private(&dir.join("notary.key"), KEY);
@@ -81,6 +82,18 @@ fn where_matrix_org_is_looked_into_each_server_is_asked_for_its_own_keys() {
         ["flow", "endpoint", "upstream", "decision", "rule"].map(|field| record[field].as_str().unwrap()),
         ["egress", "key_get_remote_server_keys_batch", "(key ring)", "permit", "notary"]
     );
+    assert_all_was_asked_through("proxy", &gateway, &servers);
+}
+
+/// What Mantlet asked by itself is in the ledger as asked through the door that Synapse came to: these servers for their keys, and
+/// whatever else.
+#[track_caller]
+fn assert_all_was_asked_through(door: &str, gateway: &Gateway, servers: &[String]) {
+    let contacts = gateway.contacts();
+    assert!(contacts.iter().all(|row| row["door"] == door), "{contacts:?}");
+    for server in servers {
+        assert!(contacts.iter().any(|row| row["cause"] == "keys" && row["destination"] == **server), "{contacts:?}");
+    }
 }
 
 #[test]
@@ -127,9 +140,18 @@ fn ask(servers: &[String]) -> Request {
 fn a_notary_of_our_own_answers_questions_for_keys_under_its_name() {
     let world = World::new();
     let servers = [world.honest("one", 3600), world.honest("two", 3600)];
-    let gateway = our_notary(&world, NOTARY, DIRECT, "notary_key = \"notary.key\"");
-    let answer = ask(&servers).send(gateway.addr());
+    let egress = "notary_key = \"notary.key\"\n[admin]\nbind = \"127.0.0.1:0\"";
+    let gateway = our_notary(&world, NOTARY, DIRECT, egress);
+    // Of the last one it is asked whom it delegates to, in vain.
+    let gone = "gone.many.test".to_owned();
+    let answer = ask(&[&servers[..], std::slice::from_ref(&gone)].concat()).send(gateway.addr());
     assert_eq!(names(&answer), servers);
+    assert_all_was_asked_through("notary", &gateway, &[&servers[..], &[gone]].concat());
+    assert!(
+        gateway.contacts().iter().any(|row| row["destination"] == "gone.many.test:443"),
+        "{:?}",
+        gateway.contacts()
+    );
     for keys in answer.json()["server_keys"].as_array().unwrap() {
         assert!(is_signed_by("notary.gw:8449", keys), "{keys}");
     }
