@@ -349,7 +349,8 @@ fn in_a_hosts_place_nothing_is_asked_of_another() {
 }
 
 #[test]
-fn certificates_are_made_anew_before_they_end_and_when_the_clock_went_back_and_a_policy_that_wants_too_much_stays_out() {
+fn certificates_are_made_anew_before_they_end_and_when_the_clock_went_back_and_a_policy_that_wants_too_much_stays_out()
+{
     let world = World::new(|_| ok());
     let shown = || {
         let mut tls = world.tls("push.test", "push.test");
