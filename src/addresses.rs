@@ -147,6 +147,43 @@ impl Guard {
         Self(allowed)
     }
 
+    /// Whether a connection to this address may be made for the sake of this host, which is the name that was resolved, or the
+    /// address itself.
+    ///
+    /// # Errors
+    /// What the address is, if it is not public and not allowed.
+    pub fn check(&self, host: &str, address: IpAddr) -> Result<(), Class> {
+        let class = Class::of(address);
+        match class {
+            Class::Public => Ok(()),
+            // No server has such an address, whatever the operator says of the network around it.
+            Class::Unspecified | Class::Multicast | Class::Broadcast => Err(class),
+            // Through a translator, the address within is the one that is reached.
+            Class::Embedded(inner) if self.allows(host, address) => self.check(host, inner.into()),
+            Class::Loopback
+            | Class::Private
+            | Class::LinkLocal
+            | Class::Shared
+            | Class::Metadata
+            | Class::Documentation
+            | Class::Benchmarking
+            | Class::Embedded(_)
+            | Class::Protocol
+            | Class::Reserved => {
+                if self.allows(host, address) {
+                    Ok(())
+                } else {
+                    Err(class)
+                }
+            }
+        }
+    }
+
+    /// Whether this host is allowed by its name, wherever that leads.
+    pub fn names(&self, host: &str) -> bool {
+        self.0.iter().any(|allowed| matches!(allowed, Allowed::Host(name) if name.eq_ignore_ascii_case(host)))
+    }
+
     /// Whether one of its exceptions is this host or this address.
     pub fn allows(&self, host: &str, address: IpAddr) -> bool {
         self.0.iter().any(|allowed| match allowed {
