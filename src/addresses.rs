@@ -193,6 +193,15 @@ impl Guard {
     }
 }
 
+/// Who comes from an address, as far as that can be told: an IPv4 address is one client's, of IPv6 a whole /64, of which every
+/// client has as many addresses as it likes.
+pub fn client_at(address: IpAddr) -> u128 {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => u128::from(u32::from(v4)),
+        IpAddr::V6(v6) => u128::from(v6) >> 64 | 1 << 64,
+    }
+}
+
 /// The ports that a connection to another homeserver may use: that of HTTPS, and those that are no system service's.
 pub fn is_federation_port(port: u16) -> bool {
     port == 443 || port >= 1024

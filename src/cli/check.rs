@@ -91,7 +91,7 @@ impl Check {
         let has_proxy = gateway.listeners.iter().any(|listener| listener.door == Door::Proxy);
         // A policy that is looked at by itself says nothing of doors.
         let open = self.policy.policy.is_none().then(|| left_open(policy, &gateway)).flatten();
-        let ending = interception.as_ref().and_then(ending);
+        let (beginning, ending) = (interception.as_ref().and_then(beginning), interception.as_ref().and_then(ending));
         let notary = gateway.egress.notary_key.as_deref().map(NotaryKey::read).transpose()?;
         let notary = homeserver::notary_lines(&gateway, notary.as_ref());
         let rules: Vec<_> = policy.rules().iter().filter(|rule| rule.location.is_some()).collect();
@@ -104,11 +104,12 @@ impl Check {
                     rules.iter().map(|rule| format!("{} ({})", rule.name, rule.mode.as_str())).collect();
                 let notary = notary.as_ref().map(|lines| format!("\nin homeserver.yaml:\n{lines}")).unwrap_or_default();
                 format!(
-                    "{}: good\n  rules  {}\n  tests  {} passed\n  digest {}{}{}{}{notary}",
+                    "{}: good\n  rules  {}\n  tests  {} passed\n  digest {}{}{}{}{}{notary}",
                     policy.name(),
                     names.join(", "),
                     compiled.tests.len(),
                     policy.digest(),
+                    beginning.as_ref().map(|beginning| format!("\n  begins {beginning}")).unwrap_or_default(),
                     ending.as_ref().map(|ending| format!("\n  ends   {ending}")).unwrap_or_default(),
                     if has_proxy { way_out(policy, &possible) } else { String::new() },
                     open.as_ref().map(|open| format!("\n  open   {open}")).unwrap_or_default()
@@ -126,6 +127,7 @@ impl Check {
                     "intercepted": possible.egress().intercepted().map(|(name, _)| name).collect::<Vec<_>>(),
                     "unread": unread(policy, &possible).map(|(name, _)| name).collect::<Vec<_>>(),
                     "open": open,
+                    "beginning": beginning,
                     "ending": ending,
                     "homeserver_yaml": notary,
                     "merged": self.print.then_some(&compiled.print),
@@ -181,6 +183,16 @@ fn way_out(stated: &Policy, possible: &Policy) -> String {
 fn unread<'a>(stated: &'a Policy, possible: &'a Policy) -> impl Iterator<Item = (&'a str, Unread)> {
     let is_read = |host: &str| possible.egress().intercepted().any(|(name, _)| name == host);
     stated.egress().half_open().filter(move |(name, _)| !is_read(name))
+}
+
+/// What is to be done about an authority that begins in the future. It is no reason to refuse it: the clock may be what is wrong.
+fn beginning(interception: &Interception) -> Option<String> {
+    let stated = interception.authority().filter(|stated| stated.is_ahead(SystemTime::now()))?;
+    let begins = humantime::format_rfc3339_seconds(stated.not_before);
+    Some(format!(
+        "the authority begins in the future, at {begins}: until then nobody believes it. Set the clock of this machine; if it is right, \
+         make a new one with `mantlet ca init --force`, then restart Synapse with the new bundle"
+    ))
 }
 
 /// What is to be done about an authority that ends soon. One that has ended was refused.

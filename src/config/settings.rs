@@ -51,10 +51,10 @@ pub struct Limits {
     /// HTTP/2 streams, per connection.
     #[serde(deserialize_with = "above_zero")]
     pub streams: u32,
-    /// Connections in all.
+    /// Connections in all; at the way in, and as many at the doors of the way out.
     #[serde(deserialize_with = "above_zero")]
     pub connections: usize,
-    /// Connections of one address.
+    /// Connections of one address; of IPv6, of one /64.
     #[serde(deserialize_with = "above_zero")]
     pub per_address: usize,
 }

@@ -4,6 +4,33 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::addresses::client_at;
+use crate::config::gateway::Door;
+
+/// Counts connections at the way in and at the way out, each by themselves: strangers at the one take no place from Synapse at the
+/// other.
+#[derive(Clone, Debug)]
+pub struct Admissions {
+    inward: Arc<Admission>,
+    outward: Arc<Admission>,
+}
+
+impl Admissions {
+    /// Each way has room for so many, and for so many from one address.
+    pub fn new(most: usize, most_per_address: usize) -> Self {
+        let admission = || Admission::new(most, most_per_address);
+        Self { inward: admission(), outward: admission() }
+    }
+
+    /// Those who come through such a door.
+    pub fn at(&self, door: Door) -> &Arc<Admission> {
+        match door {
+            Door::Ingress => &self.inward,
+            Door::Federation | Door::Proxy | Door::Notary => &self.outward,
+        }
+    }
+}
+
 /// Counts connections.
 #[derive(Debug)]
 pub struct Admission {
@@ -15,17 +42,17 @@ pub struct Admission {
 #[derive(Debug, Default)]
 struct Open {
     all: usize,
-    by_address: HashMap<IpAddr, usize>,
+    by_client: HashMap<u128, usize>,
 }
 
 impl Open {
     /// Counts one more from there, unless there are as many already.
     fn count(&mut self, address: IpAddr, most: usize) -> bool {
-        if self.by_address.get(&address).is_some_and(|count| *count >= most) {
-            return false;
-        }
-        *self.by_address.entry(address).or_default() += 1;
-        true
+        let count = self.by_client.entry(client_at(address)).or_default();
+        // At least one may come, so nobody stays counted who never came.
+        let has_room = *count < most;
+        *count += usize::from(has_room);
+        has_room
     }
 }
 
@@ -81,11 +108,11 @@ impl Drop for Admitted {
         let mut open = self.admission.lock();
         open.all = open.all.saturating_sub(1);
         if let Some(address) = self.address
-            && let Some(count) = open.by_address.get_mut(&address)
+            && let Some(count) = open.by_client.get_mut(&client_at(address))
         {
             *count -= 1;
             if *count == 0 {
-                open.by_address.remove(&address);
+                open.by_client.remove(&client_at(address));
             }
         }
     }
@@ -116,6 +143,18 @@ mod tests {
         assert!(!hop.count_as(IpAddr::from([127, 0, 0, 1])), "there are two");
         let other = admission.admit(None);
         drop((second, other, again, hop));
-        assert_eq!((admission.open(), admission.lock().by_address.len()), (0, 0));
+        assert_eq!((admission.open(), admission.lock().by_client.len()), (0, 0));
+    }
+
+    #[test]
+    fn all_addresses_of_one_network_of_ipv6_are_one_client() {
+        let admission = Admission::new(10, 2);
+        let admit = |address: &str| admission.admit(Some(address.parse().unwrap()));
+        let one = (admit("2001:db8::1"), admit("2001:db8::dead:beef:1:2"));
+        assert!(one.0.is_some() && one.1.is_some() && admit("2001:db8::3").is_none());
+        let others = [admit("2001:db8:0:1::1"), admit("192.0.2.1"), admit("192.0.2.2"), admit("::ffff:192.0.2.1")];
+        assert!(others.iter().all(Option::is_some) && admit("192.0.2.1").is_none(), "{others:?}");
+        drop(one.0);
+        assert!(admit("2001:db8::3").is_some());
     }
 }

@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Notify, watch};
 
 use super::acceptor;
-use super::admission::Admission;
+use super::admission::Admissions;
 use crate::config::gateway::Door;
 use crate::config::settings::Limits;
 use crate::egress::Proxy;
@@ -51,7 +51,7 @@ pub struct Shared {
     /// The bounds.
     pub limits: Limits,
     /// Who may come in at all.
-    pub admission: Arc<Admission>,
+    pub admissions: Admissions,
     /// Whose word about its client is believed.
     pub hops: TrustedHops,
     /// Where the process stands.
@@ -66,12 +66,12 @@ impl Shared {
     /// What the listeners of one worker share.
     pub fn new(
         limits: Limits,
-        admission: Arc<Admission>,
+        admissions: Admissions,
         hops: TrustedHops,
         drain: watch::Receiver<Drain>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { limits, admission, hops, drain, metrics, open: Cell::new(0), gone: Notify::new() }
+        Self { limits, admissions, hops, drain, metrics, open: Cell::new(0), gone: Notify::new() }
     }
 
     /// Waits until the worker has no connection left.
@@ -209,7 +209,7 @@ impl<C: Chain> Listener<C> {
             }
             Stream::Tcp(..) | Stream::Unix(_) => None,
         };
-        let Some(mut admitted) = self.shared.admission.admit(client) else {
+        let Some(mut admitted) = self.shared.admissions.at(self.door).admit(client) else {
             tracing::debug!(listener = %self.metrics.name(), "a connection was refused: [limits] connections or per_address");
             return;
         };

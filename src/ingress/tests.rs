@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
 
-use super::admission::Admission;
+use super::admission::Admissions;
 use super::connection;
 use super::listener::{Drain, Listener, Shared, Socket};
 use crate::config::address::UpstreamAddress;
@@ -174,8 +174,8 @@ fn shared(defect: Defect, upstream: u16, metrics: &Arc<Metrics>, drain: watch::R
         upstreams: Upstreams::new(&directory),
         server_name: None,
     });
-    let admission = Admission::new(limits.connections, limits.per_address);
-    (stack, Shared::new(limits, admission, TrustedHops::default(), drain, Arc::clone(metrics)))
+    let admissions = Admissions::new(limits.connections, limits.per_address);
+    (stack, Shared::new(limits, admissions, TrustedHops::default(), drain, Arc::clone(metrics)))
 }
 
 fn h2_peer(listener: &Listener<Stack>) -> Rc<Peer> {

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota};
 
 use super::exchange::Exchange;
+use crate::addresses::client_at;
 use crate::units::Period;
 
 /// Counts exchanges by whoever makes them. What is kept of them is a keyed hash, whose key is new for each limiter.
@@ -53,7 +53,7 @@ impl Limiter {
     fn key(&self, exchange: &Exchange<'_>) -> u64 {
         match (self.by, exchange.read_token()) {
             (By::Token, Ok(token)) => self.hasher.hash_one((1, &*token.value)),
-            (By::Token | By::Address, _) => self.hasher.hash_one((0, network(exchange.client))),
+            (By::Token | By::Address, _) => self.hasher.hash_one((0, client_at(exchange.client))),
         }
     }
 }
@@ -71,13 +71,6 @@ impl fmt::Display for Limiter {
 impl fmt::Debug for Limiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Limiter({self})")
-    }
-}
-
-fn network(address: IpAddr) -> u128 {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => u128::from(u32::from(v4)),
-        IpAddr::V6(v6) => u128::from(v6) >> 64 | 1 << 64,
     }
 }
 

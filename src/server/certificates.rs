@@ -98,10 +98,16 @@ impl Shown {
     }
 }
 
-/// Tells when the authority ends by which hosts are looked into, and in the log where that is near.
+/// Tells when the authority ends by which hosts are looked into, and in the log where that is near, or where it has not begun.
 pub(super) fn tell_authority(metrics: &Metrics, interception: &Interception, now: SystemTime) {
     let authority = interception.authority();
     metrics.authority_not_after(authority.map(|stated| stated.not_after));
+    if authority.is_some_and(|stated| stated.is_ahead(now)) {
+        tracing::error!(
+            "the authority begins in the future, and nobody believes it yet: set the clock of this machine; if it is right, make a new \
+             one with `mantlet ca init --force`, then restart Synapse with the new bundle"
+        );
+    }
     match authority.map(|stated| stated.end(now)) {
         None | Some(End::Far) => {}
         Some(End::Soon(days)) => tracing::warn!(

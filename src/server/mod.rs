@@ -27,7 +27,7 @@ use crate::config::address::{AdminAddress, ListenerAddress};
 use crate::config::gateway::{self as config, Gateway, Listener};
 use crate::config::settings::AccessLog;
 use crate::events::events;
-use crate::ingress::admission::Admission;
+use crate::ingress::admission::Admissions;
 use crate::ingress::listener::Drain;
 use crate::keyring::Ring;
 use crate::ledger::Ledger;
@@ -134,7 +134,7 @@ pub fn start(start: Start) -> Result<Running, Problems> {
     let (events, courier) = events(&gateway.egress, reloader.next_hop(), &metrics);
     let doors = Arc::new(doors);
     let directory = Directory::new(&gateway.upstreams, gateway.limits.patience.duration(), &metrics);
-    let admission = Admission::new(gateway.limits.connections, gateway.limits.per_address);
+    let admissions = Admissions::new(gateway.limits.connections, gateway.limits.per_address);
     for number in 0..workers {
         let parts = worker::Parts {
             snapshot: snapshot.clone(),
@@ -148,7 +148,7 @@ pub fn start(start: Start) -> Result<Running, Problems> {
             routes: gateway.routes.clone(),
             ring: Arc::clone(&ring),
             server_name: gateway.homeserver.server_name.clone(),
-            admission: Arc::clone(&admission),
+            admissions: admissions.clone(),
             hops: TrustedHops::new(&gateway.forwarded.trusted_hops),
             drain: draining.clone(),
             doors: Arc::clone(&doors),

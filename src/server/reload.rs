@@ -215,7 +215,8 @@ impl Reloader {
         result
     }
 
-    /// Makes the certificates anew that are shown in the place of hosts that are looked into, if they have lived half their life.
+    /// Makes the certificates anew that are shown in the place of hosts that are looked into, if they have lived half their life, or
+    /// the clock went back.
     pub fn renew_leaves(&self, now: SystemTime) {
         // One at a time, as above.
         let loaded = self.lock();

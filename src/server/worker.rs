@@ -11,7 +11,7 @@ use crate::config::route::Routes;
 use crate::config::settings::Limits;
 use crate::egress::Proxy;
 use crate::events::Events;
-use crate::ingress::admission::Admission;
+use crate::ingress::admission::Admissions;
 use crate::ingress::listener::{Drain, Listener, Shared};
 use crate::keyring::Ring;
 use crate::ledger::Ledger;
@@ -35,7 +35,7 @@ pub(super) struct Parts {
     pub routes: Routes,
     pub server_name: Option<String>,
     pub ring: Arc<Ring>,
-    pub admission: Arc<Admission>,
+    pub admissions: Admissions,
     pub hops: TrustedHops,
     pub drain: watch::Receiver<Drain>,
     pub doors: Arc<Vec<Door>>,
@@ -71,7 +71,7 @@ async fn serve(parts: Parts) {
         server_name: parts.server_name,
     };
     let ingress = Rc::new(stack(chain.clone()));
-    let shared = Rc::new(Shared::new(parts.limits, parts.admission, parts.hops, parts.drain, parts.metrics));
+    let shared = Rc::new(Shared::new(parts.limits, parts.admissions, parts.hops, parts.drain, parts.metrics));
     let listeners: Vec<_> = parts
         .doors
         .iter()

@@ -35,6 +35,8 @@ pub struct Stated {
     pub closed_below: BTreeSet<String>,
     /// Whether it may vouch for no address.
     pub has_no_addresses: bool,
+    /// When it begins.
+    pub not_before: SystemTime,
     /// When it ends.
     pub not_after: SystemTime,
 }
@@ -192,6 +194,11 @@ impl Stated {
         self.names.difference(&self.closed_below).map(|name| format!("*.{name}"))
     }
 
+    /// Whether it is not valid yet: a clock was wrong when it was made, or is now.
+    pub fn is_ahead(&self, now: SystemTime) -> bool {
+        now < self.not_before
+    }
+
     /// How near its end is.
     pub fn end(&self, now: SystemTime) -> End {
         match self.not_after.duration_since(now) {
@@ -207,6 +214,7 @@ impl Stated {
     /// What is wrong with it, as what follows its name in a sentence.
     pub fn of(certificate: &CertificateDer<'_>) -> Result<Self, &'static str> {
         let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| "is no certificate that can be read")?;
+        let begins = u64::try_from(parsed.validity().not_before.timestamp()).unwrap_or_default();
         let ends = u64::try_from(parsed.validity().not_after.timestamp()).map_err(|_| "has ended")?;
         let constraints = parsed.name_constraints().ok().flatten().filter(|extension| extension.critical);
         let constraints = constraints.ok_or("is not constrained to names, so its key would be good for every site")?;
@@ -233,6 +241,7 @@ impl Stated {
             names,
             closed_below: closed_below.collect(),
             has_no_addresses: whole(8) && whole(32),
+            not_before: SystemTime::UNIX_EPOCH + Duration::from_secs(begins),
             not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(ends),
         })
     }
@@ -269,7 +278,8 @@ mod tests {
     fn the_end_is_told_thirty_days_ahead() {
         let (now, day) = (SystemTime::now(), Duration::from_secs(24 * 3600));
         let end = |not_after| {
-            Stated { names: BTreeSet::new(), closed_below: BTreeSet::new(), has_no_addresses: true, not_after }.end(now)
+            let (names, closed_below) = (BTreeSet::new(), BTreeSet::new());
+            Stated { names, closed_below, has_no_addresses: true, not_before: now, not_after }.end(now)
         };
         assert_eq!((end(now + 31 * day), end(now + 30 * day)), (End::Far, End::Soon(30)));
         assert_eq!((end(now + day / 2), end(now), end(now - day)), (End::Soon(0), End::Past, End::Past));

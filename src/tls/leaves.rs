@@ -138,10 +138,11 @@ impl Leaves {
         self.not_after
     }
 
-    /// Whether they have lived half their life. By an authority that has ended others would not live at all.
+    /// Whether they have lived half their life, or were made under a clock that has gone back since: until it is as late again, they
+    /// are not valid yet. By an authority that has ended others would not live at all.
     pub fn are_due(&self, now: SystemTime) -> bool {
         let Some((made, ends)) = self.made.zip(self.not_after) else { return false };
-        ends.duration_since(made).is_ok_and(|life| !life.is_zero() && now >= made + life / 2)
+        now < made || ends.duration_since(made).is_ok_and(|life| !life.is_zero() && now >= made + life / 2)
     }
 }
 
@@ -300,10 +301,24 @@ mod tests {
         let ends = leaves.not_after().unwrap();
         assert!(ends <= now + 7 * day && ends > now + 6 * day);
         assert!(!leaves.are_due(now) && !leaves.are_due(now + 3 * day) && leaves.are_due(now + 4 * day));
-        assert!(!Leaves::default().are_due(now + 400 * day));
+        assert!(!Leaves::default().are_due(now + 400 * day) && !Leaves::default().are_due(now - 400 * day));
         for ends in [now, now - day] {
             let dead = Leaves { made: Some(now), not_after: Some(ends), ..leaves.clone() };
             assert!(!dead.are_due(now + day), "nothing better can be made");
         }
+    }
+
+    #[test]
+    fn leaves_that_a_clock_ahead_has_made_are_due_once_it_goes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let by = Interception::By(Box::new(authority(dir.path(), &["matrix.org"])));
+        let leaves = by.leaves(&policy(dir.path(), &wants(&["matrix.org"]))).unwrap();
+        let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+        for back in [hour, 24 * hour, 400 * 24 * hour] {
+            assert!(leaves.are_due(now - back), "{back:?}");
+        }
+        // Also where the authority had ended by that clock.
+        let dead = Leaves { made: Some(now), not_after: Some(now - hour), ..leaves };
+        assert!(dead.are_due(now - hour));
     }
 }

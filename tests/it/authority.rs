@@ -269,8 +269,8 @@ fn a_bundle_has_the_roots_of_the_system_and_no_authority_but_the_present_one() {
     assert_eq!(certificates("bundle.pem"), [certificates("our.crt"), root].concat());
 }
 
-#[test]
-fn an_authority_that_ends_soon_is_told_of_by_check_and_at_the_start() {
+/// A gateway with an authority that is valid at these times.
+fn with_an_authority(begins: SystemTime, ends: SystemTime) -> Site {
     let site = Site::new("http://127.0.0.1:9", "[rules.profiles]\n", "");
     let more = "[egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n";
     let file = site.gateway_file("http://127.0.0.1:9", "127.0.0.1:0", more);
@@ -280,12 +280,39 @@ fn an_authority_that_ends_soon_is_told_of_by_check_and_at_the_start() {
     let permitted_subtrees = ["push.test", "unbind.mantlet.invalid"].map(|name| GeneralSubtree::DnsName(name.into()));
     params.name_constraints =
         Some(NameConstraints { permitted_subtrees: permitted_subtrees.into(), excluded_subtrees: Vec::new() });
-    let ends = SystemTime::now() + Duration::from_secs(12 * 24 * 3600 + 3600);
-    params.not_after = ends.into();
+    (params.not_before, params.not_after) = (begins.into(), ends.into());
     let key = KeyPair::generate().unwrap();
     site.write("our.crt", &params.self_signed(&key).unwrap().pem());
     site.write("our.key", &key.serialize_pem());
     std::fs::set_permissions(site.path().join("our.key"), PermissionsExt::from_mode(0o600)).unwrap();
+    site
+}
+
+#[test]
+fn an_authority_that_begins_in_the_future_is_told_of_by_check_and_at_the_start() {
+    let now = SystemTime::now();
+    let begins = now + Duration::from_secs(3600);
+    let site = with_an_authority(begins, now + Duration::from_secs(400 * 24 * 3600));
+    let checked = site.run(&["check"]);
+    let begins = humantime::format_rfc3339_seconds(begins);
+    let told = format!("\n  begins the authority begins in the future, at {begins}: until then nobody believes it");
+    assert!(checked.code == Some(0) && checked.out.contains(&told), "{checked:?}");
+    let process = site.start();
+    process.wait_log("nobody believes it", |line| {
+        line["message"].as_str().is_some_and(|text| text.starts_with("the authority begins in the future"))
+    });
+    // Of one that has begun nothing is said, once it is read.
+    authority(site.path(), &["push.test"]);
+    let checked = site.run(&["check"]);
+    assert!(checked.code == Some(0) && !checked.out.contains("the authority begins"), "{checked:?}");
+    assert_eq!(site.run(&["reload"]).code, Some(0));
+    assert_eq!(process.log().matches("the authority begins in the future").count(), 1);
+}
+
+#[test]
+fn an_authority_that_ends_soon_is_told_of_by_check_and_at_the_start() {
+    let ends = SystemTime::now() + Duration::from_secs(12 * 24 * 3600 + 3600);
+    let site = with_an_authority(SystemTime::UNIX_EPOCH, ends);
     let checked = site.run(&["check"]);
     let told = "\n  ends   the authority ends in 12 days: make a new one with `mantlet ca init --force`";
     assert!(checked.code == Some(0) && checked.out.contains(told), "{checked:?}");

@@ -1,7 +1,7 @@
 //! The federation door: what Synapse asks other servers, and what those and Synapse see of it.
 
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use mantlet::config::egress::Ports;
 use mantlet::server::reload::Trigger;
 use mantlet_testkit::backend::{Answer, Backend};
 use mantlet_testkit::certificate::Authority;
-use mantlet_testkit::http::{Request, Response, response};
+use mantlet_testkit::http::{Connection, Request, Response, response};
 use mantlet_testkit::recorder::RecordedRequest;
 use serde_json::json;
 
@@ -132,6 +132,30 @@ fn what_synapse_signed_is_what_the_other_server_reads() {
         "{:?}",
         world.dns.asked()
     );
+}
+
+#[test]
+fn strangers_who_take_all_places_at_the_way_in_leave_synapse_its_own() {
+    let inward = "[[listener]]\nname = \"in\"\ndoor = \"ingress\"\nbind = \"127.0.0.1:0\"\n[limits]\nconnections = 3\n";
+    let world = World::with("extends = \"transparent\"", inward, |_| ok());
+    world.dns.address("hs.test", "127.0.1.1");
+    let clients = world.gateway.addr_of("in");
+    let mut strangers: Vec<_> = (0..3).map(|_| Connection::open(clients).unwrap()).collect();
+    // They are there, each with an answer, and nobody else is.
+    let request = Request::new("GET", "/nothing/here");
+    for stranger in &mut strangers {
+        assert_eq!(stranger.send(&request).unwrap().status, 404);
+    }
+    assert!(request.try_send(clients).is_err());
+    let server = format!("hs.test:{}", world.home.addr().port());
+    assert_eq!(world.ask(&server, PROFILE).status, 200);
+    // Those of the way out are counted, too.
+    let (out, open) = (world.gateway.addr(), || world.gateway.metric("mantlet_connections{listener=\"out\"}"));
+    eventually("its connection is gone", || open() == 0.0);
+    let idle: Vec<_> = (0..3).map(|_| TcpStream::connect(out).unwrap()).collect();
+    eventually("all places are taken", || open() == 3.0);
+    assert!(world.request("GET", &server, PROFILE).try_send(out).is_err());
+    drop((strangers, idle));
 }
 
 #[test]
