@@ -8,12 +8,13 @@ mod connect;
 mod rewound;
 mod tunnel;
 
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use rustls::ServerConfig;
+use rustls::{AlertDescription, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -33,6 +34,7 @@ use crate::policy::{Cause, RuleIndex};
 use crate::snapshot::{Current, Generation};
 use crate::stack::forward::{NAME, Refusal, Terms};
 use crate::stack::{Parts, Peer};
+use crate::tls::leaves::Leaves;
 use asked::Asked;
 use connect::Connect;
 
@@ -129,7 +131,7 @@ impl Proxy {
             return None;
         }
         if let Some(leaf) = generation.leaves.of(&to.host) {
-            return Some((to, self.intercept(io, Arc::clone(leaf), asked).await?));
+            return Some((to, self.intercept(io, Arc::clone(leaf), &generation.leaves, asked).await?));
         }
         // Without an authority nobody is led there by us.
         if is_reserved(&to.host) {
@@ -206,6 +208,7 @@ impl Proxy {
         &self,
         mut io: Rewound<IO>,
         leaf: Arc<ServerConfig>,
+        leaves: &Leaves,
         asked: Asked<'_>,
     ) -> Option<TlsStream<Rewound<IO>>> {
         asked.open(&mut io).await.ok()?;
@@ -215,13 +218,35 @@ impl Proxy {
                 Some(io)
             }
             // Another name, or a client that does not believe us.
-            Ok(Err(_)) => {
+            Ok(Err(error)) => {
+                if is_disbelief(&error) {
+                    leaves.tell_once(|| {
+                        tracing::warn!(
+                            "somebody does not believe the authority by which hosts are looked into. If it is Synapse, give it \
+                             the bundle as SSL_CERT_FILE, and start it again: mantlet ca synapse --bundle FILE. This is said once"
+                        );
+                    });
+                }
                 asked.came_to(metrics::Tunnel::Mismatch, Decision::Deny, Some(NAME));
                 None
             }
             Err(_late) => None,
         }
     }
+}
+
+/// Whether a handshake failed for what the other end thinks of our certificate.
+fn is_disbelief(error: &io::Error) -> bool {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    matches!(
+        cause,
+        Some(rustls::Error::AlertReceived(
+            AlertDescription::UnknownCA
+                | AlertDescription::BadCertificate
+                | AlertDescription::CertificateExpired
+                | AlertDescription::CertificateUnknown
+        ))
+    )
 }
 
 /// Whether the policy lets pass what is asked of this host without a look into it.

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
@@ -37,6 +38,7 @@ pub struct Leaves {
     unbinding: bool,
     made: Option<SystemTime>,
     not_after: Option<SystemTime>,
+    is_told: Arc<AtomicBool>,
 }
 
 impl Interception {
@@ -131,6 +133,13 @@ impl Leaves {
     /// Whether Synapse can be led to the reserved name, and is answered there.
     pub fn answer_for_unbinding(&self) -> bool {
         self.unbinding
+    }
+
+    /// Tells, once in their life, that somebody did not believe them.
+    pub fn tell_once(&self, tell: impl FnOnce()) {
+        if !self.is_told.swap(true, Ordering::Relaxed) {
+            tell();
+        }
     }
 
     /// When the first of them ends.

@@ -1,5 +1,6 @@
 //! The authority of hosts that are looked into: the commands about it, and what its key is good for.
 
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use mantlet::tls::ca;
+use mantlet_testkit::certificate::Authority;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, GeneralSubtree, IsCa, Issuer, KeyPair, NameConstraints, SanType,
 };
@@ -16,7 +18,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use serde_json::{Value, json};
 
-use crate::interception::{authority, roots};
+use crate::common::eventually;
+use crate::interception::{authority, exchange, roots, tls_at};
 use crate::process::{self, Site};
 
 #[test]
@@ -330,4 +333,23 @@ fn an_authority_that_ends_soon_is_told_of_by_check_and_at_the_start() {
     assert_eq!(site.run(&["reload"]).code, Some(0));
     assert!(process.metric("mantlet_interception_authority_not_after_timestamp_seconds").unwrap() > metric);
     assert_eq!(process.log().matches("the authority ends soon").count(), 1);
+}
+
+#[test]
+fn the_log_says_once_that_somebody_does_not_believe_the_authority() {
+    let site = with_an_authority(SystemTime::UNIX_EPOCH, SystemTime::now() + Duration::from_secs(400 * 24 * 3600));
+    let process = site.start();
+    let (ours, stranger) = (std::fs::read_to_string(site.path().join("our.crt")).unwrap(), Authority::new().unwrap());
+    let mismatches = || process.metric("mantlet_tunnels_total{outcome=\"mismatch\"}").unwrap_or_default();
+    let tls = |pem: &str| tls_at(process.addr(), pem, "unbind.mantlet.invalid:443", "unbind.mantlet.invalid");
+    assert_eq!(exchange(tls(&ours), "GET / HTTP/1.1\r\nHost: unbind.mantlet.invalid\r\n", "").0, 404);
+    assert!(!process.log().contains("does not believe"));
+    for expected in [1.0, 2.0] {
+        assert!(tls(&stranger.pem()).flush().is_err());
+        eventually("it is counted", || mismatches() == expected);
+    }
+    process.wait_log("who is to do what", |line| {
+        line["level"] == "WARN" && line["message"].as_str().is_some_and(|text| text.contains("SSL_CERT_FILE"))
+    });
+    assert_eq!(process.log().matches("does not believe").count(), 1);
 }

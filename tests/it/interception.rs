@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -109,18 +109,22 @@ impl World {
 /// TLS through the proxy door of a gateway with whoever is at `to`, and shows itself as this name, of which the word of the
 /// gateway's own authority is believed and nobody else's.
 pub fn tls(gateway: &Gateway, to: &str, name: &str) -> Tls {
-    let stream = connect(gateway, to);
+    tls_at(gateway.addr(), &std::fs::read_to_string(gateway.dir().join("our.crt")).unwrap(), to, name)
+}
+
+/// The same at this door, of which the word of this authority is believed.
+pub fn tls_at(door: SocketAddr, authority: &str, to: &str, name: &str) -> Tls {
+    let stream = connect(door, to);
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let roots = roots(&std::fs::read_to_string(gateway.dir().join("our.crt")).unwrap());
-    let config = builder.with_root_certificates(roots).with_no_client_auth();
+    let config = builder.with_root_certificates(roots(authority)).with_no_client_auth();
     let name = ServerName::try_from(name.to_owned()).unwrap();
     StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), stream)
 }
 
-/// A tunnel through the proxy door of a gateway.
-fn connect(gateway: &Gateway, to: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(gateway.addr()).unwrap();
+/// A tunnel through a proxy door.
+fn connect(door: SocketAddr, to: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(door).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
     write!(stream, "CONNECT {to} HTTP/1.0\r\n\r\n").unwrap();
     let mut head = [0; "HTTP/1.1 200 Connection established\r\n\r\n".len()];
@@ -406,7 +410,7 @@ fn an_authority_that_is_made_anew_is_believed_without_a_restart_and_a_bad_one_ch
 #[test]
 fn whoever_says_nothing_where_it_is_looked_into_asked_nobody() {
     let world = World::within("handshake = \"100ms\"", |_| ok());
-    assert_ended(connect(&world.gateway, &format!("push.test:{}", world.front.addr().port())));
+    assert_ended(connect(world.gateway.addr(), &format!("push.test:{}", world.front.addr().port())));
     let record = &world.gateway.records(1)[0];
     assert_eq!((record["decision"].as_str(), record["upstream"].as_str()), (Some("cancelled"), None));
     assert_eq!(world.gateway.metric("mantlet_tunnels_total{outcome=\"cancelled\"}"), 1.0);
@@ -418,7 +422,7 @@ fn a_reload_ends_a_tunnel_to_a_host_that_is_looked_into_from_then_on() {
     let world = World::new(|_| ok());
     let to = format!("tunnel.test:{}", world.front.addr().port());
     let outside = std::fs::read_to_string(world.gateway.dir().join("ca.crt")).unwrap();
-    let mut tunnel = outside::tls(connect(&world.gateway, &to), "tunnel.test", &outside);
+    let mut tunnel = outside::tls(connect(world.gateway.addr(), &to), "tunnel.test", &outside);
     tunnel.write_all(b"GET /x HTTP/1.1\r\n").and_then(|()| tunnel.flush()).unwrap();
     authority(world.gateway.dir(), &HOSTS_AND_TUNNEL);
     let more = format!("{POLICY}[[egress.destination]]\nhost = \"tunnel.test\"\naction = \"intercept\"\n");
