@@ -1,7 +1,8 @@
 //! Asks the DNS, and lets out only addresses that may be connected to.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{
@@ -22,6 +23,7 @@ use crate::problem::Problem;
 pub struct NameServers {
     config: ResolverConfig,
     options: ResolverOpts,
+    hearing: Arc<Mutex<Hearing>>,
 }
 
 impl NameServers {
@@ -60,7 +62,7 @@ impl NameServers {
         options.attempts = options.attempts.clamp(1, ATTEMPTS);
         options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
         options.cache_size = CACHED;
-        Self { config, options }
+        Self { config, options, hearing: Arc::default() }
     }
 }
 
@@ -88,6 +90,7 @@ fn of_the_system(text: &[u8]) -> Result<(ResolverConfig, ResolverOpts), NetError
 pub(super) struct Resolver {
     inner: TokioResolver,
     guard: Guard,
+    hearing: Arc<Mutex<Hearing>>,
 }
 
 /// Where a service is, as an SRV record says.
@@ -109,7 +112,7 @@ impl Resolver {
             TokioResolver::builder_with_config(name_servers.config.clone(), TokioRuntimeProvider::default());
         *builder.options_mut() = name_servers.options.clone();
         let inner = builder.build().map_err(|error| Error::caused_by(Kind::OriginUnknown, error))?;
-        Ok(Self { inner, guard })
+        Ok(Self { inner, guard, hearing: Arc::clone(&name_servers.hearing) })
     }
 
     /// The addresses of a host that may be connected to; never none. A host that is an address is checked all the same.
@@ -133,7 +136,10 @@ impl Resolver {
     pub async fn all_addresses(&self, host: &Host) -> Result<Vec<IpAddr>, Error> {
         match host {
             Host::Address(address) => Ok(vec![*address]),
-            Host::Name(name) => Ok(self.inner.lookup_ip(absolute(name)?).await.map_err(unknown)?.iter().collect()),
+            Host::Name(name) => {
+                let found = self.heard(self.inner.lookup_ip(absolute(name)?).await);
+                Ok(found.map_err(unknown)?.iter().collect())
+            }
         }
     }
 
@@ -142,7 +148,7 @@ impl Resolver {
     /// # Errors
     /// [`Kind::OriginUnknown`] where the DNS says that there is no such service.
     pub async fn services(&self, service: &str, name: &str) -> Result<Vec<Service>, Error> {
-        let Ok(found) = self.inner.srv_lookup(absolute(&format!("{service}.{name}"))?).await else {
+        let Ok(found) = self.heard(self.inner.srv_lookup(absolute(&format!("{service}.{name}"))?).await) else {
             return Ok(Vec::new());
         };
         let records = found.answers().iter().filter_map(|record| match &record.data {
@@ -167,6 +173,50 @@ impl Resolver {
         }
         if services.is_empty() && is_refused { Err(Error::new(Kind::OriginUnknown)) } else { Ok(services) }
     }
+
+    /// Notes whether anybody answered, and tells when nobody does any more.
+    fn heard<T>(&self, found: Result<T, NetError>) -> Result<T, NetError> {
+        // That there is no such name, or that it cannot be said, is an answer.
+        let is_answered = matches!(found, Ok(_) | Err(NetError::Dns(_) | NetError::Proto(_)));
+        // Nothing in here panics half-way.
+        let mut hearing = self.hearing.lock().unwrap_or_else(PoisonError::into_inner);
+        match hearing.note(is_answered, Instant::now()) {
+            Some(true) => tracing::info!("a name server answers again"),
+            Some(false) => tracing::warn!(
+                "no name server answers: nobody is found at the way out, unless by an address. They are named in [egress] \
+                 nameservers, or in /etc/resolv.conf as it was at the start. Said once, until one answers"
+            ),
+            None => {}
+        }
+        found
+    }
+}
+
+/// Whether name servers are heard, over all workers.
+#[derive(Debug, Default)]
+struct Hearing {
+    last: Option<Instant>,
+    unanswered: usize,
+    is_told: bool,
+}
+
+impl Hearing {
+    /// Whether it has to be told, now, that they answer again, or that they do not. Names that are dead are often met with silence, so
+    /// one name server that says nothing for a moment proves nothing.
+    fn note(&mut self, is_answered: bool, now: Instant) -> Option<bool> {
+        if is_answered {
+            (self.last, self.unanswered) = (Some(now), 0);
+            return std::mem::take(&mut self.is_told).then_some(true);
+        }
+        self.unanswered += 1;
+        let is_silent = match self.last {
+            None => self.unanswered >= NEVER_ANSWERED,
+            Some(last) => self.unanswered >= UNANSWERED && now.duration_since(last) >= SILENT,
+        };
+        let is_new = is_silent && !self.is_told;
+        self.is_told |= is_silent;
+        is_new.then_some(false)
+    }
 }
 
 /// The name as it is, without the search list of this machine.
@@ -186,6 +236,11 @@ const SHORTEST: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(2);
 const ATTEMPTS: usize = 2;
 
+/// So many questions in a row that nobody answered, and for so long; of name servers that have answered before, and of others.
+const UNANSWERED: usize = 8;
+const SILENT: Duration = Duration::from_secs(30);
+const NEVER_ANSWERED: usize = 3;
+
 /// Answers that one worker keeps, each no longer than it says.
 const CACHED: u64 = 4096;
 
@@ -194,6 +249,9 @@ const SYSTEM: &str = "/etc/resolv.conf";
 
 #[cfg(test)]
 mod tests {
+    use hickory_resolver::net::DnsError;
+    use hickory_resolver::proto::op::ResponseCode;
+
     use super::*;
 
     #[test]
@@ -226,5 +284,38 @@ mod tests {
             let NameServers { options, .. } = NameServers::asked(of_the_system(text.as_bytes()).unwrap());
             assert_eq!((options.timeout.as_secs(), options.attempts), expected, "{written}");
         }
+    }
+
+    #[test]
+    fn it_is_told_once_that_no_name_server_answers_and_once_that_one_does_again() {
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let mut hearing = Hearing::default();
+        let unanswered = |hearing: &mut Hearing, count, at| -> Vec<_> {
+            (0..count).filter_map(|_| hearing.note(false, at)).collect()
+        };
+        assert_eq!(unanswered(&mut hearing, 2, now), [false; 0]);
+        assert_eq!(unanswered(&mut hearing, 10, now), [false]);
+        assert_eq!([true, true].map(|is_answered| hearing.note(is_answered, now)), [Some(true), None]);
+        // A few that are dead prove nothing, and nor do many at once.
+        assert_eq!(unanswered(&mut hearing, 1000, now + 29 * second), [false; 0]);
+        assert_eq!(hearing.note(true, now + 29 * second), None);
+        assert_eq!(unanswered(&mut hearing, 7, now + 100 * second), [false; 0]);
+        assert_eq!(unanswered(&mut hearing, 7, now + 101 * second), [false]);
+        assert_eq!(hearing.note(true, now + 102 * second), Some(true));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_there_is_not_is_an_answer_and_a_port_where_nobody_is_gives_none() {
+        let nobody = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let mut servers = NameServers::new(&[nobody.local_addr().unwrap()]).unwrap();
+        (servers.options.timeout, servers.options.attempts) = (Duration::from_millis(20), 0);
+        let resolver = Resolver::new(&servers, Guard::default()).unwrap();
+        for _ in 0..NEVER_ANSWERED {
+            assert!(resolver.addresses(&Host::Name("hs.test".into())).await.is_err());
+        }
+        assert!(servers.hearing.lock().unwrap().is_told);
+        let gone = NetError::Dns(DnsError::ResponseCode(ResponseCode::ServFail));
+        assert!(resolver.heard::<()>(Err(gone)).is_err());
+        assert!(!servers.hearing.lock().unwrap().is_told);
     }
 }

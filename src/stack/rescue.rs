@@ -104,6 +104,11 @@ fn respond(error: &Error, facts: &Facts) -> Response<Body> {
     response
 }
 
+/// As it stands in the record.
+fn id(facts: &Facts) -> String {
+    format!("{:016x}", facts.id())
+}
+
 /// Says in the log what went wrong: at once, and then no more than once a second. Every single failure is in the access
 /// record and in the metrics; a homeserver that is down for an hour must not fill the disk.
 #[derive(Default)]
@@ -116,15 +121,11 @@ impl Teller {
     /// Says what happened, with the whole chain of causes; none of them holds anything of the request.
     fn tell(&self, error: &Error, facts: &Facts) {
         if error.kind().side() == Side::Downstream {
-            return tracing::debug!(id = facts.id(), kind = error.kind().as_str(), "a client failed on its request");
+            return tracing::debug!(id = id(facts), kind = error.kind().as_str(), "a client failed on its request");
         }
         if error.kind().side() == Side::Origin {
             // Servers that are gone are everyday; each is in the access record and counted by kind. Its name is nobody's business.
-            return tracing::debug!(
-                id = facts.id(),
-                kind = error.kind().as_str(),
-                "another server failed on a request"
-            );
+            return tracing::debug!(id = id(facts), kind = error.kind().as_str(), "another server failed on a request");
         }
         if self.last.get().is_some_and(|last| last.elapsed() < PAUSE) {
             return self.unsaid.set(self.unsaid.get() + 1);
@@ -133,7 +134,7 @@ impl Teller {
         let unsaid = self.unsaid.take();
         let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
         let cause = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
-        let (id, endpoint, kind) = (format!("{:016x}", facts.id()), facts.endpoint().id(), error.kind().as_str());
+        let (id, endpoint, kind) = (id(facts), facts.endpoint().id(), error.kind().as_str());
         match error.kind().side() {
             Side::Upstream => tracing::warn!(id, endpoint, kind, cause, unsaid, "the homeserver failed on a request"),
             Side::Gateway | Side::Downstream | Side::Origin => {
