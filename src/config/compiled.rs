@@ -42,10 +42,10 @@ impl Compiled {
     /// # Errors
     /// All that is wrong with it.
     pub fn read(source: &PolicySource) -> Result<Self, Problems> {
-        let file = source.load()?;
+        let (file, problems) = source.load()?;
         let (sources, files, text, print) =
             (Arc::clone(&file.sources), file.files.clone(), file.text().to_owned(), file.print());
-        let (policy, tests) = rules::compile(file.into_draft(), &sources, Problems::default())?;
+        let (policy, tests) = rules::compile(file.into_draft(), &sources, problems)?;
         Ok(Self { policy, tests, sources, files, text, print })
     }
 }

@@ -291,11 +291,11 @@ pub enum PolicySource {
 }
 
 impl PolicySource {
-    /// Reads the policy and its bases.
+    /// Reads the policy and its bases; and what is wrong with it, for its rules can be looked at all the same.
     ///
     /// # Errors
-    /// Every problem in its files.
-    pub fn load(&self) -> Result<PolicyFile, Problems> {
+    /// Every problem with reading its files.
+    pub fn load(&self) -> Result<(PolicyFile, Problems), Problems> {
         match self {
             Self::BuiltIn(built_in) => PolicyFile::built_in(*built_in),
             Self::File(path) => PolicyFile::load(path),

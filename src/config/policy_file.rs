@@ -106,11 +106,11 @@ impl fmt::Display for BuiltIn {
 }
 
 impl PolicyFile {
-    /// Reads a policy file and all that it extends.
+    /// Reads a policy file and all that it extends; and what is wrong with it, for its rules can be looked at all the same.
     ///
     /// # Errors
-    /// Every problem in any of its files.
-    pub fn load(path: &Path) -> Result<PolicyFile, Problems> {
+    /// Every problem with reading any of its files.
+    pub fn load(path: &Path) -> Result<(PolicyFile, Problems), Problems> {
         let text = read_file(path)?;
         let base_dir = path.parent().unwrap_or(Path::new("")).to_owned();
         let name = path.display().to_string();
@@ -121,15 +121,15 @@ impl PolicyFile {
     ///
     /// # Errors
     /// Never, for the policies that are shipped: a test reads them.
-    pub fn built_in(built_in: BuiltIn) -> Result<PolicyFile, Problems> {
+    pub fn built_in(built_in: BuiltIn) -> Result<(PolicyFile, Problems), Problems> {
         Chain::read(Link::built_in(built_in))
     }
 
     /// Reads a policy from its text; a relative path in `extends` is relative to `base_dir`.
     ///
     /// # Errors
-    /// Every problem in it, or in a file it extends.
-    pub fn from_text(name: &str, text: impl Into<String>, base_dir: &Path) -> Result<PolicyFile, Problems> {
+    /// Every problem with reading it, or a file it extends.
+    pub fn from_text(name: &str, text: impl Into<String>, base_dir: &Path) -> Result<(PolicyFile, Problems), Problems> {
         let text = text.into();
         Chain::read(Link { name: name.to_owned(), text, base_dir: Some(base_dir.to_owned()), path: None })
     }
@@ -251,14 +251,17 @@ struct Chain {
 }
 
 impl Chain {
-    fn read(outermost: Link) -> Result<PolicyFile, Problems> {
+    fn read(outermost: Link) -> Result<(PolicyFile, Problems), Problems> {
         let mut chain = Chain::default();
         let name = outermost.name.clone();
         let mut next = Some(outermost);
         while let Some(link) = next {
             next = chain.add(link);
         }
-        chain.finish(name)
+        // What half a file says is no policy, whose rules could be looked at.
+        let is_whole = chain.problems.0.is_empty();
+        let (file, problems) = chain.finish(name);
+        if is_whole { Ok((file, problems)) } else { Err(problems) }
     }
 
     /// Parses one file, merges it below what is there, and gives the file that it extends.
@@ -317,7 +320,7 @@ impl Chain {
         Some(base)
     }
 
-    fn finish(mut self, name: String) -> Result<PolicyFile, Problems> {
+    fn finish(mut self, name: String) -> (PolicyFile, Problems) {
         let mut digest = blake3::Hasher::new();
         for text in self.sources.texts() {
             digest.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
@@ -341,7 +344,7 @@ impl Chain {
             _rules: None,
             _test: None,
         });
-        self.problems.or(PolicyFile {
+        let file = PolicyFile {
             name,
             files: self.files,
             sources: Arc::new(self.sources),
@@ -352,7 +355,8 @@ impl Chain {
             tests,
             digest: digest.finalize().to_hex().chars().take(16).collect(),
             merged: self.merged,
-        })
+        };
+        (file, self.problems)
     }
 
     /// The rules, each in the one of the two forms that it has.

@@ -27,9 +27,9 @@ pub(crate) fn problems(toml: &str) -> String {
 }
 
 fn compile(toml: &str) -> Result<Arc<Policy>, Problems> {
-    let file = PolicyFile::from_text("test.toml", toml, Path::new("."))?;
+    let (file, problems) = PolicyFile::from_text("test.toml", toml, Path::new("."))?;
     let sources = Arc::clone(&file.sources);
-    super::compile(file.into_draft(), &sources, Problems::default()).map(|(policy, _)| policy)
+    super::compile(file.into_draft(), &sources, problems).map(|(policy, _)| policy)
 }
 
 /// `permit`, or `deny RULE STATUS ERRCODE`.

@@ -36,6 +36,18 @@ fn check_is_silent_on_what_is_good_and_has_two_spellings() {
 }
 
 #[test]
+fn what_is_wrong_with_a_policy_is_told_at_once_wherever_it_stands() {
+    let site = site();
+    let broken = "extends = \"balanced\"\nannounce_rules = true\n[[egress.destination]]\nhost = \"https://push.test\"\n\
+                  action = \"tunnel\"\n[rules.profils]\n[rules.notary]\nfallback = \"matrix.org\"\n";
+    site.write("broken.toml", broken);
+    let ran = site.run(&["check", "--policy", "broken.toml"]);
+    let places: Vec<_> =
+        ran.err.lines().filter_map(|line| line.strip_prefix("broken.toml:")?.split(": ").next()).collect();
+    assert_eq!((ran.code, places), (Some(1), vec!["2:1", "4:8", "6:8", "8:12"]), "{ran:?}");
+}
+
+#[test]
 fn explain_tells_decision_rule_and_line() {
     let site = site();
     for (arguments, code, words) in [

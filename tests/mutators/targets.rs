@@ -111,9 +111,9 @@ fn unquote(text: &[u8]) -> Vec<u8> {
 /// Any text is a policy, or each problem says where it is.
 pub fn policy(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    let read = PolicyFile::from_text("policy.toml", text, Path::new("/nowhere")).and_then(|file| {
+    let read = PolicyFile::from_text("policy.toml", text, Path::new("/nowhere")).and_then(|(file, problems)| {
         let sources = Arc::clone(&file.sources);
-        rules::compile(file.into_draft(), &sources, Problems::default())
+        rules::compile(file.into_draft(), &sources, problems)
     });
     if let Err(problems) = read {
         assert_places(&problems, text);

@@ -2,7 +2,11 @@ use super::*;
 use std::fs;
 
 fn text(text: &str) -> Result<PolicyFile, Problems> {
-    PolicyFile::from_text("policy.toml", text, Path::new("/nonexistent"))
+    PolicyFile::from_text("policy.toml", text, Path::new("/nonexistent")).and_then(good)
+}
+
+fn good((policy, problems): (PolicyFile, Problems)) -> Result<PolicyFile, Problems> {
+    problems.or(policy)
 }
 
 fn told(policy: &str) -> Vec<String> {
@@ -16,7 +20,7 @@ fn load(files: &[(&str, &str)]) -> (Result<PolicyFile, Problems>, tempfile::Temp
         fs::create_dir_all(dir.path().join(name).parent().unwrap()).unwrap();
         fs::write(dir.path().join(name), text).unwrap();
     }
-    (PolicyFile::load(&dir.path().join(files[0].0)), dir)
+    (PolicyFile::load(&dir.path().join(files[0].0)).and_then(good), dir)
 }
 
 fn rule<'a>(policy: &'a PolicyFile, name: &str) -> &'a Spanned<Value> {
@@ -91,8 +95,7 @@ fn the_printed_policy_reads_as_the_same_policy() {
     let (policy, dir) = load(&FAMILY);
     let policy = policy.unwrap();
     let printed = policy.print();
-    let again =
-        PolicyFile::from_text("printed", printed.as_str(), Path::new("")).unwrap_or_else(|p| panic!("{p}\n{printed}"));
+    let again = text(&printed).unwrap_or_else(|problems| panic!("{problems}\n{printed}"));
     // Spans are not compared.
     assert_eq!((&again.rules, &again.tests), (&policy.rules, &policy.tests), "{printed}");
     assert_eq!((again.unknown, again.announce), (policy.unknown, policy.announce));
@@ -111,7 +114,7 @@ fn the_printed_policy_reads_as_the_same_policy() {
 #[test]
 fn the_shipped_policies_are_read() {
     for built_in in BuiltIn::ALL {
-        let policy = PolicyFile::built_in(built_in).unwrap_or_else(|problems| panic!("{problems}"));
+        let policy = PolicyFile::built_in(built_in).and_then(good).unwrap_or_else(|problems| panic!("{problems}"));
         assert_eq!(policy.name, format!("built-in {built_in}"));
         assert_eq!(policy.digest.len(), 16);
         assert!(policy.files.is_empty());
