@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use http::{Method, Uri};
 use percent_encoding::percent_decode_str;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+use serde_json::Number;
 
 use crate::matrix::{Host, ServerName};
 
@@ -32,16 +33,27 @@ fn batch(body: &[u8]) -> Option<Vec<(ServerName, Wanted)>> {
     }
     #[derive(Deserialize)]
     struct Criteria {
-        minimum_valid_until_ts: Option<u64>,
+        minimum_valid_until_ts: Option<Time>,
     }
     let batch: Batch = serde_json::from_slice(body).ok()?;
     let wanted = |keys: BTreeMap<String, Criteria>| Wanted {
-        minimum: keys.values().filter_map(|criteria| criteria.minimum_valid_until_ts).max(),
+        minimum: keys.values().filter_map(|criteria| Some(criteria.minimum_valid_until_ts.as_ref()?.0)).max(),
         names: keys.into_keys().collect(),
     };
     let servers = batch.server_keys.into_iter();
     let servers = servers.filter_map(|(name, keys)| Some((ServerName::parse(&name)?, wanted(keys))));
     Some(in_turns(servers.collect()))
+}
+
+/// A time, in milliseconds since 1970, as near as one can be to any number: what is odd about one server costs no other its answer.
+struct Time(u64);
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let number = Number::deserialize(from)?;
+        // Of what is no such integer, floats keep the size, and this the bounds.
+        Ok(Self(number.as_u64().unwrap_or_else(|| number.as_f64().unwrap_or_default() as u64)))
+    }
 }
 
 /// Domains take turns: names below one of them cost nothing, so whoever makes up a thousand does not come before all others.
@@ -100,6 +112,28 @@ mod tests {
         );
         for odd in ["", "{}", "[]", r#"{"server_keys":{"a.example":1}}"#] {
             assert_eq!(read(Method::POST, "/_matrix/key/v2/query", odd), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn a_time_that_is_none_spoils_no_others_question() {
+        for (time, minimum) in [
+            ("-1", 0),
+            ("-9223372036854775809", 0),
+            ("18446744073709551615", u64::MAX),
+            ("18446744073709551616", u64::MAX),
+            ("1e300", u64::MAX),
+            ("7.0", 7),
+        ] {
+            let body = format!(
+                "{{\"server_keys\":{{\"a.example\":{{\"ed25519:a\":{{\"minimum_valid_until_ts\":{time}}}}},\"b.example\":{{}}}}}}"
+            );
+            let told = read(Method::POST, "/_matrix/key/v2/query", &body).unwrap();
+            assert_eq!(
+                told.iter().map(|(_, minimum, _)| *minimum).collect::<Vec<_>>(),
+                [Some(minimum), None],
+                "{time}"
+            );
         }
     }
 

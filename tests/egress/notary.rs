@@ -21,6 +21,9 @@ use crate::support::Gateway;
 use crate::support::federation::{NOTARY_SEED, NOTARY_VERIFY_KEY};
 use crate::support::outside::TlsFront;
 
+/// Each server is asked for its own keys, by Mantlet.
+const DIRECT: &str = "\"direct\"";
+
 /// What Synapse is told to believe of the notary that it asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Believes {
@@ -121,7 +124,7 @@ fn notary_door(authority: &Authority, name: &str, matrix_org: &str) -> Gateway {
     authority.write(dir.path()).unwrap();
     let (certificate, key) = authority.issue(&["localhost"]).unwrap().write(dir.path()).unwrap();
     private(&dir.path().join("notary.key"), &format!("ed25519 notary {NOTARY_SEED}\n"));
-    let policy = format!("extends = \"balanced\"\n[rules.notary]\nmatrix_org = \"{matrix_org}\"\n");
+    let policy = format!("extends = \"balanced\"\n[rules.notary]\nmatrix_org = {matrix_org}\n");
     std::fs::write(dir.path().join("policy.toml"), policy).unwrap();
     let text = format!(
         "[[listener]]\nname = \"keys\"\ndoor = \"notary\"\nbind = \"{}\"\nserver_name = \"{name}\"\nextra_roots = [\"ca.crt\"]\n\
@@ -145,7 +148,7 @@ fn private(path: &Path, text: &str) {
 fn a_notary_of_our_own_is_believed_with_its_key_pinned_and_without() {
     let [unpinned, pinned, wrongly] = std::thread::scope(|scope| {
         [Believes::Anything, Believes::OurKey, Believes::AnotherKey]
-            .map(|believes| scope.spawn(move || asked_by_a_stranger(believes, "direct", false)))
+            .map(|believes| scope.spawn(move || asked_by_a_stranger(believes, DIRECT, false)))
             .map(|thread| thread.join().unwrap())
     });
     // Mantlet asked, once, and Synapse believed it.
@@ -162,9 +165,11 @@ fn a_notary_of_our_own_is_believed_with_its_key_pinned_and_without() {
 }
 
 #[test]
-fn a_server_that_says_keys_of_another_is_refused_and_with_empty_synapse_asks_each_itself() {
-    let [(lied, agents), (empty, asked)] = std::thread::scope(|scope| {
-        [("direct", true), ("empty", false)]
+fn a_server_that_says_keys_of_another_is_refused_and_where_nothing_is_known_synapse_asks_each_itself() {
+    // The other notary refuses the connection.
+    let gone = "{ rewrite = \"127.0.1.2:8448\" }";
+    let [(lied, agents), empty, rewritten] = std::thread::scope(|scope| {
+        [(DIRECT, true), ("\"empty\"", false), (gone, false)]
             .map(|(matrix_org, lies)| scope.spawn(move || asked_by_a_stranger(Believes::Anything, matrix_org, lies)))
             .map(|thread| thread.join().unwrap())
     });
@@ -174,7 +179,9 @@ fn a_server_that_says_keys_of_another_is_refused_and_with_empty_synapse_asks_eac
         lied == 401 && agents[0].as_deref() == Some("Synapse") && agents[1..].iter().all(by_synapse),
         "{lied} {agents:?}"
     );
-    assert!(empty == 404 && !asked.is_empty() && asked.iter().all(by_synapse), "{empty} {asked:?}");
+    for (status, asked) in [empty, rewritten] {
+        assert!(status == 404 && !asked.is_empty() && asked.iter().all(by_synapse), "{status} {asked:?}");
+    }
 }
 
 #[test]
@@ -207,7 +214,7 @@ fn whose_notary_is_gone_asks_each_server_itself_and_the_notary_again_when_it_is_
     let (agent, took) = asks();
     println!("without its notary: {took:.1?}");
     assert!(by_synapse(&agent), "{agent:?}");
-    let _gateway = notary_door(&authority, &notary, "direct");
+    let _gateway = notary_door(&authority, &notary, DIRECT);
     let deadline = Instant::now() + Duration::from_secs(120);
     while by_synapse(&asks().0) {
         // Here it is left alone for seconds only.
