@@ -104,9 +104,13 @@ impl Ledger {
         let Some(store) = &self.store else { return };
         let mut rows = self.rows();
         // What is in the store would be lost under what is not added to it.
-        if rows.is_loaded {
-            store.write_last(Table::Ledger, rows.take_unsaved());
+        if !rows.is_loaded {
+            return;
         }
+        let unsaved = rows.take_unsaved();
+        // Nobody else is kept waiting by a disk that is behind.
+        drop(rows);
+        store.write_last(Table::Ledger, unsaved);
     }
 
     async fn save(&self, store: &Store) {
