@@ -1,7 +1,8 @@
 //! The file itself: what is written there, and how it is done without while it cannot be used.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -126,9 +127,10 @@ impl File {
 }
 
 fn open(path: &Path) -> Result<Database, redb::Error> {
-    // Nobody else's to change; what is in it is no secret but for whom we know.
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
-    drop(file.map_err(redb::Error::from)?);
+    // Nobody else's to read, for it tells whom we know, nor to change; also where it was there already.
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    close(&file).map_err(|error| io::Error::new(error.kind(), format!("others can read it, and go on to: {error}")))?;
+    drop(file);
     let database = Database::builder().set_cache_size(CACHE).create(path)?;
     let transaction = database.begin_write()?;
     for table in Table::ALL {
@@ -136,6 +138,17 @@ fn open(path: &Path) -> Result<Database, redb::Error> {
     }
     transaction.commit()?;
     Ok(database)
+}
+
+/// Takes everybody's rights but our own. A device is left as it is: a store it cannot be.
+fn close(file: &fs::File) -> io::Result<()> {
+    let found = file.metadata()?;
+    let mut mode = found.permissions();
+    if !found.is_file() || mode.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    mode.set_mode(0o600);
+    file.set_permissions(mode)
 }
 
 fn write<'a>(
@@ -219,6 +232,24 @@ mod tests {
         file.again = Instant::now().checked_sub(LONGEST + SHORTEST);
         assert!(file.again.is_some());
         assert_eq!((file.write(&rows), file.pause), (Written::Yes, SHORTEST));
+    }
+
+    #[test]
+    fn a_file_that_others_could_read_is_closed_to_them() {
+        let (dir, metrics) = (tempfile::tempdir().unwrap(), Metrics::new(&[]));
+        let path = dir.path().join("store.redb");
+        let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o7777;
+        let rows = [(KEYS, keep("a.example", 7, "{}"))];
+        assert_eq!(File::new(&path, &metrics).write(&rows), Written::Yes);
+        for (before, after) in [(0o666, 0o600), (0o640, 0o600), (0o604, 0o600), (0o600, 0o600), (0o700, 0o700)] {
+            fs::set_permissions(&path, PermissionsExt::from_mode(before)).unwrap();
+            assert_eq!(File::new(&path, &metrics).read(KEYS, "a.example"), Some(Some(row("a.example", 7, "{}"))));
+            assert_eq!(mode(), after, "{before:o}");
+        }
+        // What is no file is nobody's to change.
+        let device = fs::metadata("/dev/full").unwrap().permissions().mode();
+        assert_eq!(File::new(Path::new("/dev/full"), &metrics).write(&rows), Written::No);
+        assert_eq!(fs::metadata("/dev/full").unwrap().permissions().mode(), device);
     }
 
     #[test]
