@@ -33,7 +33,7 @@ pub enum Table {
 pub struct Row {
     /// Which it is: no two rows of a table have the same.
     pub key: String,
-    /// How new it is. Of too many rows, those with the lowest go.
+    /// How new it is. Of too many rows, those with the lowest go; of keys, those of the domain that has most.
     pub age: u64,
     /// The rest.
     pub value: Vec<u8>,
