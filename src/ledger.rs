@@ -104,9 +104,13 @@ impl Ledger {
         let Some(store) = &self.store else { return };
         let mut rows = self.rows();
         // What is in the store would be lost under what is not added to it.
-        if rows.is_loaded {
-            store.write_last(Table::Ledger, rows.take_unsaved());
+        if !rows.is_loaded {
+            return;
         }
+        let unsaved = rows.take_unsaved();
+        // Nobody else is kept waiting by a disk that is behind.
+        drop(rows);
+        store.write_last(Table::Ledger, unsaved);
     }
 
     async fn save(&self, store: &Store) {
@@ -126,9 +130,10 @@ impl Ledger {
     /// Adds what was kept to what was seen since.
     fn load(&self, kept: Vec<Row>) {
         let mut rows = self.rows();
+        let now = seconds(SystemTime::now());
         for row in kept {
             if let (Some(key), Some(tally)) = (Key::read(&row.key), Tally::read(row.age, &row.value)) {
-                rows.add(key, tally);
+                rows.add(key, tally, now);
             }
         }
         // What was forgotten before is known again.
@@ -146,7 +151,7 @@ impl Ledger {
         let now = seconds(SystemTime::now());
         let tally = Tally { first: now, last: now, count, out, back, is_saved: false };
         let mut rows = self.rows();
-        rows.add(Key { to, cause, door, verdict }, tally);
+        rows.add(Key { to, cause, door, verdict }, tally, now);
         self.make_room(&mut rows);
     }
 
@@ -169,12 +174,12 @@ impl Ledger {
 }
 
 impl Rows {
-    fn add(&mut self, key: Key, tally: Tally) {
+    fn add(&mut self, key: Key, tally: Tally, now: u64) {
         match self.known.entry(key) {
             Place::Vacant(place) => {
                 place.insert(tally);
             }
-            Place::Occupied(mut place) => place.get_mut().add(tally),
+            Place::Occupied(mut place) => place.get_mut().add(tally, now),
         }
     }
 
@@ -205,7 +210,7 @@ impl Rows {
     }
 
     /// Forgets a tenth of those lines of which there are most, for one cause with one outcome: those that were not seen for longest.
-    /// So whoever can have a line written, for names that he makes up, pushes out none but the like.
+    /// A time that lies in the future is nobody's last time; there is no telling how long ago it was. So whoever can have a line written, for names that he makes up, pushes out none but the like.
     fn forget_some(&mut self) -> Vec<Key> {
         let mut counts = HashMap::new();
         for key in self.known.keys() {
@@ -213,7 +218,8 @@ impl Rows {
         }
         let Some((kind, count)) = counts.into_iter().max_by_key(|(_, count)| *count) else { return Vec::new() };
         let mut oldest: Vec<_> = self.known.iter().filter(|(key, _)| key.kind() == kind).collect();
-        oldest.select_nth_unstable_by_key(count / 10, |(_, tally)| tally.last);
+        let now = seconds(SystemTime::now());
+        oldest.select_nth_unstable_by_key(count / 10, |(_, tally)| (tally.last <= now, tally.last));
         oldest.truncate(count / 10 + 1);
         let gone: Vec<Key> = oldest.into_iter().map(|(key, _)| key.clone()).collect();
         for key in &gone {

@@ -33,7 +33,7 @@ pub enum Table {
 pub struct Row {
     /// Which it is: no two rows of a table have the same.
     pub key: String,
-    /// How new it is. Of too many rows, those with the lowest go.
+    /// How new it is. Of too many rows, those with the lowest go; of keys, those of the domain that has most.
     pub age: u64,
     /// The rest.
     pub value: Vec<u8>,
@@ -53,10 +53,11 @@ enum Job {
     Read(Table, String, oneshot::Sender<Option<Row>>),
     ReadAll(Table, oneshot::Sender<Vec<Row>>),
     Write(Table, Vec<Change>, Option<oneshot::Sender<()>>),
+    End,
 }
 
 impl Store {
-    /// Opens the file, or makes it, in a thread that lasts as long as any clone of this, and then has written all it was given.
+    /// Opens the file, or makes it, in a thread that lasts as long as any clone of this, or until its end is asked for, and then has written all it was given.
     /// A file that cannot be opened is told, and tried again now and then.
     ///
     /// # Errors
@@ -104,6 +105,12 @@ impl Store {
         // A thread that is gone writes nothing any more.
         let _ = self.jobs.send(Job::Write(table, changes, None));
     }
+
+    /// Has the file closed and the thread end, once all that it was given is written. Waits for nothing but a place in the queue.
+    pub fn end(&self) {
+        // It may have ended by itself.
+        let _ = self.jobs.send(Job::End);
+    }
 }
 
 #[cfg(test)]
@@ -131,7 +138,7 @@ pub enum Written {
 fn run(mut file: File, queue: &Receiver<Job>) {
     file.open();
     while let Ok(first) = queue.recv() {
-        let (mut writes, mut waiting) = (Vec::new(), Vec::new());
+        let (mut writes, mut waiting, mut is_over) = (Vec::new(), Vec::new(), false);
         for job in std::iter::once(first).chain(queue.try_iter().take(QUEUE)) {
             match job {
                 Job::Write(table, changes, done) => {
@@ -150,12 +157,16 @@ fn run(mut file: File, queue: &Receiver<Job>) {
                         let _ = answer.send(rows);
                     }
                 }
+                Job::End => is_over = true,
             }
         }
         if !writes.is_empty() && file.write(&writes) == Written::Yes {
             for done in waiting {
                 let _ = done.send(());
             }
+        }
+        if is_over {
+            return;
         }
     }
 }

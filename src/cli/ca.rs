@@ -95,6 +95,12 @@ impl Init {
         }
         // It is in every authority, so that a rule can be turned on later.
         names.insert(UNBINDING.to_owned());
+        // Neither is written if one cannot be: a key beside another's certificate helps nobody, and takes the place of the right one.
+        if !self.force
+            && let Some(taken) = [certificate, key].into_iter().find(|path| path.symlink_metadata().is_ok())
+        {
+            return Err(is_there(taken).into());
+        }
         let made = ca::make(&names)?;
         // The key first: a certificate without one is seen at once.
         write(key, &made.key, 0o600, self.force)?;
@@ -215,8 +221,7 @@ fn files(gateway: &Gateway) -> Result<&Files, Problem> {
 /// Writes a file that was not there, or all of it at once in the place of one that was.
 fn write(path: &Path, text: &str, mode: u32, force: bool) -> Result<(), Problem> {
     let failed = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::AlreadyExists => Problem::new(format!("{} is there already", path.display()))
-            .help("--force makes a new one in its place; Synapse then has to believe that one"),
+        std::io::ErrorKind::AlreadyExists => is_there(path),
         _ => Problem::new(format!("{} cannot be written: {error}", path.display())),
     };
     let mut place = path.as_os_str().to_owned();
@@ -230,6 +235,11 @@ fn write(path: &Path, text: &str, mode: u32, force: bool) -> Result<(), Problem>
     let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&place).map_err(failed)?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
     if force { std::fs::rename(&place, path).map_err(failed) } else { Ok(()) }
+}
+
+fn is_there(path: &Path) -> Problem {
+    Problem::new(format!("{} is there already", path.display()))
+        .help("--force makes a new one in its place; Synapse then has to believe that one")
 }
 
 fn pem(certificate: &[u8]) -> String {

@@ -7,7 +7,7 @@ use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Deserializer};
 use serde_json::Number;
 
-use crate::matrix::{Host, ServerName};
+use crate::matrix::ServerName;
 
 /// What is wanted of one server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,18 +60,11 @@ impl<'de> Deserialize<'de> for Time {
 fn in_turns(mut servers: Vec<(ServerName, Wanted)>) -> Vec<(ServerName, Wanted)> {
     let mut turns = HashMap::new();
     servers.sort_by_cached_key(|(server, _)| {
-        let turn = turns.entry(domain(server.host())).or_insert(0_usize);
+        let turn = turns.entry(server.host().domain().map(str::to_owned)).or_insert(0_usize);
         *turn += 1;
         *turn
     });
     servers
-}
-
-/// What somebody has to have to make up names: the last two labels. All addresses are one, for few servers have no name.
-fn domain(host: &Host) -> Option<Box<str>> {
-    let Host::Name(name) = host else { return None };
-    let start = name.rmatch_indices('.').nth(1).map_or(0, |(dot, _)| dot + 1);
-    name.get(start..).map(Into::into)
 }
 
 /// `/_matrix/key/v2/query/{serverName}/{keyId}?minimum_valid_until_ts=…`

@@ -77,10 +77,12 @@ impl fmt::Display for Key {
 }
 
 impl Tally {
-    pub fn add(&mut self, other: Tally) {
+    /// Adds what else was seen. A last time that lies in the future, which a clock gone wrong wrote, gives way to one that does not.
+    pub fn add(&mut self, other: Tally, now: u64) {
+        let seen = [self.last, other.last].into_iter().filter(|last| *last <= now).max();
         *self = Tally {
             first: self.first.min(other.first),
-            last: self.last.max(other.last),
+            last: seen.unwrap_or(now),
             count: self.count.saturating_add(other.count),
             out: self.out.saturating_add(other.out),
             back: self.back.saturating_add(other.back),

@@ -23,7 +23,7 @@ fn lines(ledger: &Ledger) -> Vec<String> {
 fn seen(ledger: &Ledger, line: &str, last: u64) {
     let tally = Tally { first: 0, last, count: 1, out: 0, back: 0, is_saved: false };
     let mut rows = ledger.rows();
-    rows.add(Key::read(line).unwrap(), tally);
+    rows.add(Key::read(line).unwrap(), tally, last);
     ledger.make_room(&mut rows);
 }
 
@@ -182,6 +182,40 @@ fn a_ledger_of_no_lines_only_counts() {
     let ledger = ledger(0, None);
     ledger.note(contact("a.example", Cause::Keys), Verdict::Passed, 1, 10);
     assert!(ledger.entries().is_empty());
+}
+
+#[test]
+fn a_last_time_in_the_future_gives_way_to_the_present_and_counts_as_none() {
+    let day = Duration::from_secs(24 * 3600);
+    let now = seconds(SystemTime::now());
+    let ledger = ledger(100, None);
+    seen(&ledger, "keys federation passed a.example", now + day.as_secs());
+    let last = |name: &str| {
+        let line = ledger.entries().into_iter().find(|entry| entry.destination == name);
+        line.map(|entry| seconds(entry.last_seen))
+    };
+    assert_eq!(last("a.example"), Some(now + day.as_secs()));
+    ledger.note(contact("a.example", Cause::Keys), Verdict::Passed, 0, 0);
+    let noted = last("a.example").unwrap();
+    assert!((now..now + 60).contains(&noted), "{noted} {now}");
+    // Also where it is what the store has, and the line was seen since the start.
+    let tally = |last| Tally { first: 1, last, count: 1, out: 0, back: 0, is_saved: true };
+    let kept =
+        |name: &str, last| Row { key: format!("keys federation passed {name}"), age: last, value: tally(last).value() };
+    ledger.load(vec![
+        kept("a.example", now + day.as_secs()),
+        kept("b.example", now + day.as_secs()),
+        kept("c.example", 7),
+    ]);
+    assert_eq!((last("a.example"), last("c.example")), (Some(noted), Some(7)));
+    // It goes before what was seen long ago.
+    (0..98).for_each(|number| seen(&ledger, &format!("keys federation passed s{number}"), 8 + number));
+    assert_eq!((ledger.entries().len(), last("b.example"), last("c.example")), (90, None, None));
+    assert_eq!((last("s8"), last("s9"), last("a.example")), (None, Some(17), Some(noted)));
+    // Where neither is in the past, it was seen now.
+    let mut first = tally(5);
+    first.add(tally(9), 3);
+    assert_eq!((first.last, first.first, first.count), (3, 1, 2));
 }
 
 #[test]

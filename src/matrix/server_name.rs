@@ -82,6 +82,15 @@ impl Serialize for ServerName {
     }
 }
 
+impl Host {
+    /// What somebody has to have to make up names: the last two labels. All addresses are one, for few servers have no name.
+    pub fn domain(&self) -> Option<&str> {
+        let Self::Name(name) = self else { return None };
+        let start = name.rmatch_indices('.').nth(1).map_or(0, |(dot, _)| dot + 1);
+        name.get(start..)
+    }
+}
+
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

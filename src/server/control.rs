@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc as queue, oneshot, watch};
+use tokio::sync::{mpsc as queue, oneshot};
 
 use super::End;
 use super::admin::{self, AdminApi, AdminListener, BoxFuture};
@@ -17,7 +17,6 @@ use super::reload::{Reloader, Trigger};
 use super::watch::{EVERY, Watch};
 use crate::error::Error;
 use crate::events::Courier;
-use crate::ingress::listener::Drain;
 use crate::ledger::Ledger;
 use crate::observe::metrics::Metrics;
 use crate::upstream::{Directory, Upstream, Upstreams};
@@ -43,7 +42,7 @@ impl Control {
     /// # Panics
     /// When the thread cannot have a runtime: the process then ends.
     #[expect(clippy::expect_used, reason = "a gateway nobody can reload or stop must not go on")]
-    pub(super) fn run(self, mut drain: watch::Receiver<Drain>) {
+    pub(super) fn run(self, over: oneshot::Receiver<()>) {
         let runtime = Builder::new_current_thread()
             .enable_all()
             .build_local(LocalOptions::default())
@@ -67,7 +66,8 @@ impl Control {
             tokio::task::yield_now().await;
             let _ = self.ready.send(());
             drop(self.ready);
-            let _ = drain.wait_for(|drain| *drain == Drain::Over).await;
+            // It is never sent, only dropped.
+            let _ = over.await;
         });
     }
 }

@@ -5,6 +5,7 @@ pub mod certificates;
 mod control;
 mod doors;
 mod inherited;
+mod kept;
 mod notify;
 mod opened;
 pub mod reload;
@@ -21,10 +22,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use tokio::sync::watch as latest;
+use tokio::sync::{oneshot, watch as latest};
 
 use crate::config::address::{AdminAddress, ListenerAddress};
-use crate::config::gateway::{self as config, Gateway, Listener};
+use crate::config::gateway::Gateway;
 use crate::config::settings::AccessLog;
 use crate::events::events;
 use crate::ingress::admission::Admissions;
@@ -37,10 +38,10 @@ use crate::observe::metrics::Metrics;
 use crate::problem::{Problem, Problems};
 use crate::stack::TrustedHops;
 use crate::stack::tokens::Tokens;
-use crate::store::Store;
 use crate::upstream::Directory;
 use admin::AdminListener;
 use control::Control;
+use kept::{Kept, open_store};
 use reload::Reloader;
 
 /// What to start.
@@ -64,11 +65,12 @@ pub struct Running {
     access: Arc<Writer>,
     drain: latest::Sender<Drain>,
     patience: Duration,
+    ending: mpsc::Sender<End>,
     ended: mpsc::Receiver<End>,
-    threads: Vec<thread::JoinHandle<()>>,
-    ledger: Option<Arc<Ledger>>,
-    /// Ends when no worker is left, and nobody holds the ledger.
-    store: Option<thread::JoinHandle<()>>,
+    workers: Vec<thread::JoinHandle<()>>,
+    /// The thread that hears signals, which are obeyed to the end; it ends when the sender is dropped.
+    control: Option<(thread::JoinHandle<()>, oneshot::Sender<()>)>,
+    kept: Option<Kept>,
 }
 
 /// Why a thread of the gateway ended.
@@ -80,6 +82,8 @@ enum End {
     AskedAgain,
     /// A worker drained.
     Drained,
+    /// What outlives the process is on the disk.
+    Kept,
     /// A thread broke.
     Broke,
 }
@@ -125,10 +129,15 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         access: Arc::clone(&access),
         drain,
         patience: gateway.limits.drain.duration(),
+        ending,
         ended,
-        threads: Vec::new(),
-        ledger: Some(Arc::clone(&ledger)),
-        store: store_thread,
+        workers: Vec::new(),
+        control: None,
+        kept: store.clone().zip(store_thread).map(|(store, thread)| Kept {
+            ledger: Arc::clone(&ledger),
+            store,
+            thread,
+        }),
     };
     let ring = Arc::new(Ring::new(store, reloader.notary_key(), Arc::clone(&ledger), &metrics));
     let (events, courier) = events(&gateway.egress, reloader.next_hop(), &metrics);
@@ -154,7 +163,8 @@ pub fn start(start: Start) -> Result<Running, Problems> {
             doors: Arc::clone(&doors),
             ready: ready.clone(),
         };
-        running.spawn(&format!("worker-{number}"), ending.clone(), move || worker::run(parts))?;
+        let worker = running.spawn(&format!("worker-{number}"), move || worker::run(parts))?;
+        running.workers.push(worker);
     }
     drop(ring);
     let control = Control {
@@ -166,11 +176,13 @@ pub fn start(start: Start) -> Result<Running, Problems> {
         metrics,
         directory,
         server_name: gateway.homeserver.server_name.clone(),
-        ending: ending.clone(),
+        ending: running.ending.clone(),
         ready,
     };
-    running.spawn("control", ending, move || control.run(draining))?;
-    for _ in &running.threads {
+    let (over, is_over) = oneshot::channel();
+    running.control = Some((running.spawn("control", move || control.run(is_over))?, over));
+    // The workers, and the control thread.
+    for _ in 0..=running.workers.len() {
         readied.recv().map_err(|_| {
             Problem::new("a thread could not be given what it needs")
                 .help("raise the limit of open files (LimitNOFILE=)")
@@ -223,7 +235,7 @@ impl Running {
     pub fn wait(mut self) -> Outcome {
         let outcome = match self.ended.recv() {
             Ok(End::Asked | End::AskedAgain) => Outcome::Drained,
-            Ok(End::Drained | End::Broke) | Err(_) => Outcome::Broke,
+            Ok(End::Drained | End::Kept | End::Broke) | Err(_) => Outcome::Broke,
         };
         self.finish(outcome)
     }
@@ -234,65 +246,58 @@ impl Running {
     }
 
     fn finish(&mut self, outcome: Outcome) -> Outcome {
-        if self.threads.is_empty() {
+        if self.workers.is_empty() {
             return outcome;
         }
+        let mut is_hurried = false;
         if outcome == Outcome::Drained {
             tracing::info!(patience = ?self.patience, "draining");
             let _ = self.drain.send(Drain::Draining);
-            self.await_workers();
+            is_hurried = self.await_workers();
         }
         let _ = self.drain.send(Drain::Over);
-        for thread in self.threads.drain(..) {
+        for worker in self.workers.drain(..) {
             // How it ended was told by its guard.
-            let _ = thread.join();
+            let _ = worker.join();
         }
-        if let Some(ledger) = self.ledger.take() {
-            ledger.save_last();
-        }
-        if let Some(store) = self.store.take() {
-            let _ = store.join();
-        }
+        // Before anything that a disk can hold up.
         if let Err(error) = self.access.flush(Duration::from_secs(2)) {
             tracing::warn!(%error, "the last access records could not be written");
+        }
+        if let Some(kept) = self.kept.take() {
+            kept.finish(is_hurried, self.ending.clone(), &self.ended);
+        }
+        if let Some((control, over)) = self.control.take() {
+            drop(over);
+            let _ = control.join();
         }
         tracing::info!("ended");
         outcome
     }
 
-    /// Waits for all workers to drain, until patience or the operator's ends.
-    fn await_workers(&self) {
+    /// Waits for all workers to drain, until patience or the operator's ends; and says whether it was his.
+    fn await_workers(&self) -> bool {
         let deadline = std::time::Instant::now() + self.patience;
-        // All threads but the control thread are workers.
-        let mut serving = self.threads.len().saturating_sub(1);
+        let mut serving = self.workers.len();
         while serving > 0 {
             match self.ended.recv_timeout(deadline.saturating_duration_since(std::time::Instant::now())) {
                 Ok(End::Drained | End::Broke) => serving -= 1,
-                Ok(End::Asked | End::AskedAgain) => return,
-                Err(_late) => return,
+                Ok(End::Kept) => {}
+                Ok(End::Asked | End::AskedAgain) => return true,
+                Err(_late) => return false,
             }
         }
+        false
     }
 
-    fn spawn(
-        &mut self,
-        name: &str,
-        ending: mpsc::Sender<End>,
-        work: impl FnOnce() + Send + 'static,
-    ) -> Result<(), Problems> {
-        let tell = TellEnd { ending, end: End::Broke };
+    fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<thread::JoinHandle<()>, Problem> {
+        let tell = TellEnd { ending: self.ending.clone(), end: End::Broke };
         let thread = thread::Builder::new().name(name.into()).spawn(move || {
             let mut tell = tell;
             work();
             tell.end = End::Drained;
         });
-        match thread {
-            Ok(thread) => {
-                self.threads.push(thread);
-                Ok(())
-            }
-            Err(error) => Err(Problem::new(format!("no thread can be started: {error}")).into()),
-        }
+        thread.map_err(|error| Problem::new(format!("no thread can be started: {error}")))
     }
 }
 
@@ -313,17 +318,6 @@ impl Drop for TellEnd {
         // Nobody listens once the gateway has finished.
         let _ = self.ending.send(self.end);
     }
-}
-
-/// The store, and the thread that reads and writes it, where something is kept.
-fn open_store(gateway: &Gateway, metrics: &Metrics) -> Result<Option<(Store, thread::JoinHandle<()>)>, Problem> {
-    let leads_out = |listener: &Listener| match listener.door {
-        config::Door::Federation | config::Door::Proxy | config::Door::Notary => true,
-        config::Door::Ingress => false,
-    };
-    let path = gateway.egress.store.as_deref().filter(|_| gateway.listeners.iter().any(leads_out));
-    let started = path.map(|path| Store::start(path, metrics)).transpose();
-    started.map_err(|error| Problem::new(format!("no thread can be started: {error}")))
 }
 
 fn open_access(

@@ -1,7 +1,10 @@
 //! The file itself: what is written there, and how it is done without while it cannot be used.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,6 +13,7 @@ use prometheus::IntGauge;
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
 
 use super::{Change, Row, Table, Written};
+use crate::matrix::ServerName;
 use crate::observe::metrics::Metrics;
 
 /// A file with tables, whether it is there or not.
@@ -126,9 +130,10 @@ impl File {
 }
 
 fn open(path: &Path) -> Result<Database, redb::Error> {
-    // Nobody else's to change; what is in it is no secret but for whom we know.
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
-    drop(file.map_err(redb::Error::from)?);
+    // Nobody else's to read, for it tells whom we know, nor to change; also where it was there already.
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    close(&file).map_err(|error| io::Error::new(error.kind(), format!("others can read it, and go on to: {error}")))?;
+    drop(file);
     let database = Database::builder().set_cache_size(CACHE).create(path)?;
     let transaction = database.begin_write()?;
     for table in Table::ALL {
@@ -138,12 +143,23 @@ fn open(path: &Path) -> Result<Database, redb::Error> {
     Ok(database)
 }
 
+/// Takes everybody's rights but our own. A device is left as it is: a store it cannot be.
+fn close(file: &fs::File) -> io::Result<()> {
+    let found = file.metadata()?;
+    let mut mode = found.permissions();
+    if !found.is_file() || mode.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    mode.set_mode(0o600);
+    file.set_permissions(mode)
+}
+
 fn write<'a>(
     transaction: &WriteTransaction,
-    table: Table,
+    of: Table,
     changes: impl Iterator<Item = &'a Change>,
 ) -> Result<(), redb::Error> {
-    let mut table = transaction.open_table(table.definition())?;
+    let mut table = transaction.open_table(of.definition())?;
     for change in changes {
         match change {
             Change::Keep(row) => drop(table.insert(row.key.as_str(), (row.age, row.value.as_slice()))?),
@@ -151,12 +167,28 @@ fn write<'a>(
         }
     }
     if table.len()? > MOST_ROWS {
-        let mut ages = table.iter()?.map(|row| Ok(row?.1.value().0)).collect::<Result<Vec<_>, redb::Error>>()?;
-        ages.sort_unstable();
-        let oldest = ages[ages.len() / 10];
-        table.retain(|_, (age, _)| age > oldest)?;
+        let rows = table.iter()?.map(|row| row.map(|(key, value)| (key.value().to_owned(), value.value().0)));
+        for key in surplus(rows.collect::<Result<_, _>>()?, of, LEFT) {
+            table.remove(key.as_str())?;
+        }
     }
     Ok(())
+}
+
+/// What goes so that so many rows are left: the oldest of whoever has most of them, again and again. So one who makes up names pushes
+/// out his own.
+fn surplus(mut rows: Vec<(String, u64)>, of: Table, left: usize) -> Vec<String> {
+    let surplus = rows.len().saturating_sub(left);
+    rows.sort_unstable_by_key(|(_, age)| Reverse(*age));
+    let mut counts = HashMap::new();
+    // Of two with as many newer ones of the same owner the older goes first.
+    rows.sort_by_cached_key(|(key, age)| {
+        let newer = counts.entry(of.owner(key)).or_insert(0_usize);
+        *newer += 1;
+        (Reverse(*newer), *age)
+    });
+    rows.truncate(surplus);
+    rows.into_iter().map(|(key, _)| key).collect()
 }
 
 /// What a broken file makes of the library is an error, too.
@@ -176,10 +208,20 @@ impl Table {
             Table::Ledger => "ledger",
         })
     }
+
+    /// Who could have made up this key, and others like it.
+    fn owner(self, key: &str) -> Option<String> {
+        match self {
+            Table::ServerKeys => ServerName::parse(key)?.host().domain().map(str::to_owned),
+            // It chooses by itself what it forgets.
+            Table::Ledger => None,
+        }
+    }
 }
 
-/// Of each table; of more, the oldest tenth goes.
+/// Of each table; of more, a tenth goes.
 pub const MOST_ROWS: u64 = 50_000;
+const LEFT: usize = 45_000;
 const CACHE: usize = 4 * 1024 * 1024;
 /// How long a file that failed is left alone, at first and at most.
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -219,6 +261,64 @@ mod tests {
         file.again = Instant::now().checked_sub(LONGEST + SHORTEST);
         assert!(file.again.is_some());
         assert_eq!((file.write(&rows), file.pause), (Written::Yes, SHORTEST));
+    }
+
+    #[test]
+    fn a_file_that_others_could_read_is_closed_to_them() {
+        let (dir, metrics) = (tempfile::tempdir().unwrap(), Metrics::new(&[]));
+        let path = dir.path().join("store.redb");
+        let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o7777;
+        let rows = [(KEYS, keep("a.example", 7, "{}"))];
+        assert_eq!(File::new(&path, &metrics).write(&rows), Written::Yes);
+        for (before, after) in [(0o666, 0o600), (0o640, 0o600), (0o604, 0o600), (0o600, 0o600), (0o700, 0o700)] {
+            fs::set_permissions(&path, PermissionsExt::from_mode(before)).unwrap();
+            assert_eq!(File::new(&path, &metrics).read(KEYS, "a.example"), Some(Some(row("a.example", 7, "{}"))));
+            assert_eq!(mode(), after, "{before:o}");
+        }
+        // What is no file is nobody's to change.
+        let device = fs::metadata("/dev/full").unwrap().permissions().mode();
+        assert_eq!(File::new(Path::new("/dev/full"), &metrics).write(&rows), Written::No);
+        assert_eq!(fs::metadata("/dev/full").unwrap().permissions().mode(), device);
+    }
+
+    #[test]
+    fn whoever_makes_up_names_pushes_out_no_keys_but_his_own() {
+        let (dir, metrics) = (tempfile::tempdir().unwrap(), Metrics::new(&[]));
+        let mut file = File::new(&dir.path().join("store.redb"), &metrics);
+        let rare = ["gone.example", "a.hosted.example", "b.hosted.example:8448", "192.0.2.1", "[2001:db8::1]:8448"];
+        let old: Vec<_> = rare.iter().map(|server| (KEYS, keep(server, 1, "{}"))).collect();
+        assert_eq!(file.write(&old), Written::Yes);
+        let made_up: Vec<_> = (0..MOST_ROWS)
+            .map(|number| (KEYS, keep(&format!("s{number}.x.stranger.test:{}", 1024 + number % 9), 2, "x")))
+            .collect();
+        assert_eq!(file.write(&made_up), Written::Yes);
+        for server in rare {
+            assert_eq!(file.read(KEYS, server), Some(Some(row(server, 1, "{}"))));
+        }
+        let kept = file.read_all(KEYS).unwrap().len();
+        assert_eq!(kept, LEFT);
+    }
+
+    #[test]
+    fn of_two_that_have_as_many_keys_the_older_go_first() {
+        let rows = |domain: &str, ages: std::ops::Range<u64>| {
+            ages.map(|age| (format!("s{age}.{domain}"), age)).collect::<Vec<_>>()
+        };
+        let gone = |rows: Vec<Vec<(String, u64)>>| {
+            let rows = rows.concat();
+            let left = rows.len() - 4;
+            let mut gone = surplus(rows, KEYS, left);
+            gone.sort();
+            gone
+        };
+        assert_eq!(
+            gone(vec![rows("big.test", 20..40), rows("small.test", 0..10)]),
+            ["s20.big.test", "s21.big.test", "s22.big.test", "s23.big.test"]
+        );
+        assert_eq!(
+            gone(vec![rows("big.test", 20..32), rows("small.test", 0..10)]),
+            ["s0.small.test", "s20.big.test", "s21.big.test", "s22.big.test"]
+        );
     }
 
     #[test]

@@ -177,6 +177,17 @@ fn the_command_makes_an_authority_and_says_what_it_may() {
     assert!(open.code == Some(1) && open.err.contains("is open to other users (mode 0640)"), "{open:?}");
     assert_eq!(run(&["ca", "init", "--force"]).code, Some(0));
     assert!(std::fs::read(dir.path().join("our.key")).unwrap() != key);
+    // Where one of the two is lost, the other's place is left for it.
+    for (lost, left) in [("our.key", "our.crt"), ("our.crt", "our.key")] {
+        let (lost, kept) = (dir.path().join(lost), std::fs::read(dir.path().join(left)).unwrap());
+        let backup = std::fs::read(&lost).unwrap();
+        std::fs::remove_file(&lost).unwrap();
+        let again = run(&["ca", "init"]);
+        let told = format!("{left} is there already\n    help: --force makes a new one in its place");
+        assert!(again.code == Some(1) && again.err.contains(&told), "{again:?}");
+        assert!(!lost.exists() && std::fs::read(dir.path().join(left)).unwrap() == kept);
+        std::fs::write(&lost, backup).unwrap();
+    }
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! What becomes of keys that are kept when the disk is full, and when the process is killed.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use mantlet_testkit::http::Request;
 use mantlet_testkit::tool::namespaces;
@@ -60,11 +61,13 @@ fn settle(world: &World, process: &Process) {
 }
 
 const BROKEN: &str = "the store cannot be used";
+const HANGS: &str = "the disk below the store hangs";
 
 #[track_caller]
 fn end(mut process: Process) {
     process.signal("TERM");
     assert_eq!(process.wait().code(), Some(0), "{}", process.log());
+    assert!(!process.log().contains(HANGS), "{}", process.log());
 }
 
 #[test]
@@ -102,6 +105,60 @@ fn a_process_that_is_killed_while_it_writes_loses_nothing_that_was_written() {
         assert_eq!(times_asked(&world, &all), asked, "what was asked for again is not kept");
         end(process);
     }
+}
+
+/// Whoever opens this file hangs until this ends: somebody has a lease on it, which the kernel takes from him after 45 s.
+struct Hanging(Child);
+
+impl Hanging {
+    fn at(file: &Path) -> Self {
+        let script = "import fcntl, os, signal, sys\n\
+            signal.signal(signal.SIGIO, signal.SIG_IGN)\n\
+            file = os.open(sys.argv[1], os.O_RDONLY | os.O_CREAT, 0o600)\n\
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)\n\
+            print('leased', flush=True)\n\
+            sys.stdin.read()";
+        let mut python = Command::new("python3");
+        python.args(["-c", script]).arg(file).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut python = python.spawn().unwrap();
+        let mut told = [0; 6];
+        python.stdout.as_mut().unwrap().read_exact(&mut told).unwrap();
+        Self(python)
+    }
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_disk_that_hangs_keeps_no_process_from_ending() {
+    let world = World::new();
+    let kept = tempfile::tempdir().unwrap();
+    let file = kept.path().join("keys.redb");
+    let site = site(&world, &file);
+    for signals in [1, 2] {
+        let _hanging = Hanging::at(&file);
+        let mut process = site.start();
+        ask(&process, &servers(&world, &format!("one{signals}-"), 1));
+        process.signal("TERM");
+        process.wait_log("it drains", |line| line["message"] == "draining");
+        let asked = Instant::now();
+        // Whoever asks again does not wait.
+        (1..signals).for_each(|_| process.signal("TERM"));
+        assert_eq!(process.wait().code(), Some(0), "{}", process.log());
+        assert_eq!(asked.elapsed() > Duration::from_secs(4), signals == 1, "{:?}", asked.elapsed());
+        assert!(process.log().contains(HANGS), "{}", process.log());
+        assert!(process.records().contains("key_get_remote_server_keys_batch"), "{}", process.records());
+    }
+    // Where it hangs no longer, all is as it was.
+    let process = site.start();
+    ask(&process, &servers(&world, "two", 1));
+    end(process);
 }
 
 /// With a disk of four mebibytes that only this process sees; and where others see it.
