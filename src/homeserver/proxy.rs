@@ -6,14 +6,14 @@ use base64::prelude::BASE64_STANDARD;
 use super::Surroundings;
 use super::file::Homeserver;
 use super::finding::Report;
+use super::hosts::{self, Named};
 use super::place::{self, Far, Is, Url};
 use super::yaml::Node;
 use crate::config::address::ListenerAddress;
 use crate::config::gateway::{Door, Listener};
 use crate::config::secret::Secret;
-use crate::matrix::{Flow, ServerName};
+use crate::matrix::Flow;
 use crate::policy::Decision;
-use crate::policy::egress::Way;
 use crate::policy::selftest::{self, Probe};
 use crate::problem::Location;
 
@@ -34,7 +34,7 @@ pub(super) fn examine(homeserver: &Homeserver, around: &Surroundings<'_>, report
     }
     statistics(homeserver, around, report);
     captcha(homeserver, around, report);
-    delegates(homeserver, report);
+    delegates(homeserver, around, report);
 }
 
 /// Looks at one of both settings.
@@ -141,7 +141,8 @@ fn past(homeserver: &Homeserver, report: &mut Report) {
         let what = format!("`no_proxy_hosts` is {}, and has to be a list: Synapse does not start", value.kind());
         return report.finding(&key.location, what, "no_proxy_hosts: [localhost, 127.0.0.1]");
     };
-    let bridges = super::appservice::hosts(homeserver);
+    let named: Vec<_> =
+        hosts::named(homeserver).iter().filter(|named| named.may_go_past()).filter_map(Named::host).collect();
     for (at, host) in hosts.iter().filter_map(|node| Some((&node.location, node.as_str()?.trim()))) {
         if host.contains('/') {
             let what = format!(
@@ -151,11 +152,17 @@ fn past(homeserver: &Homeserver, report: &mut Report) {
         } else if host == "*" {
             let what = "`*` in `no_proxy_hosts` is everybody: nothing passes the proxy door";
             report.finding(at, what, "no_proxy_hosts: [localhost, 127.0.0.1]");
-        } else if Far::of(host) != Far::Here && !bridges.iter().any(|bridge| is_bypassed(host, bridge)) {
+        } else if Far::of(host) != Far::Here && !named.iter().any(|named| is_bypassed(host, named)) {
             let what = format!("{host}, and all names that end so, are asked past Mantlet");
             report.finding(at, what, "take it out of `no_proxy_hosts`, and allow it: [egress.addresses] allow");
         }
     }
+}
+
+/// Whether Synapse asks this host past its proxy.
+pub(super) fn goes_past(homeserver: &Homeserver, host: &str) -> bool {
+    let entries = homeserver.get("no_proxy_hosts").and_then(Node::as_list).unwrap_or_default();
+    entries.iter().filter_map(Node::as_str).any(|entry| is_bypassed(entry, host))
 }
 
 /// Whether an entry of `no_proxy_hosts` is for this host (Python's `proxy_bypass_environment`).
@@ -206,15 +213,16 @@ fn host_of(url: &str) -> String {
     Url::parse(url, None).map(|url| url.host).unwrap_or_default()
 }
 
-fn delegates(homeserver: &Homeserver, report: &mut Report) {
+fn delegates(homeserver: &Homeserver, around: &Surroundings<'_>, report: &mut Report) {
     let delegates = homeserver.get("account_threepid_delegates").and_then(Node::as_map);
     if let Some((key, _)) = delegates.and_then(|map| map.entry("email")) {
         let what = "`account_threepid_delegates.email` is no setting any more: Synapse does not start";
         report.finding(&key.location, what, "take it out: Synapse sends these mails by itself");
     }
-    if let Some(node) = delegates.and_then(|map| map.get("msisdn")) {
-        let host = node.as_str().and_then(|url| Url::parse(url, None)).map(|url| url.host).unwrap_or_default();
-        report.note(&node.location, format!("{host} hears the phone number of each user who adds one"), "");
+    // Who is not reached hears nothing.
+    if let Some(named) = hosts::delegate(homeserver).filter(|named| around.hindrances(homeserver, named).is_empty()) {
+        let host = named.host().unwrap_or_default();
+        report.note(&named.at, format!("{host} hears the phone number of each user who adds one"), "");
     }
     if let Some(node) = homeserver.get("default_identity_server") {
         let host = node.as_str().and_then(|url| Url::parse(url, None)).map(|url| url.host).unwrap_or_default();
@@ -263,13 +271,6 @@ impl Surroundings<'_> {
         let mut probe = Probe::new(method, url).ok().filter(|_| !self.proxy_doors().is_empty())?;
         (probe.flow, probe.body) = (Some(Flow::Egress), Some(body.to_owned().into()));
         Some(probe.judge(self.policy))
-    }
-
-    /// Which way the policy leaves to a host, if that is the name of one.
-    pub(super) fn way(&self, host: &str) -> Option<Way> {
-        let bracketed = format!("[{host}]");
-        let name = ServerName::parse(if host.contains(':') { &bracketed } else { host })?;
-        Some(self.policy.egress().way(name.host()).0)
     }
 }
 

@@ -502,6 +502,147 @@ fn an_application_service_that_the_proxy_door_does_not_reach_is_found() {
 }
 
 #[test]
+fn whoever_else_is_named_and_not_reached_is_found() {
+    let site = site();
+    let strict = "extends = \"strict\"\n[[egress.destination]]\nhost = \"10.20.0.7\"\naction = \"tunnel\"\n";
+    let balanced = "extends = \"balanced\"";
+    let service = "matrix_authentication_service";
+    let near = GOOD.replace("[localhost, 127.0.0.1, ", "[");
+    let open = GATEWAY.replace("29318]", "29318, 8080]");
+    let provider = |keys: &str| format!("oidc_providers: [{{idp_id: a, {keys}}}]");
+    let issuer = |url: &str| provider(&format!("issuer: \"{url}\""));
+    let delegate = |url: &str| format!("account_threepid_delegates: {{msisdn: \"{url}\"}}");
+    let hears = "hears the phone number";
+    for (gateway, policy, homeserver, lines, words) in [
+        // Asked for its metadata through the door, at localhost:8080 where nothing else is said.
+        (
+            GATEWAY,
+            balanced,
+            &near,
+            format!("{service}: {{enabled: true}}"),
+            &[
+                "24:1: the proxy door does not connect to port 8080 of the authentication service at localhost:8080",
+                "24:1: the authentication service at localhost:8080 has no public address",
+            ][..],
+        ),
+        (
+            &open,
+            balanced,
+            &near,
+            format!("{service}: {{enabled: true}}"),
+            &["24:1: the authentication service at localhost:8080 has no public address"],
+        ),
+        (GATEWAY, balanced, &near, format!("{service}: {{enabled: true, endpoint: \"http://10.20.0.8:29318/\"}}"), &[]),
+        (
+            GATEWAY,
+            strict,
+            &near,
+            format!("{service}: {{enabled: true, endpoint: \"https://auth.test/\"}}"),
+            &["24:58: the policy leaves no way to the authentication service at auth.test:443"],
+        ),
+        (GATEWAY, strict, &GOOD.to_owned(), format!("{service}: {{enabled: true}}"), &[]),
+        (GATEWAY, strict, &near, format!("{service}: {{enabled: false}}"), &[]),
+        // Single sign-on.
+        (GATEWAY, balanced, &near, issuer("https://sso.test/realms/a"), &[]),
+        (
+            GATEWAY,
+            strict,
+            &near,
+            issuer("https://sso.test/realms/a"),
+            &["24:38: the policy leaves no way to the identity provider at sso.test:443"],
+        ),
+        (
+            GATEWAY,
+            balanced,
+            &near,
+            issuer("https://sso.internal:8443/realms/a"),
+            &["does not connect to port 8443 of the identity provider", "at sso.internal:8443 has no public address"],
+        ),
+        (GATEWAY, balanced, &near, issuer("https://[sso.test/"), &["the URL of the identity provider cannot be read"]),
+        (
+            GATEWAY,
+            balanced,
+            &near,
+            provider(
+                "discover: false, issuer: \"https://sso.test:1/\", authorization_endpoint: \"https://sso.test:2/\"",
+            ),
+            &[],
+        ),
+        (
+            GATEWAY,
+            balanced,
+            &near,
+            provider(
+                "issuer: \"https://a.test:1/\", token_endpoint: \"https://a.test:1/token\", \
+                 userinfo_endpoint: \"https://a.test:2\", jwks_uri: \"https://a.test:3/keys\"",
+            ),
+            &["port 1 of the identity provider", "port 2 of the identity provider", "port 3 of the identity provider"],
+        ),
+        (
+            GATEWAY,
+            balanced,
+            &near,
+            "oidc_config: {enabled: true, issuer: \"https://sso.test:1\"}".to_owned(),
+            &["24:38: the proxy door does not connect to port 1 of the identity provider"],
+        ),
+        (GATEWAY, balanced, &near, "oidc_config: {issuer: \"https://sso.test:1\"}".to_owned(), &[]),
+        (
+            GATEWAY,
+            strict,
+            &near,
+            "cas_config: {server_url: \"https://cas.test\"}".to_owned(),
+            &["24:26: the policy leaves no way to the identity provider at cas.test:443"],
+        ),
+        (GATEWAY, strict, &near, "cas_config: {enabled: no, server_url: \"https://cas.test\"}".to_owned(), &[]),
+        // Who is not reached hears nothing.
+        (GATEWAY, balanced, &near, delegate("https://sms.test"), &[hears]),
+        (
+            GATEWAY,
+            strict,
+            &near,
+            delegate("https://sms.test"),
+            &["24:38: the policy leaves no way to the delegate for phone numbers at sms.test:443"],
+        ),
+        (&without(&["proxy"]), strict, &near, delegate("https://sms.test"), &[hears]),
+    ] {
+        let (found, notes) = judged(&site, gateway, policy, &format!("{homeserver}{lines}\n"));
+        let told: Vec<_> = found.iter().chain(notes.iter().filter(|note| note.contains(hears))).collect();
+        assert_eq!(told.len(), words.len(), "{lines}: {told:?}");
+        assert!(told.iter().zip(words).all(|(line, words)| line.contains(words)), "{lines}: {told:?}");
+    }
+}
+
+#[test]
+fn what_is_done_about_a_host_that_is_not_reached_is_good() {
+    let site = site();
+    let near = GOOD.replace("[localhost, 127.0.0.1, ", "[");
+    for (named, says, good) in [
+        (
+            "matrix_authentication_service: {enabled: true}",
+            "8080] at the door; or no_proxy_hosts: [localhost] in homeserver.yaml",
+            near.replace("no_proxy_hosts: [", "no_proxy_hosts: [localhost, "),
+        ),
+        (
+            "oidc_providers: [{idp_id: a, issuer: \"https://sso.internal/\"}]",
+            "allow = [\"sso.internal\"] in the gateway file; or no_proxy_hosts: [sso.internal] in homeserver.yaml",
+            near.replace("no_proxy_hosts: [", "no_proxy_hosts: [sso.internal, "),
+        ),
+        // Past Mantlet, others would hear of it.
+        ("oidc_providers: [{idp_id: a, issuer: \"https://sso.test:1/\"}]", "80, 1] at the door\n", String::new()),
+    ] {
+        site.write("homeserver.yaml", &format!("{near}{named}\n"));
+        let ran = check(&site);
+        assert!(!findings(&ran).is_empty() && ran.out.contains(says), "{ran:?}");
+        let printed = site.run(&["ca", "synapse", "--homeserver", "homeserver.yaml"]);
+        assert_eq!(printed.out.contains("no_proxy_hosts: [bridge.other.internal, localhost]"), named.contains("true"));
+        if !good.is_empty() {
+            site.write("homeserver.yaml", &format!("{good}{named}\n"));
+            assert_eq!(findings(&check(&site)), [""; 0]);
+        }
+    }
+}
+
+#[test]
 fn a_policy_without_the_rule_and_a_gateway_without_the_door_leave_the_notary_to_matrix_org() {
     let site = site();
     site.write("policy.toml", "extends = \"transparent\"");
@@ -687,6 +828,12 @@ fn what_cannot_be_seen_from_here_is_noted_and_fails_nothing() {
             "report_stats",
             "matrix_authentication_service: {enabled: true}\nreport_stats",
             "20:1",
+            "questions about tokens",
+        ),
+        (
+            "report_stats",
+            "matrix_authentication_service: {enabled: true, endpoint: \"https://auth.test/\"}\nreport_stats",
+            "20:58",
             "questions about tokens",
         ),
         ("report_stats", "worker_app: x\nreport_stats", "20:1", "this is a worker's configuration"),
