@@ -8,6 +8,7 @@ use super::file::Homeserver;
 use super::finding::Report;
 use super::hosts::{self, Named};
 use super::place::{self, Far, Is, Url};
+use super::settings::word;
 use super::yaml::Node;
 use crate::config::address::ListenerAddress;
 use crate::config::gateway::{Door, Listener};
@@ -56,9 +57,9 @@ fn setting(homeserver: &Homeserver, doors: &[&Listener], name: &str, report: &mu
         };
         return report.finding(at, what, help);
     };
-    let Some(url) = Url::parse(text, Some(USUAL_PORT)) else {
-        // It may have a password in it.
-        return report.finding(at, format!("`{name}` is not the URL of a proxy"), help);
+    let url = match Url::of_proxy(text) {
+        Ok(url) => url,
+        Err(why) => return report.finding(at, format!("`{name}` {why}"), help),
     };
     let (is, door) = place::first(doors, |door| place::tcp(door, &url.host, url.port));
     match (is, door) {
@@ -83,7 +84,7 @@ fn setting(homeserver: &Homeserver, doors: &[&Listener], name: &str, report: &mu
 /// Whether Synapse believes the authority stands in its environment alone.
 fn belief(homeserver: &Homeserver, around: &Surroundings<'_>, doors: &[&Listener], report: &mut Report) {
     let Some((key, value)) = homeserver.entry("https_proxy") else { return };
-    let url = value.as_str().and_then(|text| Url::parse(text, Some(USUAL_PORT)));
+    let url = value.as_str().and_then(|text| Url::of_proxy(text).ok());
     let leads_here =
         url.is_some_and(|url| place::first(doors, |door| place::tcp(door, &url.host, url.port)).0 == Is::Door);
     if around.gateway.egress.ca.is_some() && leads_here {
@@ -152,11 +153,20 @@ fn past(homeserver: &Homeserver, report: &mut Report) {
         } else if host == "*" {
             let what = "`*` in `no_proxy_hosts` is everybody: nothing passes the proxy door";
             report.finding(at, what, "no_proxy_hosts: [localhost, 127.0.0.1]");
-        } else if Far::of(host) != Far::Here && !named.iter().any(|named| is_bypassed(host, named)) {
+        } else if Far::of(host) != Far::Here && !named.iter().any(|named| is_itself(host, named)) {
             let what = format!("{host}, and all names that end so, are asked past Mantlet");
-            report.finding(at, what, "take it out of `no_proxy_hosts`, and allow it: [egress.addresses] allow");
+            let help = match named.iter().find(|named| is_bypassed(host, named)) {
+                Some(meant) => format!("name the one that is meant: no_proxy_hosts: [{}]", word(meant)),
+                None => "take it out of `no_proxy_hosts`, and allow it: [egress.addresses] allow".to_owned(),
+            };
+            report.finding(at, what, help);
         }
     }
+}
+
+/// Whether an entry of `no_proxy_hosts` is this host, and not the end of many names.
+fn is_itself(entry: &str, host: &str) -> bool {
+    entry.trim_start_matches('.').eq_ignore_ascii_case(host)
 }
 
 /// Whether Synapse asks this host past its proxy.
@@ -274,7 +284,5 @@ impl Surroundings<'_> {
     }
 }
 
-/// Synapse's, for a proxy that names none.
-pub(super) const USUAL_PORT: u16 = 1080;
 const CAPTCHA: &str = "https://www.recaptcha.net/recaptcha/api/siteverify";
 const STATISTICS: &str = "https://matrix.org/report-usage-stats/push";

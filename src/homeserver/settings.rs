@@ -88,8 +88,7 @@ fn hook_lines(doors: &[&Listener], homeserver: Option<&Homeserver>, yaml: &mut S
 
 fn proxy_lines(door: &Listener, homeserver: Option<&Homeserver>, yaml: &mut String) {
     for key in ["https_proxy", "http_proxy"] {
-        let before =
-            homeserver.and_then(|homeserver| Url::parse(homeserver.get(key)?.as_str()?, Some(proxy::USUAL_PORT)));
+        let before = homeserver.and_then(|homeserver| Url::of_proxy(homeserver.get(key)?.as_str()?).ok());
         match before.is_some_and(|url| is_good(door, &url)) {
             true => {
                 let _ = writeln!(yaml, "# {key} is good as it is");

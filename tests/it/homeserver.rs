@@ -178,6 +178,8 @@ fn what_leads_past_a_door_is_found_where_it_stands() {
         (https, "https_proxy: \"\"", "16:1", "there is no proxy, whatever"),
         (https, "https_proxy: 8118", "16:1", "is a number, and has to be a string"),
         ("@127.0.0.1:8118", "@:8118", "16:1", "is not the URL of a proxy"),
+        ("@127.0.0.1:8118", "@hidden-from-everybody/w#x?y@127.0.0.1:8118", "16:1", "an `@` stands behind a `/`"),
+        ("synapse:hidden-from-everybody-4@127", "hidden-from-everybody:12/@127", "16:1", "an `@` stands behind a `/`"),
         ("@127.0.0.1:8118", "@127.0.0.1:8119", "16:1", "leads to 127.0.0.1:8119, where no proxy door is"),
         ("@127.0.0.1:8118", "@127.0.0.1", "16:1", "leads to 127.0.0.1:1080"),
         ("https_proxy: http:", "https_proxy: https:", "16:1", "speaks none"),
@@ -186,6 +188,8 @@ fn what_leads_past_a_door_is_found_where_it_stands() {
         ("[localhost, 127.0.0.1, bridge.other.internal]", "localhost", "18:1", "is a string, and has to be a list"),
         ("[localhost, 127", "[\"*\", 127", "18:18", "nothing passes the proxy door"),
         ("[localhost, 127", "[push.example.org, 127", "18:18", "push.example.org, and all names that end so"),
+        ("bridge.other.internal]", "other.internal]", "18:40", "other.internal, and all names that end so"),
+        ("bridge.other.internal]", ".INTERNAL]", "18:40", ".INTERNAL, and all names that end so"),
         ("report_stats: false", "report_stats: true", "20:1", "are sent to matrix.org"),
         ("report_stats: false", "report_stats: false\nurl_preview_enabled: true", "", "does not start"),
         ("report_stats: false", "account_threepid_delegates: {email: x}", "20:30", "does not start"),
@@ -264,6 +268,7 @@ fn what_leads_past_no_door_is_not_found() {
         "url_preview_enabled: false\naccount_threepid_delegates: {}",
         "worker_replication_secret_path: \"\"",
         "federation_domain_whitelist: []",
+        "no_proxy_hosts: [.Bridge.Other.Internal]",
     ] {
         good(lines, GATEWAY, balanced, &more(lines));
     }
@@ -640,6 +645,8 @@ fn what_is_done_about_a_host_that_is_not_reached_is_good() {
             assert_eq!(findings(&check(&site)), [""; 0]);
         }
     }
+    site.write("homeserver.yaml", &GOOD.replace("bridge.other.internal]", "internal]"));
+    assert!(check(&site).out.contains("name the one that is meant: no_proxy_hosts: [bridge.other.internal]"));
 }
 
 #[test]
