@@ -203,7 +203,7 @@ impl Surroundings<'_> {
 /// A host, as the proxy door reads it.
 fn read(host: &str) -> Option<ServerName> {
     let bracketed = format!("[{host}]");
-    ServerName::parse(if host.contains(':') { &bracketed } else { host })
+    ServerName::parse_web(if host.contains(':') { &bracketed } else { host })
 }
 
 /// Synapse's, for a `matrix_authentication_service` that names none.

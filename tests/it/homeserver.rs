@@ -340,7 +340,7 @@ fn a_captcha_whose_maker_is_told_the_users_address_is_found() {
     let site = site();
     let authority = format!("{GATEWAY}\n[egress.ca]\ncertificate = \"ca.crt\"\nkey = \"ca.key\"\n");
     site.write("mantlet.toml", &authority);
-    let made = site.run(&["ca", "init", "www.recaptcha.net", "challenges.test"]);
+    let made = site.run(&["ca", "init", "www.recaptcha.net", "challenges.test", "my_site.test"]);
     assert_eq!(made.code, Some(0), "{made:?}");
     let way = |base: &str, host: &str, action: &str| {
         format!("extends = \"{base}\"\n[[egress.destination]]\nhost = \"{host}\"\naction = \"{action}\"\n")
@@ -475,6 +475,9 @@ fn an_application_service_that_the_proxy_door_does_not_reach_is_found() {
         ("http://10.21.0.7:29318", "at 10.21.0.7:29318 has no public address"),
         ("http://mautrix-signal:29318", "at mautrix-signal:29318 has no public address"),
         ("http://bridge.internal:29318", ""),
+        ("http://mautrix_signal:29318", "at mautrix_signal:29318 has no public address"),
+        ("http://127.1:80", "the application service at 127.1:80 has a name that the proxy door does not read"),
+        ("http://bridge.example.org.:80", "at bridge.example.org.:80 has a name that the proxy door does not read"),
         ("http://10.20.0.7:29319", "does not connect to port 29319"),
         ("https://bridge.example.org", ""),
         ("null", ""),
@@ -631,6 +634,11 @@ fn what_is_done_about_a_host_that_is_not_reached_is_good() {
             "oidc_providers: [{idp_id: a, issuer: \"https://sso.internal/\"}]",
             "allow = [\"sso.internal\"] in the gateway file; or no_proxy_hosts: [sso.internal] in homeserver.yaml",
             near.replace("no_proxy_hosts: [", "no_proxy_hosts: [sso.internal, "),
+        ),
+        (
+            "oidc_providers: [{idp_id: a, issuer: \"https://sso.test./\"}]",
+            "    help: no_proxy_hosts: [sso.test.] in homeserver.yaml\n",
+            near.replace("no_proxy_hosts: [", "no_proxy_hosts: [sso.test., "),
         ),
         // Past Mantlet, others would hear of it.
         ("oidc_providers: [{idp_id: a, issuer: \"https://sso.test:1/\"}]", "80, 1] at the door\n", String::new()),
