@@ -51,6 +51,17 @@ impl Homeserver {
         self.entries.entry(key)
     }
 
+    /// What each file says of a key, where each speaks for a process of its own.
+    pub fn of_each_file(&self, key: &str) -> Vec<&Node> {
+        let mut values: Vec<&Node> = Vec::new();
+        for (_, value) in self.entries.iter().filter(|(known, _)| known.as_str() == Some(key)) {
+            // Within a file the last one counts.
+            values.retain(|before| before.location.file != value.location.file);
+            values.push(value);
+        }
+        values
+    }
+
     /// The name of the first file.
     pub fn name(&self) -> &str {
         &self.name

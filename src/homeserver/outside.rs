@@ -30,7 +30,8 @@ pub(super) fn examine(homeserver: &Homeserver, report: &mut Report) {
             format!("where its unit sets HTTP_PROXY or HTTPS_PROXY: NO_PROXY={host} as well"),
         );
     }
-    if let Some((key, _)) = homeserver.entry("worker_app") {
+    // Beside the first process's, a worker's own file tells of its listeners.
+    if let Some((key, _)) = homeserver.entry("worker_app").filter(|(key, _)| key.location.file == homeserver.name()) {
         let what = "this is a worker's configuration: what the first process says counts here";
         report.note(&key.location, what, "name homeserver.yaml before it");
     }

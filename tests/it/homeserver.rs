@@ -401,14 +401,10 @@ fn without_a_door_it_is_said_once_what_passes_unseen() {
         found.is_empty() && notes.len() == 2 && notes[0].contains("the gateway has no federation door"),
         "{found:?} {notes:?}"
     );
-    // Nobody is asked, or somebody else is.
-    for homeserver in
-        [alone.replace("[example.org, example.com]", "[]"), GOOD.replace(KEY_SERVERS, "trusted_key_servers: []")]
-    {
-        for gateway in [&none, &without(&["federation"])] {
-            let (found, notes) = noted(gateway, &homeserver);
-            assert!(!found.iter().chain(&notes).any(|line| line.contains("federation")), "{found:?} {notes:?}");
-        }
+    for gateway in [&none, &without(&["federation"])] {
+        // Nobody is asked.
+        let (found, notes) = noted(gateway, &alone.replace("[example.org, example.com]", "[]"));
+        assert!(!found.iter().chain(&notes).any(|line| line.contains("federation")), "{found:?} {notes:?}");
     }
 }
 
@@ -430,6 +426,22 @@ fn federation_that_no_door_lets_out_is_found() {
         assert_eq!(of_federation.len(), usize::from(!words.is_empty()), "{policy}: {found:?}");
         assert!(of_federation.iter().all(|line| line.starts_with(words)), "{policy}: {found:?}");
     }
+    // A door of another process, or workers that go the same way.
+    let open = "extends = \"balanced\"";
+    let (unseen, words) =
+        ("what Synapse asks other servers passes unseen", "note: homeserver.yaml:11:1: whether a door of");
+    for (gateway, policy, what) in [
+        (&alone, "extends = \"strict\"", dead),
+        (&alone, open, unread),
+        (&without(&["proxy", "federation"]), open, unseen),
+        (&GATEWAY.to_owned(), open, ""),
+    ] {
+        let (found, notes) = judged(&site, gateway, policy, GOOD);
+        assert!(!found.iter().any(|line| line.contains("federation")), "{found:?}");
+        let told: Vec<_> = notes.iter().filter(|note| note.contains("federation")).collect();
+        assert_eq!(told.len(), usize::from(!what.is_empty()), "{policy}: {notes:?}");
+        assert!(told.iter().all(|note| note.starts_with(words) && note.contains(what)), "{policy}: {told:?}");
+    }
     // Or nobody federates.
     let nobody = homeserver.replace("[example.org, example.com]", "[]");
     let (found, _) = judged(&site, &alone, "extends = \"strict\"", &nobody);
@@ -450,6 +462,52 @@ fn a_federation_door_in_tls_is_asked_in_tls() {
     );
     let (found, _) = judged(&site, &gateway, balanced, &GOOD.replace("46900}", "46900, tls: true}"));
     assert_eq!(found, [""; 0]);
+}
+
+#[test]
+fn what_workers_listen_on_counts_for_each_of_their_files() {
+    let site = site();
+    let worker = |port: u16, more: &str| {
+        format!(
+            "worker_app: synapse.app.generic_worker\nworker_name: w{port}\nworker_listeners:\n  - type: http\n    \
+             port: {port}\n    bind_addresses: [\"127.0.0.1\"]\n{more}    resources: [{{names: [client]}}]\n"
+        )
+    };
+    let forwarded = "    x_forwarded: true\n";
+    let checked = |first: &str, second: &str| {
+        site.write("one.yaml", first);
+        site.write("two.yaml", second);
+        let ran = site.run(&["check", "--homeserver", "homeserver.yaml", "one.yaml", "two.yaml"]);
+        assert!(ran.err.is_empty(), "{ran:?}");
+        let told: Vec<_> = ran.out.lines().take_while(|line| !line.is_empty()).map(str::to_owned).collect();
+        told.into_iter().filter(|line| !line.starts_with(' ')).collect::<Vec<_>>()
+    };
+    let good = [worker(8083, forwarded), worker(8084, forwarded)];
+    assert_eq!(checked(&good[0], &good[1]), [""; 0]);
+    // Neither is only the last one's.
+    let everywhere = |file: &str| file.replace("    bind_addresses: [\"127.0.0.1\"]\n", "");
+    for (first, second, place) in [
+        (everywhere(&good[0]), good[1].clone(), "one.yaml:4:5"),
+        (good[0].clone(), everywhere(&good[1]), "two.yaml:4:5"),
+    ] {
+        let told = checked(&first, &second);
+        let port = if place.starts_with("one") { 8083 } else { 8084 };
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].starts_with(&format!("{place}: port {port} (client) listens on ::")), "{told:?}");
+    }
+    // Those that are asked have to believe what is said of clients, and are known.
+    let servers = "servers = [\"http://127.0.0.1:8008\"]";
+    site.write(
+        "mantlet.toml",
+        &GATEWAY.replace(servers, "servers = [\"http://127.0.0.1:8083\", \"http://127.0.0.1:8084\"]"),
+    );
+    assert_eq!(checked(&good[0], &good[1]), [""; 0]);
+    let told = checked(&good[0], &worker(8084, ""));
+    assert!(told.len() == 1 && told[0].starts_with("two.yaml:4:5: `x_forwarded` is off"), "{told:?}");
+    assert!(
+        check(&site).out.contains("and homeserver.yaml has no listener there\n    help: [upstream.synapse] servers")
+    );
+    assert!(check(&site).out.contains("name the file of a worker that listens there as well"));
 }
 
 #[test]
