@@ -119,7 +119,7 @@ impl TryFrom<String> for Allowed {
         if let Ok(network) = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)) {
             return Ok(Self::Network(network.trunc()));
         }
-        if is_host_name(&text) {
+        if is_web_name(&text) {
             return Ok(Self::Host(text.to_ascii_lowercase()));
         }
         Err(format!(
@@ -210,9 +210,18 @@ pub fn is_federation_port(port: u16) -> bool {
 /// Whether this is the name of a host that the DNS could know: letters, digits and hyphens in labels, the last of which is no
 /// number. What ends in a number is an address in a spelling that some readers know and others do not (`127.1`, `0x7f000001`).
 pub fn is_host_name(text: &str) -> bool {
+    is_name(text, |byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}
+
+/// The same for whoever is no homeserver: containers, and some web sites, have names with `_`, which the DNS and TLS take.
+pub fn is_web_name(text: &str) -> bool {
+    is_name(text, |byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+}
+
+fn is_name(text: &str, may_be: impl Fn(u8) -> bool) -> bool {
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && label.bytes().all(&may_be)
             && !label.starts_with('-')
             && !label.ends_with('-')
     };

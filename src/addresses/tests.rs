@@ -159,6 +159,13 @@ fn no_other_spelling_of_an_address_is_a_name() {
         &long,
     ] {
         assert!(!is_host_name(odd), "{odd}");
+        assert_eq!(is_web_name(odd), odd == "a_b", "{odd}");
+    }
+    for name in ["example.org", "mautrix_signal", "my_site.example", "_a.b_", "1_2", "0x_1"] {
+        assert!(is_web_name(name), "{name}");
+    }
+    for odd in ["a_b.1", "a_b.0x1", "-a_b", "a_b-", "a_b.", "a_b:1", "_ "] {
+        assert!(!is_web_name(odd), "{odd}");
     }
 }
 

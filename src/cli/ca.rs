@@ -75,7 +75,7 @@ impl Init {
         let unbinding = policy.unbinding().map(|_| UNBINDING.to_owned());
         let mut names: BTreeSet<_> = policy.egress().intercepted().map(|(name, _)| name.to_owned()).collect();
         for host in self.hosts {
-            if !crate::addresses::is_host_name(&host) {
+            if !crate::addresses::is_web_name(&host) {
                 return Err(Problem::new(format!("{host:?} is not the name of a host")).into());
             }
             names.insert(host.to_ascii_lowercase());

@@ -15,14 +15,6 @@ pub struct Homeserver {
     directory: PathBuf,
 }
 
-/// The registration of an application service.
-pub struct AppService {
-    /// Its file as it is named in `homeserver.yaml`.
-    pub name: String,
-    /// What stands in it.
-    pub entries: Map,
-}
-
 impl Homeserver {
     /// Reads files, and of directories what ends in `.yaml`; what a later one says counts.
     ///
@@ -59,6 +51,17 @@ impl Homeserver {
         self.entries.entry(key)
     }
 
+    /// What each file says of a key, where each speaks for a process of its own.
+    pub fn of_each_file(&self, key: &str) -> Vec<&Node> {
+        let mut values: Vec<&Node> = Vec::new();
+        for (_, value) in self.entries.iter().filter(|(known, _)| known.as_str() == Some(key)) {
+            // Within a file the last one counts.
+            values.retain(|before| before.location.file != value.location.file);
+            values.push(value);
+        }
+        values
+    }
+
     /// The name of the first file.
     pub fn name(&self) -> &str {
         &self.name
@@ -75,15 +78,11 @@ impl Homeserver {
         if path.is_absolute() || path.exists() { path.to_path_buf() } else { self.directory.join(path) }
     }
 
-    /// The application services in `app_service_config_files`, each with the place where it is named.
-    pub fn app_services(&self) -> Vec<(&Node, Result<AppService, Problem>)> {
+    /// The registrations in `app_service_config_files`, each with the place where it is named.
+    pub fn app_services(&self) -> Vec<(&Node, Result<Map, Problem>)> {
         let files = self.get("app_service_config_files").and_then(Node::as_list).unwrap_or_default();
         let named = files.iter().filter_map(|node| Some((node, node.as_str()?)));
-        named
-            .map(|(node, name)| {
-                (node, read_map(&self.file(name)).map(|entries| AppService { name: name.to_owned(), entries }))
-            })
-            .collect()
+        named.map(|(node, name)| (node, read_map(&self.file(name)))).collect()
     }
 }
 

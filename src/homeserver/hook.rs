@@ -55,22 +55,31 @@ pub(super) fn name_of(door: &Listener) -> String {
 }
 
 fn without_a_door(homeserver: &Homeserver, around: &Surroundings<'_>, report: &mut Report) {
-    let federates = homeserver.get("federation_domain_whitelist").is_none_or(Node::is_true);
-    let is_elsewhere = homeserver.get(RESTRICTED).is_some_and(Node::is_true);
-    if !federates || is_elsewhere {
+    if homeserver.get("federation_domain_whitelist").is_some_and(|list| !list.is_true()) {
         return;
     }
-    let help = "[[listener]] door = \"federation\", see docs/egress.md";
-    if around.proxy_doors().is_empty() {
-        report.note(None, "the gateway has no federation door: what Synapse asks other servers passes unseen", help);
+    let mut help = "[[listener]] door = \"federation\", see docs/egress.md".to_owned();
+    let is_seen = !around.proxy_doors().is_empty();
+    let what = if !is_seen {
+        "what Synapse asks other servers passes unseen"
     } else if around.policy.egress().default.way == Way::Deny {
-        let what = "federation is refused: without a door of its own it goes through the proxy door, where the policy lets out \
-                    to no server that it does not list";
-        report.finding(None, what, format!("{help}; or [egress] default = \"tunnel\" in the policy"));
+        help += "; or [egress] default = \"tunnel\" in the policy";
+        "federation is refused: without a door of its own it goes through the proxy door, where the policy lets out to no \
+         server that it does not list"
     } else {
-        let what = "federation goes through the proxy door: as tunnels, which are not read, and Synapse asks the DNS for \
-                    the service records of other servers by itself";
-        report.finding(None, what, help);
+        "federation goes through the proxy door: as tunnels, which are not read, and Synapse asks the DNS for the service \
+         records of other servers by itself"
+    };
+    match homeserver.entry(RESTRICTED).filter(|(_, value)| value.is_true()) {
+        Some((key, _)) => {
+            let what = format!(
+                "whether a door of another gateway stands here cannot be seen, for this one has no federation door; where \
+                 these are workers, {what}"
+            );
+            report.note(&key.location, what, help);
+        }
+        None if is_seen => report.finding(None, what, help),
+        None => report.note(None, format!("the gateway has no federation door: {what}"), help),
     }
 }
 

@@ -13,10 +13,11 @@ use crate::config::gateway::{Door, Gateway};
 use crate::problem::Location;
 use crate::tls::server::Credentials;
 
-/// Looks at `listeners` and `public_baseurl`.
+/// Looks at `listeners`, those of workers, and `public_baseurl`.
 pub(super) fn examine(homeserver: &Homeserver, around: &Surroundings<'_>, report: &mut Report) {
-    let listeners = homeserver.get("listeners").and_then(Node::as_list).unwrap_or_default();
-    let listeners: Vec<_> = listeners.iter().filter_map(Listener::read).collect();
+    let of_workers = homeserver.of_each_file("worker_listeners");
+    let lists = homeserver.get("listeners").into_iter().chain(of_workers).filter_map(Node::as_list);
+    let listeners: Vec<_> = lists.flatten().filter_map(Listener::read).collect();
     if let Some((key, _)) = homeserver.entry("bind_port").filter(|(_, value)| value.is_true()) {
         let what = "`bind_port` is an old setting that opens listeners of its own, which everybody reaches";
         report.finding(&key.location, what, "write `listeners` instead, on 127.0.0.1");
@@ -32,7 +33,9 @@ pub(super) fn examine(homeserver: &Homeserver, around: &Surroundings<'_>, report
         let is_known = listeners.iter().any(|listener| listener.is_at(server) != place::Is::Elsewhere);
         if around.gateway.upstreams.len() == 1 && !is_known {
             let what = format!("Mantlet asks Synapse at {server}, and {} has no listener there", homeserver.name());
-            report.finding(None, what, "[upstream.synapse] servers, or the listener's `port` and `path`");
+            let help = "[upstream.synapse] servers, or the listener's `port` and `path`; name the file of a worker that listens \
+                        there as well";
+            report.finding(None, what, help);
         }
     }
     own_name(homeserver, around.gateway, report);

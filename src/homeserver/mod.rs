@@ -2,11 +2,11 @@
 //!
 //! It holds secrets, and none is ever told: neither in a finding, nor in what is wrong with a file.
 
-mod appservice;
 mod database;
 mod file;
 mod finding;
 mod hook;
+mod hosts;
 mod listeners;
 mod notary;
 mod outside;
@@ -47,7 +47,7 @@ pub fn examine(homeserver: &Homeserver, around: &Surroundings<'_>) -> Report {
     hook::examine(homeserver, around, &mut report);
     notary::examine(homeserver, around, &mut report);
     proxy::examine(homeserver, around, &mut report);
-    appservice::examine(homeserver, around, &mut report);
+    hosts::examine(homeserver, around, &mut report);
     outside::examine(homeserver, &mut report);
     report
 }

@@ -2,6 +2,7 @@
 
 use super::file::Homeserver;
 use super::finding::Report;
+use super::hosts;
 use super::yaml::Node;
 
 /// Notes what of it is set up.
@@ -19,12 +20,18 @@ pub(super) fn examine(homeserver: &Homeserver, report: &mut Report) {
     if let Some((key, _)) = enabled("opentracing") {
         report.note(&key.location, "goes past both doors: traces, to the Jaeger agent", "");
     }
-    if let Some((key, _)) = enabled("matrix_authentication_service") {
+    if let Some(service) = hosts::authentication(homeserver) {
         let what = "goes past the proxy door, unless Synapse's environment sets a proxy: questions about tokens to the \
                     authentication service";
-        report.note(&key.location, what, "HTTP_PROXY and HTTPS_PROXY in its unit");
+        let host = service.host().unwrap_or_default();
+        report.note(
+            &service.at,
+            what,
+            format!("where its unit sets HTTP_PROXY or HTTPS_PROXY: NO_PROXY={host} as well"),
+        );
     }
-    if let Some((key, _)) = homeserver.entry("worker_app") {
+    // Beside the first process's, a worker's own file tells of its listeners.
+    if let Some((key, _)) = homeserver.entry("worker_app").filter(|(key, _)| key.location.file == homeserver.name()) {
         let what = "this is a worker's configuration: what the first process says counts here";
         report.note(&key.location, what, "name homeserver.yaml before it");
     }

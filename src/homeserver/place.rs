@@ -139,6 +139,18 @@ impl Url {
         (!host.is_empty()).then(|| Self { scheme, credentials, host: host.to_ascii_lowercase(), port })
     }
 
+    /// Reads the URL of a proxy, which is in the setting of this name. What it says is not repeated: it may be a password.
+    pub(super) fn of_proxy(text: &str) -> Result<Self, &'static str> {
+        let (_, rest) = text.split_once("://").unwrap_or(("", text));
+        // Synapse ends the place there, and takes the piece of a password before it for the place.
+        if rest.split_once(['/', '?', '#']).is_some_and(|(_, behind)| behind.contains('@')) {
+            return Err(
+                "is not the URL of a proxy: an `@` stands behind a `/`, `?` or `#`, which no password there can have",
+            );
+        }
+        Self::parse(text, Some(USUAL_PORT)).ok_or("is not the URL of a proxy")
+    }
+
     /// Where it leads, without its secrets.
     pub(super) fn place(&self) -> String {
         match self.host.contains(':') {
@@ -147,6 +159,9 @@ impl Url {
         }
     }
 }
+
+/// Synapse's, for a proxy that names none.
+const USUAL_PORT: u16 = 1080;
 
 #[cfg(test)]
 mod tests {
@@ -166,6 +181,19 @@ mod tests {
             assert_eq!(read(odd), None, "{odd}");
         }
         assert_eq!(Url::parse("https://bridge/x", None).unwrap().port, 443);
+    }
+
+    #[test]
+    fn a_password_that_ends_the_place_is_none() {
+        for odd in ["u:p@ss/w@proxy:1", "u:12/w@proxy:1", "u:p?w@proxy:1", "u:p#w@proxy:1", "u:p/w#x?@y@proxy:1"] {
+            for text in [format!("http://{odd}"), odd.to_owned()] {
+                assert!(Url::of_proxy(&text).is_err_and(|why| why.contains("stands behind")), "{text}");
+            }
+        }
+        for good in ["http://u:p@ss@proxy:3128/", "http://proxy/?#", "u:p@proxy"] {
+            assert!(Url::of_proxy(good).is_ok_and(|url| url.host == "proxy"), "{good}");
+        }
+        assert!(Url::of_proxy("http://u:p@").is_err());
     }
 
     #[test]

@@ -6,14 +6,15 @@ use base64::prelude::BASE64_STANDARD;
 use super::Surroundings;
 use super::file::Homeserver;
 use super::finding::Report;
+use super::hosts::{self, Named};
 use super::place::{self, Far, Is, Url};
+use super::settings::word;
 use super::yaml::Node;
 use crate::config::address::ListenerAddress;
 use crate::config::gateway::{Door, Listener};
 use crate::config::secret::Secret;
-use crate::matrix::{Flow, ServerName};
+use crate::matrix::Flow;
 use crate::policy::Decision;
-use crate::policy::egress::Way;
 use crate::policy::selftest::{self, Probe};
 use crate::problem::Location;
 
@@ -34,7 +35,7 @@ pub(super) fn examine(homeserver: &Homeserver, around: &Surroundings<'_>, report
     }
     statistics(homeserver, around, report);
     captcha(homeserver, around, report);
-    delegates(homeserver, report);
+    delegates(homeserver, around, report);
 }
 
 /// Looks at one of both settings.
@@ -56,9 +57,9 @@ fn setting(homeserver: &Homeserver, doors: &[&Listener], name: &str, report: &mu
         };
         return report.finding(at, what, help);
     };
-    let Some(url) = Url::parse(text, Some(USUAL_PORT)) else {
-        // It may have a password in it.
-        return report.finding(at, format!("`{name}` is not the URL of a proxy"), help);
+    let url = match Url::of_proxy(text) {
+        Ok(url) => url,
+        Err(why) => return report.finding(at, format!("`{name}` {why}"), help),
     };
     let (is, door) = place::first(doors, |door| place::tcp(door, &url.host, url.port));
     match (is, door) {
@@ -83,7 +84,7 @@ fn setting(homeserver: &Homeserver, doors: &[&Listener], name: &str, report: &mu
 /// Whether Synapse believes the authority stands in its environment alone.
 fn belief(homeserver: &Homeserver, around: &Surroundings<'_>, doors: &[&Listener], report: &mut Report) {
     let Some((key, value)) = homeserver.entry("https_proxy") else { return };
-    let url = value.as_str().and_then(|text| Url::parse(text, Some(USUAL_PORT)));
+    let url = value.as_str().and_then(|text| Url::of_proxy(text).ok());
     let leads_here =
         url.is_some_and(|url| place::first(doors, |door| place::tcp(door, &url.host, url.port)).0 == Is::Door);
     if around.gateway.egress.ca.is_some() && leads_here {
@@ -141,7 +142,8 @@ fn past(homeserver: &Homeserver, report: &mut Report) {
         let what = format!("`no_proxy_hosts` is {}, and has to be a list: Synapse does not start", value.kind());
         return report.finding(&key.location, what, "no_proxy_hosts: [localhost, 127.0.0.1]");
     };
-    let bridges = super::appservice::hosts(homeserver);
+    let named: Vec<_> =
+        hosts::named(homeserver).iter().filter(|named| named.may_go_past()).filter_map(Named::host).collect();
     for (at, host) in hosts.iter().filter_map(|node| Some((&node.location, node.as_str()?.trim()))) {
         if host.contains('/') {
             let what = format!(
@@ -151,11 +153,26 @@ fn past(homeserver: &Homeserver, report: &mut Report) {
         } else if host == "*" {
             let what = "`*` in `no_proxy_hosts` is everybody: nothing passes the proxy door";
             report.finding(at, what, "no_proxy_hosts: [localhost, 127.0.0.1]");
-        } else if Far::of(host) != Far::Here && !bridges.iter().any(|bridge| is_bypassed(host, bridge)) {
+        } else if Far::of(host) != Far::Here && !named.iter().any(|named| is_itself(host, named)) {
             let what = format!("{host}, and all names that end so, are asked past Mantlet");
-            report.finding(at, what, "take it out of `no_proxy_hosts`, and allow it: [egress.addresses] allow");
+            let help = match named.iter().find(|named| is_bypassed(host, named)) {
+                Some(meant) => format!("name the one that is meant: no_proxy_hosts: [{}]", word(meant)),
+                None => "take it out of `no_proxy_hosts`, and allow it: [egress.addresses] allow".to_owned(),
+            };
+            report.finding(at, what, help);
         }
     }
+}
+
+/// Whether an entry of `no_proxy_hosts` is this host, and not the end of many names.
+fn is_itself(entry: &str, host: &str) -> bool {
+    entry.trim_start_matches('.').eq_ignore_ascii_case(host)
+}
+
+/// Whether Synapse asks this host past its proxy.
+pub(super) fn goes_past(homeserver: &Homeserver, host: &str) -> bool {
+    let entries = homeserver.get("no_proxy_hosts").and_then(Node::as_list).unwrap_or_default();
+    entries.iter().filter_map(Node::as_str).any(|entry| is_bypassed(entry, host))
 }
 
 /// Whether an entry of `no_proxy_hosts` is for this host (Python's `proxy_bypass_environment`).
@@ -206,15 +223,16 @@ fn host_of(url: &str) -> String {
     Url::parse(url, None).map(|url| url.host).unwrap_or_default()
 }
 
-fn delegates(homeserver: &Homeserver, report: &mut Report) {
+fn delegates(homeserver: &Homeserver, around: &Surroundings<'_>, report: &mut Report) {
     let delegates = homeserver.get("account_threepid_delegates").and_then(Node::as_map);
     if let Some((key, _)) = delegates.and_then(|map| map.entry("email")) {
         let what = "`account_threepid_delegates.email` is no setting any more: Synapse does not start";
         report.finding(&key.location, what, "take it out: Synapse sends these mails by itself");
     }
-    if let Some(node) = delegates.and_then(|map| map.get("msisdn")) {
-        let host = node.as_str().and_then(|url| Url::parse(url, None)).map(|url| url.host).unwrap_or_default();
-        report.note(&node.location, format!("{host} hears the phone number of each user who adds one"), "");
+    // Who is not reached hears nothing.
+    if let Some(named) = hosts::delegate(homeserver).filter(|named| around.hindrances(homeserver, named).is_empty()) {
+        let host = named.host().unwrap_or_default();
+        report.note(&named.at, format!("{host} hears the phone number of each user who adds one"), "");
     }
     if let Some(node) = homeserver.get("default_identity_server") {
         let host = node.as_str().and_then(|url| Url::parse(url, None)).map(|url| url.host).unwrap_or_default();
@@ -264,16 +282,7 @@ impl Surroundings<'_> {
         (probe.flow, probe.body) = (Some(Flow::Egress), Some(body.to_owned().into()));
         Some(probe.judge(self.policy))
     }
-
-    /// Which way the policy leaves to a host, if that is the name of one.
-    pub(super) fn way(&self, host: &str) -> Option<Way> {
-        let bracketed = format!("[{host}]");
-        let name = ServerName::parse(if host.contains(':') { &bracketed } else { host })?;
-        Some(self.policy.egress().way(name.host()).0)
-    }
 }
 
-/// Synapse's, for a proxy that names none.
-pub(super) const USUAL_PORT: u16 = 1080;
 const CAPTCHA: &str = "https://www.recaptcha.net/recaptcha/api/siteverify";
 const STATISTICS: &str = "https://matrix.org/report-usage-stats/push";

@@ -9,7 +9,7 @@ use base64::prelude::BASE64_STANDARD;
 use super::file::Homeserver;
 use super::place::{self, Far, Is, Url};
 use super::yaml::{Map, Node, Value};
-use super::{appservice, hook, proxy};
+use super::{hook, hosts, proxy};
 use crate::config::gateway::{Door, Gateway, Listener};
 use crate::config::notary_key::NotaryKey;
 use crate::config::secret::Secret;
@@ -88,8 +88,7 @@ fn hook_lines(doors: &[&Listener], homeserver: Option<&Homeserver>, yaml: &mut S
 
 fn proxy_lines(door: &Listener, homeserver: Option<&Homeserver>, yaml: &mut String) {
     for key in ["https_proxy", "http_proxy"] {
-        let before =
-            homeserver.and_then(|homeserver| Url::parse(homeserver.get(key)?.as_str()?, Some(proxy::USUAL_PORT)));
+        let before = homeserver.and_then(|homeserver| Url::of_proxy(homeserver.get(key)?.as_str()?).ok());
         match before.is_some_and(|url| is_good(door, &url)) {
             true => {
                 let _ = writeln!(yaml, "# {key} is good as it is");
@@ -107,9 +106,10 @@ fn proxy_lines(door: &Listener, homeserver: Option<&Homeserver>, yaml: &mut Stri
     let mut hosts: Vec<_> = before.iter().filter_map(|node| node.as_str()).map(str::to_owned).collect();
     // The first is everybody, the second nobody.
     hosts.retain(|host| host != "*" && !host.contains('/'));
-    for bridge in appservice::hosts(homeserver).into_iter().filter(|host| Far::of(host) == Far::Here) {
-        if !hosts.iter().any(|host| proxy::is_bypassed(host, &bridge)) {
-            hosts.push(bridge);
+    let named = hosts::named(homeserver).into_iter().filter_map(|named| named.host());
+    for near in named.filter(|host| Far::of(host) == Far::Here) {
+        if !hosts.iter().any(|host| proxy::is_bypassed(host, &near)) {
+            hosts.push(near);
         }
     }
     let hosts: Vec<_> = hosts.iter().map(|host| word(host)).collect();

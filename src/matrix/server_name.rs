@@ -5,9 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::addresses::is_host_name;
+use crate::addresses::{is_host_name, is_web_name};
 
-/// A server's name: a host and perhaps a port, as it was spelled. Signatures cover the spelling, so it is kept.
+/// A server's name: a host and perhaps a port, as it was spelled. Signatures cover the spelling, so it is kept. Whoever is no
+/// homeserver is found at such a place, too.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(try_from = "String")]
 pub struct ServerName {
@@ -28,6 +29,15 @@ pub enum Host {
 impl ServerName {
     /// Reads a name. What could be read as an address by one reader and as a name by another is none (`127.1`, `[::1%lo]`).
     pub fn parse(text: &str) -> Option<Self> {
+        Self::read(text, is_host_name)
+    }
+
+    /// Reads the place of somebody who is no homeserver, whose name may have `_` in it.
+    pub fn parse_web(text: &str) -> Option<Self> {
+        Self::read(text, is_web_name)
+    }
+
+    fn read(text: &str, is_name: fn(&str) -> bool) -> Option<Self> {
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (address, rest) = rest.split_once(']')?;
@@ -38,7 +48,7 @@ impl ServerName {
                 let (host, port) = text.split_at(text.find(':').unwrap_or(text.len()));
                 let host = match host.parse::<Ipv4Addr>() {
                     Ok(address) => Host::Address(address.into()),
-                    Err(_) if is_host_name(host) => Host::Name(host.to_ascii_lowercase().into()),
+                    Err(_) if is_name(host) => Host::Name(host.to_ascii_lowercase().into()),
                     Err(_) => return None,
                 };
                 (host, port)
@@ -162,6 +172,7 @@ mod tests {
             "a\\b",
         ] {
             assert_eq!(ServerName::parse(odd), None, "{odd:?}");
+            assert_eq!(ServerName::parse_web(odd).is_some(), odd == "a_b", "{odd:?}");
         }
     }
 }

@@ -44,7 +44,7 @@ impl Destination {
     /// Reads `host:port`, or `host` alone where a port is usual. An IPv6 address before a port may lack its brackets: Synapse
     /// writes it so in CONNECT.
     pub fn parse(text: &str, usual: Option<u16>) -> Option<Self> {
-        if let Some(name) = ServerName::parse(text) {
+        if let Some(name) = ServerName::parse_web(text) {
             return Some(Self { host: name.host().clone(), port: name.port().or(usual)?, name, speaks: Speaks::Clear });
         }
         let (address, port) = text.rsplit_once(':').filter(|(address, _)| address.contains(':'))?;
@@ -196,6 +196,7 @@ mod tests {
         assert_eq!(read("push.example.org", Some(80)), is("push.example.org", 80));
         assert_eq!(read("push.example.org", None), None);
         assert_eq!(read("192.0.2.1:80", None), is("192.0.2.1", 80));
+        assert_eq!(read("Mautrix_Signal:29328", None), is("mautrix_signal", 29328));
         assert_eq!(read("[2001:db8::1]:443", None), is("2001:db8::1", 443));
         // As Synapse writes it.
         assert_eq!(read("2001:db8::1:443", None), is("2001:db8::1", 443));

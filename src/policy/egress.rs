@@ -106,7 +106,7 @@ impl TryFrom<String> for HostPattern {
 
     fn try_from(text: String) -> Result<Self, String> {
         let host =
-            |text: &str| ServerName::parse(text).filter(|name| name.port().is_none()).map(|it| it.host().clone());
+            |text: &str| ServerName::parse_web(text).filter(|name| name.port().is_none()).map(|it| it.host().clone());
         let pattern = match text.strip_prefix('*') {
             Some(below) => match below.strip_prefix('.').and_then(host) {
                 Some(Host::Name(name)) => Some(Self::Below(format!(".{name}").into())),
@@ -196,7 +196,7 @@ mod tests {
     }
 
     fn host(text: &str) -> Host {
-        ServerName::parse(text).unwrap().host().clone()
+        ServerName::parse_web(text).unwrap().host().clone()
     }
 
     #[test]
@@ -206,25 +206,16 @@ mod tests {
         assert!(!fits("example.org", "push.example.org") && !fits("example.org", "notexample.org"));
         assert!(fits("*.example.org", "push.example.org") && fits("*.Example.org", "a.b.example.org"));
         assert!(!fits("*.example.org", "example.org") && !fits("*.example.org", "notexample.org"));
+        assert!(fits("my_site.example", "My_Site.example") && fits("*.my_site.example", "a.my_site.example"));
+        assert!(!fits("my_site.example", "my-site.example"));
         assert!(fits("192.0.2.1", "192.0.2.1") && fits("[2001:db8::1]", "[2001:DB8:0::1]"));
     }
 
     #[test]
     fn what_is_no_host_is_refused() {
-        for odd in [
-            "",
-            "*",
-            "*.",
-            "*example.org",
-            "a.*.org",
-            "*.192.0.2.1",
-            "a:443",
-            "a/b",
-            "127.1",
-            "a_b",
-            "a.",
-            "2001:db8::1",
-        ] {
+        for odd in
+            ["", "*", "*.", "*example.org", "a.*.org", "*.192.0.2.1", "a:443", "a/b", "127.1", "a.", "2001:db8::1"]
+        {
             assert!(pattern(odd).is_err(), "{odd}");
         }
     }

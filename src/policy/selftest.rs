@@ -161,7 +161,7 @@ impl Probe {
             let host = HeaderValue::from_str(authority.as_str()).map_err(|error| error.to_string())?;
             headers.insert(HOST, host);
         }
-        let destination = uri.authority().and_then(|authority| ServerName::parse(authority.as_str()));
+        let destination = uri.authority().and_then(|authority| ServerName::parse_web(authority.as_str()));
         let is_tunnel = method == Method::CONNECT && uri.authority().is_some() && uri.scheme().is_none();
         if is_tunnel && destination.as_ref().is_none_or(|name| name.port().is_none()) {
             return Err(format!("`{target}` is no host with a port: write it as example.org:443"));

@@ -295,7 +295,7 @@ mod tests {
         for target in ["/x", "https://bridge.test/x", "matrix-federation://bridge.test/x", "bridge.test:80"] {
             assert_eq!(refused(target), Some(Refusal::Target), "{target}");
         }
-        for host in ["u@bridge.test", "127.1", "0x7f000001", "a_b", "-a.test", "a.test.", "a.test:99999"] {
+        for host in ["u@bridge.test", "127.1", "0x7f000001", "-a.test", "a.test.", "a.test:99999"] {
             assert_eq!(refused(&format!("http://{host}/x")), Some(Refusal::Host), "{host}");
         }
         assert_eq!(Refusal::Host.answer().status(), StatusCode::BAD_GATEWAY);

@@ -116,6 +116,7 @@ fn what_is_no_delegation_is_as_if_there_were_none() {
         json_response(200, &json!({"m.server": 7})),
         json_response(200, &json!({"m.server": "not a name"})),
         json_response(200, &json!({"m.server": "127.1"})),
+        json_response(200, &json!({"m.server": "my_hs.test"})),
         json_response(200, &json!({"m.server": "delegated.test", "padding": "x".repeat(60_000)})),
         json_response(500, &json!({"m.server": "delegated.test"})),
         response(302, &[("Location", "http://delegated.test/")], ""),

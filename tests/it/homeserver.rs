@@ -178,6 +178,8 @@ fn what_leads_past_a_door_is_found_where_it_stands() {
         (https, "https_proxy: \"\"", "16:1", "there is no proxy, whatever"),
         (https, "https_proxy: 8118", "16:1", "is a number, and has to be a string"),
         ("@127.0.0.1:8118", "@:8118", "16:1", "is not the URL of a proxy"),
+        ("@127.0.0.1:8118", "@hidden-from-everybody/w#x?y@127.0.0.1:8118", "16:1", "an `@` stands behind a `/`"),
+        ("synapse:hidden-from-everybody-4@127", "hidden-from-everybody:12/@127", "16:1", "an `@` stands behind a `/`"),
         ("@127.0.0.1:8118", "@127.0.0.1:8119", "16:1", "leads to 127.0.0.1:8119, where no proxy door is"),
         ("@127.0.0.1:8118", "@127.0.0.1", "16:1", "leads to 127.0.0.1:1080"),
         ("https_proxy: http:", "https_proxy: https:", "16:1", "speaks none"),
@@ -186,6 +188,8 @@ fn what_leads_past_a_door_is_found_where_it_stands() {
         ("[localhost, 127.0.0.1, bridge.other.internal]", "localhost", "18:1", "is a string, and has to be a list"),
         ("[localhost, 127", "[\"*\", 127", "18:18", "nothing passes the proxy door"),
         ("[localhost, 127", "[push.example.org, 127", "18:18", "push.example.org, and all names that end so"),
+        ("bridge.other.internal]", "other.internal]", "18:40", "other.internal, and all names that end so"),
+        ("bridge.other.internal]", ".INTERNAL]", "18:40", ".INTERNAL, and all names that end so"),
         ("report_stats: false", "report_stats: true", "20:1", "are sent to matrix.org"),
         ("report_stats: false", "report_stats: false\nurl_preview_enabled: true", "", "does not start"),
         ("report_stats: false", "account_threepid_delegates: {email: x}", "20:30", "does not start"),
@@ -264,6 +268,7 @@ fn what_leads_past_no_door_is_not_found() {
         "url_preview_enabled: false\naccount_threepid_delegates: {}",
         "worker_replication_secret_path: \"\"",
         "federation_domain_whitelist: []",
+        "no_proxy_hosts: [.Bridge.Other.Internal]",
     ] {
         good(lines, GATEWAY, balanced, &more(lines));
     }
@@ -335,7 +340,7 @@ fn a_captcha_whose_maker_is_told_the_users_address_is_found() {
     let site = site();
     let authority = format!("{GATEWAY}\n[egress.ca]\ncertificate = \"ca.crt\"\nkey = \"ca.key\"\n");
     site.write("mantlet.toml", &authority);
-    let made = site.run(&["ca", "init", "www.recaptcha.net", "challenges.test"]);
+    let made = site.run(&["ca", "init", "www.recaptcha.net", "challenges.test", "my_site.test"]);
     assert_eq!(made.code, Some(0), "{made:?}");
     let way = |base: &str, host: &str, action: &str| {
         format!("extends = \"{base}\"\n[[egress.destination]]\nhost = \"{host}\"\naction = \"{action}\"\n")
@@ -396,14 +401,10 @@ fn without_a_door_it_is_said_once_what_passes_unseen() {
         found.is_empty() && notes.len() == 2 && notes[0].contains("the gateway has no federation door"),
         "{found:?} {notes:?}"
     );
-    // Nobody is asked, or somebody else is.
-    for homeserver in
-        [alone.replace("[example.org, example.com]", "[]"), GOOD.replace(KEY_SERVERS, "trusted_key_servers: []")]
-    {
-        for gateway in [&none, &without(&["federation"])] {
-            let (found, notes) = noted(gateway, &homeserver);
-            assert!(!found.iter().chain(&notes).any(|line| line.contains("federation")), "{found:?} {notes:?}");
-        }
+    for gateway in [&none, &without(&["federation"])] {
+        // Nobody is asked.
+        let (found, notes) = noted(gateway, &alone.replace("[example.org, example.com]", "[]"));
+        assert!(!found.iter().chain(&notes).any(|line| line.contains("federation")), "{found:?} {notes:?}");
     }
 }
 
@@ -425,6 +426,22 @@ fn federation_that_no_door_lets_out_is_found() {
         assert_eq!(of_federation.len(), usize::from(!words.is_empty()), "{policy}: {found:?}");
         assert!(of_federation.iter().all(|line| line.starts_with(words)), "{policy}: {found:?}");
     }
+    // A door of another process, or workers that go the same way.
+    let open = "extends = \"balanced\"";
+    let (unseen, words) =
+        ("what Synapse asks other servers passes unseen", "note: homeserver.yaml:11:1: whether a door of");
+    for (gateway, policy, what) in [
+        (&alone, "extends = \"strict\"", dead),
+        (&alone, open, unread),
+        (&without(&["proxy", "federation"]), open, unseen),
+        (&GATEWAY.to_owned(), open, ""),
+    ] {
+        let (found, notes) = judged(&site, gateway, policy, GOOD);
+        assert!(!found.iter().any(|line| line.contains("federation")), "{found:?}");
+        let told: Vec<_> = notes.iter().filter(|note| note.contains("federation")).collect();
+        assert_eq!(told.len(), usize::from(!what.is_empty()), "{policy}: {notes:?}");
+        assert!(told.iter().all(|note| note.starts_with(words) && note.contains(what)), "{policy}: {told:?}");
+    }
     // Or nobody federates.
     let nobody = homeserver.replace("[example.org, example.com]", "[]");
     let (found, _) = judged(&site, &alone, "extends = \"strict\"", &nobody);
@@ -445,6 +462,52 @@ fn a_federation_door_in_tls_is_asked_in_tls() {
     );
     let (found, _) = judged(&site, &gateway, balanced, &GOOD.replace("46900}", "46900, tls: true}"));
     assert_eq!(found, [""; 0]);
+}
+
+#[test]
+fn what_workers_listen_on_counts_for_each_of_their_files() {
+    let site = site();
+    let worker = |port: u16, more: &str| {
+        format!(
+            "worker_app: synapse.app.generic_worker\nworker_name: w{port}\nworker_listeners:\n  - type: http\n    \
+             port: {port}\n    bind_addresses: [\"127.0.0.1\"]\n{more}    resources: [{{names: [client]}}]\n"
+        )
+    };
+    let forwarded = "    x_forwarded: true\n";
+    let checked = |first: &str, second: &str| {
+        site.write("one.yaml", first);
+        site.write("two.yaml", second);
+        let ran = site.run(&["check", "--homeserver", "homeserver.yaml", "one.yaml", "two.yaml"]);
+        assert!(ran.err.is_empty(), "{ran:?}");
+        let told: Vec<_> = ran.out.lines().take_while(|line| !line.is_empty()).map(str::to_owned).collect();
+        told.into_iter().filter(|line| !line.starts_with(' ')).collect::<Vec<_>>()
+    };
+    let good = [worker(8083, forwarded), worker(8084, forwarded)];
+    assert_eq!(checked(&good[0], &good[1]), [""; 0]);
+    // Neither is only the last one's.
+    let everywhere = |file: &str| file.replace("    bind_addresses: [\"127.0.0.1\"]\n", "");
+    for (first, second, place) in [
+        (everywhere(&good[0]), good[1].clone(), "one.yaml:4:5"),
+        (good[0].clone(), everywhere(&good[1]), "two.yaml:4:5"),
+    ] {
+        let told = checked(&first, &second);
+        let port = if place.starts_with("one") { 8083 } else { 8084 };
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].starts_with(&format!("{place}: port {port} (client) listens on ::")), "{told:?}");
+    }
+    // Those that are asked have to believe what is said of clients, and are known.
+    let servers = "servers = [\"http://127.0.0.1:8008\"]";
+    site.write(
+        "mantlet.toml",
+        &GATEWAY.replace(servers, "servers = [\"http://127.0.0.1:8083\", \"http://127.0.0.1:8084\"]"),
+    );
+    assert_eq!(checked(&good[0], &good[1]), [""; 0]);
+    let told = checked(&good[0], &worker(8084, ""));
+    assert!(told.len() == 1 && told[0].starts_with("two.yaml:4:5: `x_forwarded` is off"), "{told:?}");
+    assert!(
+        check(&site).out.contains("and homeserver.yaml has no listener there\n    help: [upstream.synapse] servers")
+    );
+    assert!(check(&site).out.contains("name the file of a worker that listens there as well"));
 }
 
 #[test]
@@ -470,6 +533,9 @@ fn an_application_service_that_the_proxy_door_does_not_reach_is_found() {
         ("http://10.21.0.7:29318", "at 10.21.0.7:29318 has no public address"),
         ("http://mautrix-signal:29318", "at mautrix-signal:29318 has no public address"),
         ("http://bridge.internal:29318", ""),
+        ("http://mautrix_signal:29318", "at mautrix_signal:29318 has no public address"),
+        ("http://127.1:80", "the application service at 127.1:80 has a name that the proxy door does not read"),
+        ("http://bridge.example.org.:80", "at bridge.example.org.:80 has a name that the proxy door does not read"),
         ("http://10.20.0.7:29319", "does not connect to port 29319"),
         ("https://bridge.example.org", ""),
         ("null", ""),
@@ -499,6 +565,154 @@ fn an_application_service_that_the_proxy_door_does_not_reach_is_found() {
         line.contains("bridge.yaml:2:6: the policy leaves no way to the application service at 10.20.0.7")
     };
     assert!(findings(&ran).iter().any(is_no_way), "{ran:?}");
+}
+
+#[test]
+fn whoever_else_is_named_and_not_reached_is_found() {
+    let site = site();
+    let strict = "extends = \"strict\"\n[[egress.destination]]\nhost = \"10.20.0.7\"\naction = \"tunnel\"\n";
+    let balanced = "extends = \"balanced\"";
+    let service = "matrix_authentication_service";
+    let near = GOOD.replace("[localhost, 127.0.0.1, ", "[");
+    let open = GATEWAY.replace("29318]", "29318, 8080]");
+    let provider = |keys: &str| format!("oidc_providers: [{{idp_id: a, {keys}}}]");
+    let issuer = |url: &str| provider(&format!("issuer: \"{url}\""));
+    let delegate = |url: &str| format!("account_threepid_delegates: {{msisdn: \"{url}\"}}");
+    let hears = "hears the phone number";
+    for (gateway, policy, homeserver, lines, words) in [
+        // Asked for its metadata through the door, at localhost:8080 where nothing else is said.
+        (
+            GATEWAY,
+            balanced,
+            &near,
+            format!("{service}: {{enabled: true}}"),
+            &[
+                "24:1: the proxy door does not connect to port 8080 of the authentication service at localhost:8080",
+                "24:1: the authentication service at localhost:8080 has no public address",
+            ][..],
+        ),
+        (
+            &open,
+            balanced,
+            &near,
+            format!("{service}: {{enabled: true}}"),
+            &["24:1: the authentication service at localhost:8080 has no public address"],
+        ),
+        (GATEWAY, balanced, &near, format!("{service}: {{enabled: true, endpoint: \"http://10.20.0.8:29318/\"}}"), &[]),
+        (
+            GATEWAY,
+            strict,
+            &near,
+            format!("{service}: {{enabled: true, endpoint: \"https://auth.test/\"}}"),
+            &["24:58: the policy leaves no way to the authentication service at auth.test:443"],
+        ),
+        (GATEWAY, strict, &GOOD.to_owned(), format!("{service}: {{enabled: true}}"), &[]),
+        (GATEWAY, strict, &near, format!("{service}: {{enabled: false}}"), &[]),
+        // Single sign-on.
+        (GATEWAY, balanced, &near, issuer("https://sso.test/realms/a"), &[]),
+        (
+            GATEWAY,
+            strict,
+            &near,
+            issuer("https://sso.test/realms/a"),
+            &["24:38: the policy leaves no way to the identity provider at sso.test:443"],
+        ),
+        (
+            GATEWAY,
+            balanced,
+            &near,
+            issuer("https://sso.internal:8443/realms/a"),
+            &["does not connect to port 8443 of the identity provider", "at sso.internal:8443 has no public address"],
+        ),
+        (GATEWAY, balanced, &near, issuer("https://[sso.test/"), &["the URL of the identity provider cannot be read"]),
+        (
+            GATEWAY,
+            balanced,
+            &near,
+            provider(
+                "discover: false, issuer: \"https://sso.test:1/\", authorization_endpoint: \"https://sso.test:2/\"",
+            ),
+            &[],
+        ),
+        (
+            GATEWAY,
+            balanced,
+            &near,
+            provider(
+                "issuer: \"https://a.test:1/\", token_endpoint: \"https://a.test:1/token\", \
+                 userinfo_endpoint: \"https://a.test:2\", jwks_uri: \"https://a.test:3/keys\"",
+            ),
+            &["port 1 of the identity provider", "port 2 of the identity provider", "port 3 of the identity provider"],
+        ),
+        (
+            GATEWAY,
+            balanced,
+            &near,
+            "oidc_config: {enabled: true, issuer: \"https://sso.test:1\"}".to_owned(),
+            &["24:38: the proxy door does not connect to port 1 of the identity provider"],
+        ),
+        (GATEWAY, balanced, &near, "oidc_config: {issuer: \"https://sso.test:1\"}".to_owned(), &[]),
+        (
+            GATEWAY,
+            strict,
+            &near,
+            "cas_config: {server_url: \"https://cas.test\"}".to_owned(),
+            &["24:26: the policy leaves no way to the identity provider at cas.test:443"],
+        ),
+        (GATEWAY, strict, &near, "cas_config: {enabled: no, server_url: \"https://cas.test\"}".to_owned(), &[]),
+        // Who is not reached hears nothing.
+        (GATEWAY, balanced, &near, delegate("https://sms.test"), &[hears]),
+        (
+            GATEWAY,
+            strict,
+            &near,
+            delegate("https://sms.test"),
+            &["24:38: the policy leaves no way to the delegate for phone numbers at sms.test:443"],
+        ),
+        (&without(&["proxy"]), strict, &near, delegate("https://sms.test"), &[hears]),
+    ] {
+        let (found, notes) = judged(&site, gateway, policy, &format!("{homeserver}{lines}\n"));
+        let told: Vec<_> = found.iter().chain(notes.iter().filter(|note| note.contains(hears))).collect();
+        assert_eq!(told.len(), words.len(), "{lines}: {told:?}");
+        assert!(told.iter().zip(words).all(|(line, words)| line.contains(words)), "{lines}: {told:?}");
+    }
+}
+
+#[test]
+fn what_is_done_about_a_host_that_is_not_reached_is_good() {
+    let site = site();
+    let near = GOOD.replace("[localhost, 127.0.0.1, ", "[");
+    for (named, says, good) in [
+        (
+            "matrix_authentication_service: {enabled: true}",
+            "8080] at the door; or no_proxy_hosts: [localhost] in homeserver.yaml",
+            near.replace("no_proxy_hosts: [", "no_proxy_hosts: [localhost, "),
+        ),
+        (
+            "oidc_providers: [{idp_id: a, issuer: \"https://sso.internal/\"}]",
+            "allow = [\"sso.internal\"] in the gateway file; or no_proxy_hosts: [sso.internal] in homeserver.yaml",
+            near.replace("no_proxy_hosts: [", "no_proxy_hosts: [sso.internal, "),
+        ),
+        (
+            "oidc_providers: [{idp_id: a, issuer: \"https://sso.test./\"}]",
+            "    help: no_proxy_hosts: [sso.test.] in homeserver.yaml\n",
+            near.replace("no_proxy_hosts: [", "no_proxy_hosts: [sso.test., "),
+        ),
+        // Past Mantlet, others would hear of it.
+        ("oidc_providers: [{idp_id: a, issuer: \"https://sso.test:1/\"}]", "80, 1] at the door\n", String::new()),
+    ] {
+        site.write("homeserver.yaml", &format!("{near}{named}\n"));
+        let ran = check(&site);
+        assert!(!findings(&ran).is_empty() && ran.out.contains(says), "{ran:?}");
+        let printed = site.run(&["ca", "synapse", "--homeserver", "homeserver.yaml"]);
+        assert_eq!(printed.out.contains("no_proxy_hosts: [bridge.other.internal, localhost]"), named.contains("true"));
+        if !good.is_empty() {
+            site.write("homeserver.yaml", &format!("{good}{named}\n"));
+            assert_eq!(findings(&check(&site)), [""; 0]);
+        }
+    }
+    site.write("homeserver.yaml", &GOOD.replace("bridge.other.internal]", "internal]"));
+    assert!(check(&site).out.contains("name the one that is meant: no_proxy_hosts: [bridge.other.internal]"));
 }
 
 #[test]
@@ -687,6 +901,12 @@ fn what_cannot_be_seen_from_here_is_noted_and_fails_nothing() {
             "report_stats",
             "matrix_authentication_service: {enabled: true}\nreport_stats",
             "20:1",
+            "questions about tokens",
+        ),
+        (
+            "report_stats",
+            "matrix_authentication_service: {enabled: true, endpoint: \"https://auth.test/\"}\nreport_stats",
+            "20:58",
             "questions about tokens",
         ),
         ("report_stats", "worker_app: x\nreport_stats", "20:1", "this is a worker's configuration"),

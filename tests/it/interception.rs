@@ -36,11 +36,20 @@ struct World {
 const POLICY: &str = "extends = \"balanced\"\n[rules.usage_stats]\n\
     [[egress.destination]]\nhost = \"push.test\"\naction = \"intercept\"\n\
     [[egress.destination]]\nhost = \"stats.test\"\naction = \"intercept\"\n\
-    [[egress.destination]]\nhost = \"bad.test\"\naction = \"intercept\"\n";
+    [[egress.destination]]\nhost = \"bad.test\"\naction = \"intercept\"\n\
+    [[egress.destination]]\nhost = \"my_site.test\"\naction = \"intercept\"\n";
 
 /// What a policy wants that looks into one host more than [`POLICY`].
-const HOSTS_AND_TUNNEL: [&str; 7] =
-    ["push.test", "stats.test", "bad.test", "tunnel.test", "matrix.org", "matrix-federation.matrix.org", "vector.im"];
+const HOSTS_AND_TUNNEL: [&str; 8] = [
+    "push.test",
+    "stats.test",
+    "bad.test",
+    "my_site.test",
+    "tunnel.test",
+    "matrix.org",
+    "matrix-federation.matrix.org",
+    "vector.im",
+];
 
 fn names(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|&name| name.to_owned()).collect()
@@ -65,15 +74,24 @@ impl World {
         let backend = Backend::start(play).unwrap();
         // Nobody has a certificate for bad.test.
         let at = "127.0.1.1:0".parse().unwrap();
-        let front = TlsFront::start(&outside, &["push.test", "stats.test", "tunnel.test"], at, backend.addr());
-        for name in ["push.test", "stats.test", "tunnel.test", "bad.test"] {
+        let front =
+            TlsFront::start(&outside, &["push.test", "stats.test", "my_site.test", "tunnel.test"], at, backend.addr());
+        for name in ["push.test", "stats.test", "my_site.test", "tunnel.test", "bad.test"] {
             dns.address(name, "127.0.1.1");
         }
         let dir = tempfile::tempdir().unwrap();
         outside.write(dir.path()).unwrap();
         authority(
             dir.path(),
-            &["push.test", "stats.test", "bad.test", "matrix.org", "matrix-federation.matrix.org", "vector.im"],
+            &[
+                "push.test",
+                "stats.test",
+                "bad.test",
+                "my_site.test",
+                "matrix.org",
+                "matrix-federation.matrix.org",
+                "vector.im",
+            ],
         );
         std::fs::write(dir.path().join("policy.toml"), POLICY).unwrap();
         let text = format!(
@@ -174,6 +192,15 @@ fn what_is_looked_into_passes_the_same_chain_and_arrives_whole() {
     assert_eq!((records.len(), records[0]["tls"].as_bool()), (1, Some(true)));
     assert_eq!(world.gateway.metric("mantlet_tunnels_total{outcome=\"intercepted\"}"), 1.0);
     assert!(!world.gateway.written().contains("push.test"));
+}
+
+#[test]
+fn a_name_with_an_underscore_is_looked_into_as_any() {
+    let world = World::new(|_| ok());
+    assert_eq!(world.ask("my_site.test", "PUT /report-usage-stats/push", "", "{}").0, 200);
+    assert!(world.backend.requests().is_empty());
+    assert_eq!(world.ask("my_site.test", "GET /page", "", "").0, 200);
+    assert_eq!((world.backend.requests().len(), world.front.names()), (1, vec!["my_site.test".to_owned()]));
 }
 
 #[test]

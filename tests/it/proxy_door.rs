@@ -35,11 +35,14 @@ impl World {
         let (dns, authority) = (Dns::start(), Authority::new().unwrap());
         let backend = Backend::start(play).unwrap();
         let at = "127.0.1.1:0".parse().unwrap();
-        let tls = TlsFront::start(&authority, &["push.test", "other.test", "127.0.1.1"], at, backend.addr());
-        for name in ["push.test", "other.test"] {
+        let tls =
+            TlsFront::start(&authority, &["push.test", "other.test", "my_push.test", "127.0.1.1"], at, backend.addr());
+        for name in ["push.test", "other.test", "my_push.test"] {
             dns.address(name, "127.0.1.1");
         }
-        dns.address("bridge.test", "127.0.0.1");
+        for name in ["bridge.test", "mautrix_signal"] {
+            dns.address(name, "127.0.0.1");
+        }
         let dir = tempfile::tempdir().unwrap();
         let credentials = dir.path().join("credentials");
         std::fs::write(&credentials, "synapse:pass word\n").unwrap();
@@ -48,7 +51,7 @@ impl World {
         let text = format!(
             "[[listener]]\nname = \"web\"\ndoor = \"proxy\"\nbind = \"127.0.0.1:0\"\nports = [{}, {}]\n{listener}\n\
              [policy]\nfile = \"policy.toml\"\n[upstream.synapse]\nservers = [\"http://127.0.0.1:9\"]\n\
-             [egress]\nnameservers = [\"{}\"]\n[egress.addresses]\nallow = [\"127.0.1.0/24\", \"bridge.test\"]\n",
+             [egress]\nnameservers = [\"{}\"]\n[egress.addresses]\nallow = [\"127.0.1.0/24\", \"bridge.test\", \"mautrix_signal\"]\n",
             tls.addr().port(),
             backend.addr().port(),
             dns.addr()
@@ -132,6 +135,30 @@ fn a_tunnel_carries_every_byte_and_nothing_of_it_is_read() {
     eventually("no tunnel is open", || world.gateway.metric("mantlet_tunnels") == 0.0);
     let told = format!("{}{}", world.gateway.written(), world.gateway.metrics());
     assert!(!told.contains("push.test") && !told.contains("127.0.1"), "{told}");
+}
+
+/// Containers have such names, and some web sites.
+#[test]
+fn a_name_with_an_underscore_is_reached_by_all_ways() {
+    let named = "[[egress.destination]]\nhost = \"my_push.test\"\naction = \"tunnel\"\n\
+        [[egress.destination]]\nhost = \"mautrix_signal\"\naction = \"tunnel\"\n\
+        [[test]]\nname = \"a\"\nrequest = \"CONNECT mautrix_signal:443\"\nexpect = { decision = \"permit\" }\n";
+    let world = World::new(&format!("extends = \"balanced\"\n[egress]\ndefault = \"deny\"\n{named}"), "");
+    let (head, stream) = world.connect(&format!("My_push.test:{}", world.tls.addr().port()));
+    assert_eq!(status(&head), 200);
+    let mut tls = world.tls(stream, "my_push.test");
+    tls.write_all(b"GET / HTTP/1.1\r\nHost: my_push.test\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answered = Vec::new();
+    let _ = tls.read_to_end(&mut answered);
+    assert!(answered.starts_with(b"HTTP/1.1 200 ") && world.tls.names() == ["my_push.test"]);
+    let port = world.backend.addr().port();
+    let sent = Request::new("PUT", format!("http://mautrix_signal:{port}/x")).send(world.gateway.addr());
+    let host = format!("mautrix_signal:{port}");
+    assert_eq!((sent.status, world.backend.last().unwrap().header("host")), (200, Some(&*host)));
+    // It is another name than the one with a hyphen.
+    let (head, stream) = world.connect(&format!("my_push.test:{}", world.tls.addr().port()));
+    assert_eq!(status(&head), 200);
+    assert!(world.tls(stream, "my-push.test").write_all(b"x").is_err());
 }
 
 #[test]
