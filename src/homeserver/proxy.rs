@@ -89,7 +89,7 @@ fn belief(homeserver: &Homeserver, around: &Surroundings<'_>, doors: &[&Listener
         url.is_some_and(|url| place::first(doors, |door| place::tcp(door, &url.host, url.port)).0 == Is::Door);
     if around.gateway.egress.ca.is_some() && leads_here {
         let what = "whether Synapse's environment has it believe Mantlet's authority cannot be seen from here: where it does \
-                    not, no account can be deactivated, and all fails that it asks hosts which are looked into";
+                    not, no account that has an address can be deactivated, and all fails that it asks hosts which are looked into";
         report.note(
             &key.location,
             what,

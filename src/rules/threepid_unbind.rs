@@ -10,7 +10,7 @@
 //! Cost: a binding at an identity server is removed there, by its user, and not here. Synapse must ask through the proxy door
 //!   and believe its authority (`mantlet ca synapse`), or removals get 500 and deactivations 400. Identity servers that it
 //!   remembers stay in its database, and an administrator who deactivates an account still has them asked, unless they are
-//!   intercepted.
+//!   intercepted; where one is denied or cannot be reached, that account cannot be deactivated.
 //! Example:
 //!     [rules.threepid_unbind]
 
