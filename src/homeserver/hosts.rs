@@ -134,6 +134,20 @@ fn entry_of<'a>(node: &'a Node, key: &str) -> Option<&'a Node> {
 
 /// Looks at the files of application services.
 fn files(homeserver: &Homeserver, report: &mut Report) {
+    if let Some((key, value)) = homeserver.entry("app_service_config_files") {
+        let is_odd = |node: &&Node| node.as_str().is_none();
+        let odd = match value.as_list() {
+            None => Some((&key.location, format!("is {}, and has to be a list", value.kind()))),
+            Some(list) => list
+                .iter()
+                .find(is_odd)
+                .map(|node| (&node.location, format!("names what is {}, not a string", node.kind()))),
+        };
+        if let Some((at, what)) = odd {
+            let what = format!("`app_service_config_files` {what}: Synapse does not start");
+            report.finding(at, what, "app_service_config_files: [/etc/matrix-synapse/bridge.yaml]");
+        }
+    }
     for (node, read) in homeserver.app_services() {
         if let Err(problem) = read {
             let at = problem.location.clone().unwrap_or_else(|| node.location.clone());

@@ -23,6 +23,13 @@ pub(super) fn examine(homeserver: &Homeserver, around: &Surroundings<'_>, report
         report.finding(&key.location, what, "write `listeners` instead, on 127.0.0.1");
     }
     for listener in &listeners {
+        if let Some((key, value)) =
+            listener.entries.entry("bind_addresses").filter(|(_, value)| value.as_list().is_none())
+        {
+            let what = format!("`bind_addresses` is {}, and has to be a list: Synapse does not start", value.kind());
+            report.finding(&key.location, what, "bind_addresses: [\"127.0.0.1\"]");
+            continue;
+        }
         let asks = asked_by(listener, around.gateway);
         if !asks.is_empty() {
             believes(listener, report);

@@ -4,7 +4,7 @@ use super::Surroundings;
 use super::file::Homeserver;
 use super::finding::Report;
 use super::hook::RESTRICTED;
-use super::yaml::{Map, Node};
+use super::yaml::{Map, Node, Value};
 use crate::config::gateway::Door;
 use crate::config::notary_key::NotaryKey;
 use crate::matrix::ServerName;
@@ -116,6 +116,18 @@ fn whitelist(homeserver: &Homeserver, report: &mut Report) {
     let Some((key, list)) = homeserver.entry("federation_domain_whitelist").filter(|(_, list)| !list.is_null()) else {
         return;
     };
+    match list.value {
+        Value::List(_) | Value::Map(_) => {}
+        Value::Null | Value::Boolean(_) | Value::Integer(_) | Value::Text(_) => {
+            let does = match list.as_str() {
+                Some(_) => "takes its letters for servers, and federates with nobody",
+                None => "does not start",
+            };
+            let what =
+                format!("`federation_domain_whitelist` is {}, and has to be a list: Synapse {does}", list.kind());
+            return report.finding(&key.location, what, "federation_domain_whitelist: [example.org]");
+        }
+    }
     let (Some(list), Some(name)) = (list.as_list(), homeserver.server_name()) else { return };
     if !list.is_empty() && !list.iter().any(|node| node.as_str() == Some(name)) {
         let what = format!(

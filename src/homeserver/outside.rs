@@ -17,8 +17,12 @@ pub(super) fn examine(homeserver: &Homeserver, report: &mut Report) {
             .entry(key)
             .filter(|(_, value)| value.as_map().and_then(|map| map.get("enabled")).is_some_and(Node::is_true))
     };
-    if let Some((key, _)) = enabled("opentracing") {
-        report.note(&key.location, "goes past both doors: traces, to the Jaeger agent", "");
+    for (key, what) in
+        [("opentracing", "traces, to the Jaeger agent"), ("redis", "what workers tell each other, to Redis")]
+    {
+        if let Some((key, _)) = enabled(key) {
+            report.note(&key.location, format!("goes past both doors: {what}"), "");
+        }
     }
     if let Some(service) = hosts::authentication(homeserver) {
         let what = "goes past the proxy door, unless Synapse's environment sets a proxy: questions about tokens to the \

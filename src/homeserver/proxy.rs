@@ -144,15 +144,24 @@ fn past(homeserver: &Homeserver, report: &mut Report) {
     };
     let named: Vec<_> =
         hosts::named(homeserver).iter().filter(|named| named.may_go_past()).filter_map(Named::host).collect();
-    for (at, host) in hosts.iter().filter_map(|node| Some((&node.location, node.as_str()?.trim()))) {
+    for node in hosts {
+        let at = &node.location;
+        let Some(host) = node.as_str().map(str::trim) else {
+            let what = format!("`no_proxy_hosts` names what is {}, not a string: Synapse does not start", node.kind());
+            report.finding(at, what, "put it into quotes");
+            continue;
+        };
         if host.contains('/') {
             let what = format!(
                 "{host} in `no_proxy_hosts` does nothing: Synapse compares names and single addresses, not networks"
             );
             report.note(at, what, "name each host");
-        } else if host == "*" {
+        } else if host == EVERYBODY && hosts.len() == 1 {
             let what = "`*` in `no_proxy_hosts` is everybody: nothing passes the proxy door";
             report.finding(at, what, "no_proxy_hosts: [localhost, 127.0.0.1]");
+        } else if host == EVERYBODY {
+            let what = "`*` in `no_proxy_hosts` does nothing beside others: alone it would be everybody";
+            report.note(at, what, "take it out");
         } else if Far::of(host) != Far::Here && !named.iter().any(|named| is_itself(host, named)) {
             let what = format!("{host}, and all names that end so, are asked past Mantlet");
             let help = match named.iter().find(|named| is_bypassed(host, named)) {
@@ -172,13 +181,16 @@ fn is_itself(entry: &str, host: &str) -> bool {
 /// Whether Synapse asks this host past its proxy.
 pub(super) fn goes_past(homeserver: &Homeserver, host: &str) -> bool {
     let entries = homeserver.get("no_proxy_hosts").and_then(Node::as_list).unwrap_or_default();
-    entries.iter().filter_map(Node::as_str).any(|entry| is_bypassed(entry, host))
+    match entries {
+        [entry] if entry.as_str() == Some(EVERYBODY) => true,
+        entries => entries.iter().filter_map(Node::as_str).any(|entry| is_bypassed(entry, host)),
+    }
 }
 
-/// Whether an entry of `no_proxy_hosts` is for this host (Python's `proxy_bypass_environment`).
+/// Whether an entry of `no_proxy_hosts` that stands beside others is for this host (Python's `proxy_bypass_environment`).
 pub(super) fn is_bypassed(entry: &str, host: &str) -> bool {
     let (entry, host) = (entry.trim().trim_start_matches('.').to_ascii_lowercase(), host.to_ascii_lowercase());
-    entry == "*" || host == entry || host.strip_suffix(&*entry).is_some_and(|rest| rest.ends_with('.'))
+    host == entry || host.strip_suffix(&*entry).is_some_and(|rest| rest.ends_with('.'))
 }
 
 fn statistics(homeserver: &Homeserver, around: &Surroundings<'_>, report: &mut Report) {
@@ -284,5 +296,7 @@ impl Surroundings<'_> {
     }
 }
 
+/// In `no_proxy_hosts`, alone.
+const EVERYBODY: &str = "*";
 const CAPTCHA: &str = "https://www.recaptcha.net/recaptcha/api/siteverify";
 const STATISTICS: &str = "https://matrix.org/report-usage-stats/push";

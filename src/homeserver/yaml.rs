@@ -168,6 +168,7 @@ impl Reader<'_> {
                     return Err(Problem::new("this refers to what it is itself a part of").at(Some(location)));
                 };
                 let node = Node { value: node.value.clone(), location };
+                self.count(node.size())?;
                 self.put(node, 0)
             }
             Event::Scalar(text, style, anchor, tag) => {
@@ -200,15 +201,21 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Gives a node to the list or map that it stands in.
-    fn put(&mut self, node: Node, anchor: usize) -> Result<(), Problem> {
-        // What an alias stands for counts each time: else a few lines could be more than all memory.
-        self.nodes += node.size();
+    /// What an alias stands for counts each time: else a few lines could be more than all memory.
+    fn count(&mut self, more: usize) -> Result<(), Problem> {
+        self.nodes += more;
         if self.nodes > MOST {
             let what = format!("{} stands for more than {MOST} values: surely not a configuration", self.name);
             return Err(Problem::new(what));
         }
+        Ok(())
+    }
+
+    /// Gives a node to the list or map that it stands in.
+    fn put(&mut self, node: Node, anchor: usize) -> Result<(), Problem> {
+        self.count(1)?;
         if anchor != 0 {
+            self.count(node.size())?;
             self.anchors.insert(anchor, node.clone());
         }
         match self.open.last_mut().map(|open| &mut open.what) {
@@ -230,9 +237,15 @@ impl Reader<'_> {
         let (line, column) = (error.marker().line(), error.marker().col() + 1);
         // Behind a colon stands what was found.
         let what = error.info().split(':').next().unwrap_or_default();
+        let help = match what.starts_with("invalid indentation") {
+            true => {
+                "indent with spaces, also what goes on in brackets or quotes, though Synapse reads it as it is; and close both"
+            }
+            false => "indent with spaces, and put into quotes what has a colon or begins with a sign",
+        };
         Problem::new(format!("this is no YAML: {what}"))
             .at(Some(Location { file: self.name.to_owned(), line, column }))
-            .help("indent with spaces, and put into quotes what has a colon or begins with a sign")
+            .help(help)
     }
 }
 
@@ -282,7 +295,7 @@ fn plain(text: &str) -> Value {
 }
 
 /// Values, those behind aliases with them.
-const MOST: usize = 200_000;
+const MOST: usize = 500_000;
 const DEEPEST: usize = 64;
 
 #[cfg(test)]
@@ -364,6 +377,35 @@ mod tests {
     }
 
     #[test]
+    fn lines_that_pyyaml_alone_takes_are_told_of() {
+        for (text, place) in [
+            ("a: [\nhidden,\nb\n]\n", "a.yaml:2:1"),
+            ("a: {\nhidden: 1}\n", "a.yaml:2:1"),
+            ("a: \"x\nhidden\"\n", "a.yaml:1:4"),
+            ("a: 'x\nhidden'\n", "a.yaml:1:4"),
+        ] {
+            let told = told(text);
+            assert!(told.starts_with(place) && told.contains("invalid indentation"), "{told}");
+            assert!(told.contains("though Synapse reads it") && !told.contains("hidden"), "{told}");
+        }
+        let Value::Map(map) =
+            parse("a.yaml", "a: [\n  b,\n]\nc: \"x\n  y\"\n").map(|node| node.value).unwrap_or(Value::Null)
+        else {
+            panic!("indented, it is read");
+        };
+        assert_eq!(map.get("c").and_then(Node::as_str), Some("x y"));
+    }
+
+    #[test]
+    fn a_list_of_many_servers_is_read() {
+        let many = format!("federation_domain_whitelist: [{}]\n", "a.example, ".repeat(150_000));
+        assert_eq!(
+            read(&many).get("federation_domain_whitelist").and_then(Node::as_list).map(<[_]>::len),
+            Some(150_000)
+        );
+    }
+
+    #[test]
     fn no_broken_text_panics() {
         let text = "a: &x {b: [1, 'y', \"z\\n\"]}\nc: |\n  d\n<<: *x\n? e\n: !!str f\n# g\n--- \n- h\n";
         for length in 0..text.len() {
@@ -382,6 +424,11 @@ mod tests {
             bomb += &format!("a{level}: &a{level} [{before}]\n");
         }
         assert!(told(&bomb).contains("surely not a configuration"));
+        let anchored: String = (0..60).map(|level| format!("&a{level} [")).collect();
+        assert!(
+            told(&format!("{anchored}{}{}", "x, ".repeat(9_000), "]".repeat(60)))
+                .contains("surely not a configuration")
+        );
         assert!(told(&"[".repeat(DEEPEST + 1)).contains("in each other"));
         assert!(!told(&"[".repeat(100_000)).is_empty());
     }

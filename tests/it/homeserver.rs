@@ -166,6 +166,18 @@ fn what_leads_past_a_door_is_found_where_it_stands() {
         ),
         (KEY_SERVERS, "trusted_key_servers: matrix.org", "22:1", "is a string, and has to be a list"),
         (KEY_SERVERS, "perspectives: {servers: {}}", "22:1", "is an old name for `trusted_key_servers`"),
+        (
+            "[example.org, example.com]",
+            "example.org",
+            "21:1",
+            "takes its letters for servers, and federates with nobody",
+        ),
+        (
+            "[example.org, example.com]",
+            "true",
+            "21:1",
+            "is true or false, and has to be a list: Synapse does not start",
+        ),
         ("[example.org, example.com]", "[example.com]", "21:1", "example.org itself is not in"),
         // The proxy door.
         ("https_proxy: http://synapse:hidden-from-everybody-4@127.0.0.1:8118\n", "", "", "cannot be seen from here"),
@@ -186,7 +198,16 @@ fn what_leads_past_a_door_is_found_where_it_stands() {
         ("synapse:hidden-from-everybody-4@127", "127", "16:1", "wants credentials"),
         ("everybody-4@127", "everybody-9@127", "16:1", "not the credentials"),
         ("[localhost, 127.0.0.1, bridge.other.internal]", "localhost", "18:1", "is a string, and has to be a list"),
-        ("[localhost, 127", "[\"*\", 127", "18:18", "nothing passes the proxy door"),
+        ("[localhost, 127.0.0.1, bridge.other.internal]", "[\"*\"]", "18:18", "nothing passes the proxy door"),
+        ("[localhost, 127", "[1, 127", "18:18", "names what is a number, not a string: Synapse does not start"),
+        (
+            "[bridge.yaml, other.yaml]",
+            "bridge.yaml",
+            "19:1",
+            "is a string, and has to be a list: Synapse does not start",
+        ),
+        ("[bridge.yaml, other.yaml]", "", "19:1", "is nothing, and has to be a list: Synapse does not start"),
+        ("[bridge.yaml, other.yaml]", "[bridge.yaml, 1]", "19:41", "names what is a number, not a string: Synapse"),
         ("[localhost, 127", "[push.example.org, 127", "18:18", "push.example.org, and all names that end so"),
         ("bridge.other.internal]", "other.internal]", "18:40", "other.internal, and all names that end so"),
         ("bridge.other.internal]", ".INTERNAL]", "18:40", ".INTERNAL, and all names that end so"),
@@ -199,6 +220,7 @@ fn what_leads_past_a_door_is_found_where_it_stands() {
         ("    x_forwarded: yes\n", "", "4:5", "takes all clients for one"),
         ("    bind_addresses: [\"127.0.0.1\", \"::1\"]\n", "", "4:5", "port 8008 (client, federation) listens on ::"),
         ("\"::1\"", "\"0.0.0.0\"", "6:5", "listens on 0.0.0.0"),
+        ("[\"127.0.0.1\", \"::1\"]", "127.0.0.1", "6:5", "is a string, and has to be a list: Synapse does not start"),
         ("type: http", "type: http\n    tls: true", "6:5", "it speaks TLS"),
         ("port: 8008", "port: 8009", "", "has no listener there"),
         ("https://matrix.example.org/", "https://", "2:1", "is no URL"),
@@ -269,6 +291,7 @@ fn what_leads_past_no_door_is_not_found() {
         "worker_replication_secret_path: \"\"",
         "federation_domain_whitelist: []",
         "no_proxy_hosts: [.Bridge.Other.Internal]",
+        "redis: {enabled: false}",
     ] {
         good(lines, GATEWAY, balanced, &more(lines));
     }
@@ -553,6 +576,19 @@ fn an_application_service_that_the_proxy_door_does_not_reach_is_found() {
             ),
         }
     }
+    // In the help it is as YAML has it.
+    site.write("homeserver.yaml", &GOOD.replace("[localhost, 127.0.0.1, ", "["));
+    let ran = read("http://10.20.0.7:29318", "\"http://[::1]:29318\"");
+    assert!(ran.out.contains("; or no_proxy_hosts: [\"::1\"] in homeserver.yaml"), "{ran:?}");
+    // Alone, an asterisk is everybody; beside others it is nobody.
+    for (hosts, words) in
+        [("\"*\"", "nothing passes the proxy door"), ("\"*\", bridge.other.internal", "no public address")]
+    {
+        site.write("homeserver.yaml", &GOOD.replace("localhost, 127.0.0.1, bridge.other.internal", hosts));
+        let ran = read("10.20.0.7", "10.21.0.7");
+        assert!(findings(&ran).len() == 1 && findings(&ran)[0].contains(words), "{ran:?}");
+    }
+    site.write("homeserver.yaml", GOOD);
     // The second place where a service may be asked.
     let ran = read("\nas_token", "\nio.element.msc4512.proxy_url: http://10.21.0.7:29318\nas_token");
     assert!(
@@ -885,6 +921,7 @@ fn what_cannot_be_seen_from_here_is_noted_and_fails_nothing() {
             "tells its users https://example.org/",
         ),
         ("[localhost, 127", "[10.0.0.0/8, localhost, 127", "18:18", "10.0.0.0/8 in `no_proxy_hosts` does nothing"),
+        ("[localhost, 127", "[\"*\", localhost, 127", "18:18", "`*` in `no_proxy_hosts` does nothing beside others"),
         ("[bridge.yaml, ", "[gone.yaml, bridge.yaml, ", "19:28", "gone.yaml does not exist"),
         ("public_baseurl: \"https://matrix.example.org/\"\n", "", "", "tells its users https://example.org/"),
         ("report_stats", "email: {smtp_host: x}\nreport_stats", "20:1", "goes past both doors: mail"),
@@ -897,6 +934,7 @@ fn what_cannot_be_seen_from_here_is_noted_and_fails_nothing() {
         ("report_stats", "media_storage_providers: [x]\nreport_stats", "20:1", "goes past both doors: media"),
         ("report_stats", "saml2_config: {sp_config: x}\nreport_stats", "20:1", "goes past both doors: metadata"),
         ("report_stats", "opentracing: {enabled: true}\nreport_stats", "20:1", "goes past both doors: traces"),
+        ("report_stats", "redis: {enabled: true}\nreport_stats", "20:1", "goes past both doors: what workers tell"),
         (
             "report_stats",
             "matrix_authentication_service: {enabled: true}\nreport_stats",
