@@ -161,9 +161,10 @@ fn the_command_makes_an_authority_and_says_what_it_may() {
     assert!(again.code == Some(1) && again.err.contains("is there already"), "{again:?}");
     assert_eq!(std::fs::read(dir.path().join("our.key")).unwrap(), key);
     let synapse = run(&["ca", "synapse", "--bundle", "bundle.pem"]);
+    // Synapse is started somewhere else.
+    let whole = format!("\nSSL_CERT_FILE={}\n", dir.path().canonicalize().unwrap().join("bundle.pem").display());
     assert!(
-        synapse.out.contains("https_proxy: http://127.0.0.1:8118\n")
-            && synapse.out.contains("SSL_CERT_FILE=bundle.pem"),
+        synapse.out.contains("https_proxy: http://127.0.0.1:8118\n") && synapse.out.ends_with(&whole),
         "{synapse:?}"
     );
     let bundle = std::fs::read_to_string(dir.path().join("bundle.pem")).unwrap();
@@ -174,6 +175,23 @@ fn the_command_makes_an_authority_and_says_what_it_may() {
     assert!(open.code == Some(1) && open.err.contains("is open to other users (mode 0640)"), "{open:?}");
     assert_eq!(run(&["ca", "init", "--force"]).code, Some(0));
     assert!(std::fs::read(dir.path().join("our.key")).unwrap() != key);
+}
+
+#[test]
+fn without_an_authority_there_is_no_bundle_and_without_a_door_nothing_to_tell_synapse() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |text: &str| std::fs::write(dir.path().join("mantlet.toml"), text).unwrap();
+    let run = |arguments: &[&str]| process::run(dir.path(), arguments);
+    write("[[listener]]\ndoor = \"proxy\"\nbind = \"127.0.0.1:8118\"\n");
+    let bundle = run(&["ca", "synapse", "--bundle", "bundle.pem"]);
+    let what = "the gateway file names no authority\n    help: [egress.ca] certificate = ";
+    assert!(bundle.code == Some(1) && bundle.out.is_empty() && bundle.err.starts_with(what), "{bundle:?}");
+    assert!(!dir.path().join("bundle.pem").exists());
+    assert!(run(&["ca", "synapse"]).out.contains("\nhttps_proxy: "));
+    write("[[listener]]\ndoor = \"ingress\"\nbind = \"127.0.0.1:8480\"\n");
+    let nothing = run(&["ca", "synapse"]);
+    let said = "# homeserver.yaml\n# nothing: the gateway has no door of the way out\n";
+    assert!(nothing.code == Some(0) && nothing.out == said, "{nothing:?}");
 }
 
 #[test]
