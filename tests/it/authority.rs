@@ -129,7 +129,8 @@ fn the_command_makes_an_authority_and_says_what_it_may() {
     );
     let run = |arguments: &[&str]| process::run(dir.path(), arguments);
     let before = run(&["check"]);
-    let what = "there is no authority yet: neither our.crt nor our.key exists\n    help: make it: `mantlet ca init`\n";
+    let what = "mantlet.toml:6:1: there is no authority yet: neither our.crt nor our.key exists\n    \
+                help: make it: `mantlet ca init`\n";
     assert!(before.code == Some(1) && before.err == what, "{before:?}");
     let short = run(&["ca", "init", "org"]);
     assert!(short.code == Some(1) && short.err.contains("org has one label only"), "{short:?}");
@@ -175,6 +176,33 @@ fn the_command_makes_an_authority_and_says_what_it_may() {
     assert!(open.code == Some(1) && open.err.contains("is open to other users (mode 0640)"), "{open:?}");
     assert_eq!(run(&["ca", "init", "--force"]).code, Some(0));
     assert!(std::fs::read(dir.path().join("our.key")).unwrap() != key);
+}
+
+#[test]
+fn what_is_wrong_with_the_authoritys_files_is_told_with_its_place_and_its_own_help() {
+    let dir = tempfile::tempdir().unwrap();
+    authority(dir.path(), &["push.test"]);
+    let gateway = |key: &str| {
+        let text = format!(
+            "[[listener]]\ndoor = \"proxy\"\nbind = \"127.0.0.1:8118\"\n[egress.ca]\ncertificate = \"our.crt\"\nkey = \"{key}\"\n"
+        );
+        std::fs::write(dir.path().join("mantlet.toml"), text).unwrap();
+        let ran = process::run(dir.path(), &["check"]);
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        ran.err
+    };
+    let told = gateway("gone.key");
+    let what =
+        "mantlet.toml:4:1: the key file gone.key does not exist\n    help: one belongs to the other: is it elsewhere?";
+    assert!(told.starts_with(what), "{told}");
+    std::fs::write(dir.path().join("our.crt"), "").unwrap();
+    let told = gateway("our.key");
+    let what = "mantlet.toml:4:1: there is no certificate in our.crt\n    help: is it the file that is meant? `mantlet ca init` makes";
+    assert!(told.starts_with(what) && !told.contains("host's"), "{told}");
+    // What is there may be something else.
+    let again = process::run(dir.path(), &["ca", "init", "push.test"]);
+    let help = "our.key is there already\n    help: if it is an authority of Mantlet's, --force";
+    assert!(again.code == Some(1) && again.err.starts_with(help), "{again:?}");
 }
 
 #[test]
