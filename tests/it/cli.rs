@@ -379,6 +379,31 @@ fn what_this_user_may_not_read_is_told_with_its_place_and_whom_it_has_to_belong_
 }
 
 #[test]
+fn the_missing_directory_of_a_socket_is_told_by_check_and_at_the_start() {
+    let site = site();
+    let run = site.path().join("run");
+    let socket = run.join("federation.sock");
+    let listener = format!("[[listener]]\ndoor = \"ingress\"\nbind = \"unix:{}\"\n", socket.display());
+    let admin = format!("[admin]\nbind = \"unix:{}\"\n", run.join("admin.sock").display());
+    site.write("mantlet.toml", &format!("{listener}{admin}"));
+    let needs = format!("the directory {}, for a socket: make it, for the user that Mantlet runs as", run.display());
+    let checked = site.run(&["check"]);
+    assert!(checked.code == Some(0) && checked.out.matches(&format!("\n  needs  {needs}")).count() == 1, "{checked:?}");
+    let told: Value = serde_json::from_str(&site.run(&["--format", "json", "check"]).out).unwrap();
+    assert!(told["needs"][0].as_str().is_some_and(|told| told.starts_with(&needs)), "{told}");
+    let started = site.run(&["run"]);
+    let what = format!(
+        "the socket {} cannot be made: the directory {} does not exist\n    help: make it, ",
+        socket.display(),
+        run.display()
+    );
+    assert!(started.code == Some(1) && started.err.contains(&what), "{started:?}");
+    assert!(started.err.contains("RuntimeDirectory="), "{started:?}");
+    std::fs::create_dir(&run).unwrap();
+    assert!(!site.run(&["check"]).out.contains("needs"));
+}
+
+#[test]
 fn a_missing_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let ran = run(dir.path(), &["-c", "gone.toml", "check"]);
