@@ -1,6 +1,7 @@
 //! What is wrong with a file, where, and what to do about it: always told as a list, never one at a time.
 
-use std::fmt;
+use std::path::Path;
+use std::{fmt, io};
 
 /// A place in a file that the operator wrote.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -34,6 +35,17 @@ impl Problem {
     /// A problem that stands nowhere in a file.
     pub fn new(what: impl Into<String>) -> Self {
         Self { location: None, what: what.into(), help: None }
+    }
+
+    /// A file of Mantlet's own that cannot be read. `role` is what it is: "secret file".
+    pub fn unreadable(role: &str, path: &Path, error: &io::Error) -> Self {
+        let shown = path.display();
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::new(format!("the {role} {shown} does not exist")),
+            io::ErrorKind::PermissionDenied => Self::new(format!("the {role} {shown} may not be read by this user"))
+                .help("chown it to the user that Mantlet runs as, and run this as that user"),
+            _ => Self::new(format!("the {role} {shown} cannot be read: {error}")),
+        }
     }
 
     /// Adds the place.

@@ -70,7 +70,7 @@ impl Ca {
 
 impl Init {
     fn run(self, gateway: &Gateway, output: &Output) -> Result<(), Problems> {
-        let Files { certificate, key } = files(gateway)?;
+        let Files { certificate, key, .. } = files(gateway)?;
         let policy = Compiled::read(&gateway.policy)?.policy;
         let unbinding = policy.unbinding().map(|_| UNBINDING.to_owned());
         let mut names: BTreeSet<_> = policy.egress().intercepted().map(|(name, _)| name.to_owned()).collect();
@@ -130,7 +130,7 @@ impl Init {
 }
 
 fn show(gateway: &Gateway, output: &Output) -> Result<(), Problems> {
-    let Files { certificate, key } = files(gateway)?;
+    let Files { certificate, key, .. } = files(gateway)?;
     let authority = Authority::read(certificate, key)?;
     let stated = authority.stated();
     let ends = humantime::format_rfc3339_seconds(stated.not_after).to_string();
@@ -176,7 +176,8 @@ impl Synapse {
             None => None,
         };
         let mut unread = String::new();
-        if let (Some(file), Some(authority)) = (&self.bundle, &authority) {
+        if let Some(file) = &self.bundle {
+            let Some(authority) = &authority else { return Err(no_authority().into()) };
             let (roots, errors) = roots()?;
             write(file, &format!("{authority}{roots}"), 0o644, true)?;
             for error in errors {
@@ -184,10 +185,17 @@ impl Synapse {
             }
         }
         let homeserver = (!self.homeserver.is_empty()).then(|| Homeserver::load(&self.homeserver)).transpose()?;
-        let yaml = format!("# homeserver.yaml\n{}", homeserver::settings(gateway, homeserver.as_ref()));
+        let settings = match homeserver::settings(gateway, homeserver.as_ref()) {
+            nothing if nothing.is_empty() => "# nothing: the gateway has no door of the way out".to_owned(),
+            settings => settings,
+        };
+        let yaml = format!("# homeserver.yaml\n{settings}");
         let mut environment = String::new();
         if authority.is_some() {
-            let bundle = self.bundle.as_deref().map_or("FILE".to_owned(), |path| path.display().to_string());
+            // Synapse reads it from a directory of its own, and says nothing where there is no such file.
+            let bundle = self.bundle.as_deref().map(std::path::absolute).transpose();
+            let bundle = bundle.map_err(|error| Problem::new(format!("the bundle's place cannot be told: {error}")))?;
+            let bundle = bundle.map_or("FILE".to_owned(), |path| path.display().to_string());
             let hint = if self.bundle.is_none() { "   # mantlet ca synapse --bundle FILE writes it" } else { "" };
             let _ = write!(environment, "\n\n# Synapse's environment\nSSL_CERT_FILE={bundle}{hint}{unread}");
         }
@@ -212,10 +220,11 @@ fn roots() -> Result<(String, Vec<String>), Problem> {
 }
 
 fn files(gateway: &Gateway) -> Result<&Files, Problem> {
-    gateway.egress.ca.as_ref().ok_or_else(|| {
-        Problem::new("the gateway file names no authority")
-            .help("[egress.ca] certificate = \"ca.crt\", key = \"ca.key\"")
-    })
+    gateway.egress.ca.as_ref().ok_or_else(no_authority)
+}
+
+fn no_authority() -> Problem {
+    Problem::new("the gateway file names no authority").help("[egress.ca] certificate = \"ca.crt\", key = \"ca.key\"")
 }
 
 /// Writes a file that was not there, or all of it at once in the place of one that was.
@@ -239,7 +248,7 @@ fn write(path: &Path, text: &str, mode: u32, force: bool) -> Result<(), Problem>
 
 fn is_there(path: &Path) -> Problem {
     Problem::new(format!("{} is there already", path.display()))
-        .help("--force makes a new one in its place; Synapse then has to believe that one")
+        .help("if it is an authority of Mantlet's, --force makes a new one in its place; Synapse then has to believe that one")
 }
 
 fn pem(certificate: &[u8]) -> String {

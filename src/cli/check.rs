@@ -1,7 +1,8 @@
 //! `mantlet check`
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
@@ -9,6 +10,7 @@ use serde_json::json;
 
 use super::output::Output;
 use super::{Common, PROBLEM, PolicyArgument};
+use crate::config::address::{AdminAddress, ListenerAddress};
 use crate::config::compiled::Compiled;
 use crate::config::gateway::{Door, Gateway};
 use crate::config::notary_key::NotaryKey;
@@ -17,6 +19,7 @@ use crate::origin::NameServers;
 use crate::policy::egress::Unread;
 use crate::policy::{Mode, Policy};
 use crate::problem::Problems;
+use crate::server::socket_file::{MAKE_DIRECTORY, missing_directory};
 use crate::tls;
 use crate::tls::ca::End;
 use crate::tls::leaves::Interception;
@@ -92,6 +95,7 @@ impl Check {
         // A policy that is looked at by itself says nothing of doors.
         let open = self.policy.policy.is_none().then(|| left_open(policy, &gateway)).flatten();
         let (beginning, ending) = (interception.as_ref().and_then(beginning), interception.as_ref().and_then(ending));
+        let needs = missing_directories(&gateway);
         let notary = gateway.egress.notary_key.as_deref().map(NotaryKey::read).transpose()?;
         let notary = homeserver::notary_lines(&gateway, notary.as_ref());
         let rules: Vec<_> = policy.rules().iter().filter(|rule| rule.location.is_some()).collect();
@@ -104,7 +108,7 @@ impl Check {
                     rules.iter().map(|rule| format!("{} ({})", rule.name, rule.mode.as_str())).collect();
                 let notary = notary.as_ref().map(|lines| format!("\nin homeserver.yaml:\n{lines}")).unwrap_or_default();
                 format!(
-                    "{}: good\n  rules  {}\n  tests  {} passed\n  digest {}{}{}{}{}{notary}",
+                    "{}: good\n  rules  {}\n  tests  {} passed\n  digest {}{}{}{}{}{}{notary}",
                     policy.name(),
                     names.join(", "),
                     compiled.tests.len(),
@@ -112,7 +116,8 @@ impl Check {
                     beginning.as_ref().map(|beginning| format!("\n  begins {beginning}")).unwrap_or_default(),
                     ending.as_ref().map(|ending| format!("\n  ends   {ending}")).unwrap_or_default(),
                     if has_proxy { way_out(policy, &possible) } else { String::new() },
-                    open.as_ref().map(|open| format!("\n  open   {open}")).unwrap_or_default()
+                    open.as_ref().map(|open| format!("\n  open   {open}")).unwrap_or_default(),
+                    needs.iter().map(|needs| format!("\n  needs  {needs}")).collect::<String>()
                 )
             },
             || {
@@ -127,6 +132,7 @@ impl Check {
                     "intercepted": possible.egress().intercepted().map(|(name, _)| name).collect::<Vec<_>>(),
                     "unread": unread(policy, &possible).map(|(name, _)| name).collect::<Vec<_>>(),
                     "open": open,
+                    "needs": needs,
                     "beginning": beginning,
                     "ending": ending,
                     "homeserver_yaml": notary,
@@ -158,6 +164,22 @@ fn tell(homeserver: &Homeserver, around: &Surroundings<'_>, output: &Output) -> 
         || json!({ "ok": findings == 0, "findings": report.0, "database": remembered }),
     );
     ExitCode::from(if findings == 0 { 0 } else { PROBLEM })
+}
+
+/// What is to be done before the start about sockets whose directory is not there. It is no reason to refuse the file: a unit makes
+/// that directory when it starts, and not before.
+fn missing_directories(gateway: &Gateway) -> Vec<String> {
+    let listeners = gateway.listeners.iter().filter_map(|listener| match &listener.bind {
+        ListenerAddress::Unix(path) => Some(path),
+        ListenerAddress::Tcp(_) | ListenerAddress::Systemd(_) => None,
+    });
+    let admin = gateway.admin.iter().filter_map(|admin| match admin {
+        AdminAddress::Unix(path) => Some(path),
+        AdminAddress::Tcp(_) => None,
+    });
+    let missing: BTreeSet<_> = listeners.chain(admin).filter_map(|path| missing_directory(path)).collect();
+    let told = |directory: &Path| format!("the directory {}, for a socket: {MAKE_DIRECTORY}", directory.display());
+    missing.into_iter().map(told).collect()
 }
 
 /// Which rules act on what Synapse asks others, each with the hosts at which that can be read; and what cannot be read for want of an

@@ -13,7 +13,7 @@ use crate::config::address::ListenerAddress;
 use crate::config::next_hop::{NextHop, NextHopUrl};
 use crate::config::notary_key::NotaryKey;
 use crate::config::secret::Secret;
-use crate::problem::Problem;
+use crate::problem::{Location, Problem};
 
 /// The way out, whichever door leads to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -47,6 +47,9 @@ pub struct Ca {
     pub certificate: PathBuf,
     /// Its private key in PEM.
     pub key: PathBuf,
+    /// Where both are named.
+    #[serde(skip)]
+    pub location: Option<Location>,
 }
 
 /// `[egress]` as it is written.
@@ -55,7 +58,7 @@ pub struct Ca {
 pub(super) struct EgressTable {
     pub nameservers: Vec<NameServer>,
     pub addresses: Addresses,
-    pub ca: Option<Ca>,
+    pub ca: Option<Spanned<Ca>>,
     pub store: Option<PathBuf>,
     pub notary_key: Option<Spanned<PathBuf>>,
     pub next_hop: Option<NextHopUrl>,
@@ -148,9 +151,11 @@ impl Check<'_> {
         Egress {
             nameservers: table.nameservers,
             addresses: table.addresses,
-            ca: table
-                .ca
-                .map(|ca| Ca { certificate: self.base_dir.join(ca.certificate), key: self.base_dir.join(ca.key) }),
+            ca: table.ca.map(|ca| {
+                let location = self.locate(ca.span());
+                let Ca { certificate, key, .. } = ca.into_inner();
+                Ca { certificate: self.base_dir.join(certificate), key: self.base_dir.join(key), location }
+            }),
             store: table.store.map(|path| self.base_dir.join(path)),
             notary_key,
             next_hop,

@@ -25,24 +25,30 @@ impl NotaryKey {
     /// What is wrong with the file, and never what stands in it.
     pub fn read(path: &Path) -> Result<Self, Problem> {
         let shown = path.display();
-        let make =
-            format!("make one: (umask 077; echo \"ed25519 notary $(openssl rand -base64 32 | tr -d =)\" > {shown})");
-        let unreadable = |error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound => {
-                Problem::new(format!("the notary key {shown} does not exist")).help(make.clone())
-            }
-            _ => Problem::new(format!("the notary key {shown} cannot be read: {error}")),
+        let make = |path: &Path| {
+            let line = "echo \"ed25519 notary $(openssl rand -base64 32 | tr -d =)\"";
+            format!("make one: (umask 077; {line} > {})", path.display())
+        };
+        // The file may be another one that was named by mistake, so nothing is said to be written there.
+        let make_elsewhere = || format!("{}, and move it there", make(Path::new("A_NEW_FILE")));
+        let unreadable = |error: io::Error| {
+            let problem = Problem::unreadable("notary key", path, &error);
+            if error.kind() == io::ErrorKind::NotFound { problem.help(make(path)) } else { problem }
         };
         let file = File::open(path).map_err(unreadable)?;
         let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
             return Err(Problem::new(format!("the notary key {shown} is open to other users (mode {mode:04o})"))
-                .help(format!("chmod 600 {shown}, or better, {make}")));
+                .help(format!("if it is the file that is meant, chmod 600 {shown}; or better, {}", make_elsewhere())));
         }
         let mut text = String::new();
         file.take(MOST).read_to_string(&mut text).map_err(unreadable)?;
         Self::parse(&text).ok_or_else(|| {
-            Problem::new(format!("the notary key {shown} is not of the form `ed25519 VERSION SEED`")).help(make)
+            let help = match text.trim().is_empty() {
+                true => make(path),
+                false => format!("is it the file that is meant? If so, {}", make_elsewhere()),
+            };
+            Problem::new(format!("the notary key {shown} is not of the form `ed25519 VERSION SEED`")).help(help)
         })
     }
 
@@ -165,6 +171,9 @@ mod tests {
             std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
             NotaryKey::read(&path).map(|_| ()).map_err(|problem| problem.to_string())
         };
+        let written_to = format!("> {}", path.display());
+        let missing = NotaryKey::read(&path).unwrap_err();
+        assert!(missing.what.contains("does not exist") && missing.help.unwrap().contains(&written_to));
         read(&format!("{SPECIFICATION}=\n"), 0o600).unwrap();
         assert!(read(SPECIFICATION, 0o640).unwrap_err().contains("is open to other users (mode 0640)"));
         let seed = SPECIFICATION.rsplit(' ').next().unwrap();
@@ -173,7 +182,10 @@ mod tests {
         {
             let told = read(odd, 0o600).unwrap_err();
             assert!(told.contains("is not of the form") && !told.contains(&seed[1..]), "{told}");
+            // Nothing is written over: it may be another file, named by mistake.
+            assert_eq!(told.contains(&written_to), odd.is_empty(), "{told}");
         }
+        assert!(!read(SPECIFICATION, 0o640).unwrap_err().contains(&written_to));
         // Nor does it take the place of one.
         read(SPECIFICATION, 0o600).unwrap();
         let file = NotaryKeyFile::read(&path).unwrap();
@@ -182,7 +194,5 @@ mod tests {
         assert!(file.reload().is_err() && file.key().id() == "ed25519:1");
         read(&SPECIFICATION.replace(" 1 ", " 2 "), 0o600).unwrap();
         assert_eq!((file.reload(), file.clone().key().id().as_str()), (Ok(true), "ed25519:2"));
-        let missing = NotaryKey::read(Path::new("/nowhere/at/all")).unwrap_err();
-        assert!(missing.what.contains("does not exist") && missing.help.is_some());
     }
 }

@@ -38,7 +38,7 @@ impl Secret {
     /// What is wrong with the file, and never what stands in it.
     pub fn read(path: &Path) -> Result<Self, Problem> {
         let shown = path.display();
-        let secret = read_alone(path)?;
+        let secret = read_alone(path, Kind::Secret)?;
         Self::new(&secret).ok_or_else(|| {
             Problem::new(format!("the secret in {shown} cannot stand in a header"))
                 .help("letters, digits and signs of ASCII, at most 4096 of them, no spaces")
@@ -50,8 +50,8 @@ impl Secret {
     /// # Errors
     /// As of [`Secret::read`].
     pub fn read_credentials(path: &Path) -> Result<Self, Problem> {
-        let pair = read_pair(path)?;
-        Self::new(&pair).ok_or_else(|| no_pair(path))
+        let pair = read_pair(path, Kind::Credentials)?;
+        Self::new(&pair).ok_or_else(|| no_pair(path, Kind::Credentials))
     }
 
     /// Whether this is it.
@@ -93,7 +93,7 @@ impl Basic {
     /// # Errors
     /// As of [`Secret::read`].
     pub fn read(path: &Path) -> Result<Self, Problem> {
-        read_pair(path).map(|pair| Self(pair.into()))
+        read_pair(path, Kind::CredentialsOfAnother).map(|pair| Self(pair.into()))
     }
 
     /// What is shown.
@@ -108,27 +108,56 @@ impl fmt::Debug for Basic {
     }
 }
 
-/// `user:password` in Base64.
-fn read_pair(path: &Path) -> Result<String, Problem> {
-    let text = read_alone(path)?;
-    let is_pair = text.split_once(':').is_some_and(|(user, password)| !user.is_empty() && !password.is_empty());
-    let is_text = !text.bytes().any(|byte| byte.is_ascii_control());
-    if is_pair && is_text { Ok(BASE64_STANDARD.encode(&text)) } else { Err(no_pair(path)) }
+/// What a file is for, and so how one comes by it.
+#[derive(Clone, Copy)]
+enum Kind {
+    Secret,
+    Credentials,
+    /// Somebody else wants to be shown them, so nobody here can make them up.
+    CredentialsOfAnother,
 }
 
-fn no_pair(path: &Path) -> Problem {
+impl Kind {
+    /// What to do where nothing is that could be lost.
+    fn help(self, path: &Path) -> String {
+        let shown = path.display();
+        match self {
+            Self::Secret => format!("make one: (umask 077; openssl rand -hex 32 > {shown})"),
+            Self::Credentials => {
+                format!("make it: (umask 077; echo \"synapse:$(openssl rand -hex 32)\" > {shown})")
+            }
+            Self::CredentialsOfAnother => {
+                "write USER:PASSWORD into it, as that proxy knows them, and chmod 600 it".to_owned()
+            }
+        }
+    }
+}
+
+/// `user:password` in Base64.
+fn read_pair(path: &Path, kind: Kind) -> Result<String, Problem> {
+    let text = read_alone(path, kind)?;
+    let is_pair = text.split_once(':').is_some_and(|(user, password)| !user.is_empty() && !password.is_empty());
+    let is_text = !text.bytes().any(|byte| byte.is_ascii_control());
+    if is_pair && is_text { Ok(BASE64_STANDARD.encode(&text)) } else { Err(no_pair(path, kind)) }
+}
+
+/// The file may be another one that was named by mistake, so nothing is said to be written there.
+fn no_pair(path: &Path, kind: Kind) -> Problem {
     let shown = path.display();
+    let help = match kind {
+        Kind::Secret | Kind::Credentials => format!("{}, and move it there", kind.help(Path::new("A_NEW_FILE"))),
+        Kind::CredentialsOfAnother => kind.help(path),
+    };
     Problem::new(format!("{shown} does not hold a user and a password"))
-        .help(format!("(umask 077; echo \"synapse:$(openssl rand -hex 32)\" > {shown})"))
+        .help(format!("is it the file that is meant? If so, {help}"))
 }
 
 /// What stands in a file that nobody else may read, without the white space around it.
-fn read_alone(path: &Path) -> Result<String, Problem> {
+fn read_alone(path: &Path, kind: Kind) -> Result<String, Problem> {
     let shown = path.display();
-    let unreadable = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => Problem::new(format!("the secret file {shown} does not exist"))
-            .help(format!("make it: (umask 077; openssl rand -hex 32 > {shown})")),
-        _ => Problem::new(format!("the secret file {shown} cannot be read: {error}")),
+    let unreadable = |error: io::Error| {
+        let problem = Problem::unreadable("secret file", path, &error);
+        if error.kind() == io::ErrorKind::NotFound { problem.help(kind.help(path)) } else { problem }
     };
     let file = File::open(path).map_err(unreadable)?;
     let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o777;
@@ -139,8 +168,10 @@ fn read_alone(path: &Path) -> Result<String, Problem> {
     let mut text = String::new();
     file.take(MOST + 1).read_to_string(&mut text).map_err(unreadable)?;
     match text.trim() {
-        "" => Err(Problem::new(format!("the secret file {shown} is empty: everybody would know it"))
-            .help(format!("make one: (umask 077; openssl rand -hex 32 > {shown})"))),
+        "" => {
+            Err(Problem::new(format!("the secret file {shown} is empty: everybody would know it"))
+                .help(kind.help(path)))
+        }
         secret if secret.len() as u64 > MOST => {
             Err(Problem::new(format!("what stands in {shown} is too long for a secret"))
                 .help("letters, digits and signs of ASCII, at most 4096 of them, no spaces"))
@@ -210,7 +241,48 @@ mod tests {
         }
         std::fs::write(&path, "synapse:pass:word\n").unwrap();
         assert!(Secret::read_credentials(&path).unwrap().is(b"c3luYXBzZTpwYXNzOndvcmQ="));
-        let missing = Secret::read(Path::new("/nowhere/at/all")).unwrap_err();
-        assert!(missing.what.contains("does not exist") && missing.help.is_some());
+    }
+
+    #[test]
+    fn the_help_makes_what_is_wanted_and_writes_over_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let told = || {
+            let problems = [
+                Secret::read(&path).unwrap_err(),
+                Secret::read_credentials(&path).unwrap_err(),
+                Basic::read(&path).unwrap_err(),
+            ];
+            problems.map(|problem| (problem.what, problem.help.unwrap()))
+        };
+        let write = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+        };
+        let written_to = format!("> {}", path.display());
+        let first = ["does not exist", "is empty"];
+        for what in first {
+            let [secret, credentials, of_another] = told();
+            for (told, _) in [&secret, &credentials, &of_another] {
+                assert!(told.contains(what), "{told}");
+            }
+            assert!(secret.1.contains("openssl rand -hex 32") && secret.1.contains(&written_to), "{secret:?}");
+            assert!(
+                credentials.1.contains("echo \"synapse:$(") && credentials.1.contains(&written_to),
+                "{credentials:?}"
+            );
+            assert!(!of_another.1.contains("openssl") && of_another.1.contains("USER:PASSWORD"), "{of_another:?}");
+            write("\n");
+        }
+        // What the help would make is good.
+        write("synapse:0123456789abcdef\n");
+        Secret::read_credentials(&path).unwrap();
+        write("another secret\n");
+        let [secret, credentials, of_another] = told();
+        assert!(credentials.1.contains("echo \"synapse:$("), "{credentials:?}");
+        assert!(!of_another.1.contains("openssl") && of_another.1.contains("USER:PASSWORD"), "{of_another:?}");
+        for (_, help) in [secret, credentials, of_another] {
+            assert!(!help.contains(&written_to), "{help}");
+        }
     }
 }

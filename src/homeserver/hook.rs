@@ -1,11 +1,13 @@
 //! The federation door: whether Synapse asks other servers through it, and nobody past it.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use super::Surroundings;
 use super::file::Homeserver;
 use super::finding::Report;
 use super::place::{self, Is};
+use super::settings;
 use super::yaml::{Map, Node};
 use crate::config::address::ListenerAddress;
 use crate::config::gateway::{Door, Listener};
@@ -181,6 +183,20 @@ fn reused(homeserver: &Homeserver, name: &str, usual: &str, report: &mut Report)
     }
 }
 
+/// Whether a name in `instance_map` is that of a door and of no worker: Synapse asks other servers there, and nothing else.
+pub(super) fn is_but_a_door(homeserver: &Homeserver, name: &str) -> bool {
+    let names = |value: &Node| match value.as_list() {
+        Some(list) => list.iter().any(|node| node.as_str() == Some(name)),
+        None => value.as_str() == Some(name),
+    };
+    let has = |key: &str| homeserver.get(key).is_some_and(names);
+    let writers = homeserver.get("stream_writers").and_then(Node::as_map);
+    let has_duties = DUTIES.iter().any(|(key, _)| has(key))
+        || writers.into_iter().flat_map(Map::iter).any(|(_, value)| names(value))
+        || ["main", "master"].contains(&name);
+    has(RESTRICTED) && !has_duties
+}
+
 /// Whether Synapse shows the secret that the door wants. Neither is ever told.
 fn secret(homeserver: &Homeserver, used: &[&Listener], doors: &[&Listener], at: &Location, report: &mut Report) {
     let file = |door: &Listener| door.secret_file.as_deref().map(|path| path.display().to_string()).unwrap_or_default();
@@ -209,11 +225,26 @@ fn secret(homeserver: &Homeserver, used: &[&Listener], doors: &[&Listener], at: 
             let path = homeserver.file(value.as_str().unwrap_or_default());
             match std::fs::read_to_string(&path) {
                 Ok(text) => (key, text.trim().to_owned()),
+                Err(_) if value.as_str().is_some_and(settings::is_placeholder) => {
+                    let what = "`worker_replication_secret_path` is what was printed in the place of a path: Synapse does not start";
+                    return report.finding(&key.location, what, help);
+                }
                 Err(error) => {
-                    let why = error.kind();
-                    let what =
-                        format!("{} cannot be read here ({why}), so nobody compared the secrets", path.display());
-                    return report.note(&key.location, what, "run this as a user who may, or compare them yourself");
+                    let (path, compared) = (path.display(), "so nobody compared the secrets");
+                    let (what, help) = match error.kind() {
+                        ErrorKind::NotFound => (
+                            format!(
+                                "{path} does not exist here, {compared}: if this is Synapse's machine, it does not start"
+                            ),
+                            help,
+                        ),
+                        ErrorKind::PermissionDenied => (
+                            format!("{path} may not be read by this user, {compared}"),
+                            "run this as a user who may, or compare them yourself".to_owned(),
+                        ),
+                        _ => (format!("{path} cannot be read here ({error}), {compared}"), help),
+                    };
+                    return report.note(&key.location, what, help);
                 }
             }
         }

@@ -43,6 +43,13 @@ impl Surroundings<'_> {
 /// Looks for all that leads past the gateway, or does not work with it.
 pub fn examine(homeserver: &Homeserver, around: &Surroundings<'_>) -> Report {
     let mut report = Report::default();
+    if homeserver.server_name().is_none() {
+        // All else that it lacks would be told of the wrong file, or of half a configuration.
+        let what =
+            format!("{} says no `server_name`: is this Synapse's configuration, and all of it?", homeserver.name());
+        report.finding(None, what, "--homeserver homeserver.yaml, and behind it what else Synapse is started with");
+        return report;
+    }
     listeners::examine(homeserver, around, &mut report);
     hook::examine(homeserver, around, &mut report);
     notary::examine(homeserver, around, &mut report);

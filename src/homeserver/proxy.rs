@@ -66,7 +66,14 @@ fn setting(homeserver: &Homeserver, doors: &[&Listener], name: &str, report: &mu
         (Is::Door, Some(door)) => {
             if url.scheme != "http" {
                 let what = format!("`{name}` wants TLS of the proxy, and a proxy door speaks none");
-                report.finding(at, what, help);
+                report.finding(at, what, help.clone());
+            }
+            if place::parsed(&url.host).is_some_and(|address| address.is_unspecified()) {
+                let what = format!(
+                    "`{name}` leads to {}, which is whatever machine Synapse is on: to Mantlet only if that is there, too",
+                    url.place()
+                );
+                report.note(at, what, help);
             }
             credentials(door, &url, name, at, report);
         }
@@ -124,6 +131,10 @@ pub(super) fn url_of(door: &Listener) -> String {
         None => "",
     };
     match &door.bind {
+        // Where Synapse is on another machine, that is none of ours.
+        ListenerAddress::Tcp(address) if address.ip().is_unspecified() => {
+            format!("http://{credentials}ADDRESS:{}", address.port())
+        }
         ListenerAddress::Tcp(address) => format!("http://{credentials}{address}"),
         ListenerAddress::Unix(_) | ListenerAddress::Systemd(_) => format!("http://{credentials}ADDRESS:PORT"),
     }

@@ -51,8 +51,16 @@ fn hook_lines(doors: &[&Listener], homeserver: Option<&Homeserver>, yaml: &mut S
     let known = homeserver.and_then(|homeserver| homeserver.get("instance_map")?.as_map());
     let others =
         known.into_iter().flat_map(Map::iter).filter(|(_, place)| !doors.iter().any(|door| is_at(door, place)));
-    let others: Vec<_> = others.filter_map(|(name, place)| Some((name.as_str()?, place))).collect();
+    let others = others.filter_map(|(name, place)| Some((name.as_str()?, place)));
+    let has_moved = |name: &str, place: &Node| {
+        homeserver.is_some_and(|homeserver| hook::is_but_a_door(homeserver, name))
+            && place::first(doors, |door| leads_to(door, place)).0 == Is::Elsewhere
+    };
+    let (moved, others): (Vec<_>, Vec<_>) = others.partition(|(name, place)| has_moved(name, place));
     let mut names = Vec::new();
+    for (name, _) in &moved {
+        let _ = writeln!(yaml, "# without {}: it is where no federation door is", word(name));
+    }
     let _ = writeln!(yaml, "instance_map:");
     for (name, place) in &others {
         let _ = writeln!(yaml, "  {}: {}", word(name), written(place));
@@ -80,10 +88,15 @@ fn hook_lines(doors: &[&Listener], homeserver: Option<&Homeserver>, yaml: &mut S
                 let _ = writeln!(yaml, "# another secret stands here: write that one into {file}");
             }
             Some(Knows::None) | None => {
-                let _ = writeln!(yaml, "worker_replication_secret_path: A COPY OF {file}, FOR SYNAPSE TO READ");
+                let _ = writeln!(yaml, "worker_replication_secret_path: {A_COPY_OF}{file}{FOR_SYNAPSE}");
             }
         }
     }
+}
+
+/// Whether a path is what is printed above where somebody has to write one.
+pub(super) fn is_placeholder(path: &str) -> bool {
+    path.starts_with(A_COPY_OF) && path.ends_with(FOR_SYNAPSE)
 }
 
 fn proxy_lines(door: &Listener, homeserver: Option<&Homeserver>, yaml: &mut String) {
@@ -118,12 +131,16 @@ fn proxy_lines(door: &Listener, homeserver: Option<&Homeserver>, yaml: &mut Stri
 
 /// Whether an entry of `instance_map` is this door.
 fn is_at(door: &Listener, place: &Node) -> bool {
-    let Some(map) = place.as_map() else { return false };
+    leads_to(door, place) == Is::Door
+}
+
+fn leads_to(door: &Listener, place: &Node) -> Is {
+    let Some(map) = place.as_map() else { return Is::Elsewhere };
     let text = |key: &str| map.get(key).and_then(Node::as_str);
     match (text("path"), text("host"), map.get("port").and_then(Node::as_port)) {
-        (Some(path), _, _) => place::unix(door, Path::new(path)) == Is::Door,
-        (None, Some(host), Some(port)) => place::tcp(door, host, port) == Is::Door,
-        (None, _, _) => false,
+        (Some(path), _, _) => place::unix(door, Path::new(path)),
+        (None, Some(host), Some(port)) => place::tcp(door, host, port),
+        (None, _, _) => Is::Elsewhere,
     }
 }
 
@@ -136,7 +153,8 @@ fn is_good(door: &Listener, url: &Url) -> bool {
         Some(Ok(wanted)) => shown.is_some_and(|shown| wanted.is(shown.as_bytes())),
         Some(Err(_)) => false,
     };
-    place::tcp(door, &url.host, url.port) == Is::Door && url.scheme == "http" && is_known
+    let is_somewhere = !place::parsed(&url.host).is_some_and(|address| address.is_unspecified());
+    place::tcp(door, &url.host, url.port) == Is::Door && is_somewhere && url.scheme == "http" && is_known
 }
 
 enum Knows {
@@ -181,3 +199,7 @@ pub(super) fn word(text: &str) -> String {
         && !["null", "true", "false", "yes", "no", "on", "off"].contains(&text.to_ascii_lowercase().as_str());
     if is_plain { text.to_owned() } else { serde_json::Value::from(text).to_string() }
 }
+
+/// What stands before and behind the secret's file where Synapse's copy of it has to be named.
+const A_COPY_OF: &str = "A COPY OF ";
+const FOR_SYNAPSE: &str = ", FOR SYNAPSE TO READ";

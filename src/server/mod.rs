@@ -11,7 +11,7 @@ mod opened;
 pub mod reload;
 pub mod reuseport;
 pub mod secrets;
-mod socket_file;
+pub(crate) mod socket_file;
 mod watch;
 mod worker;
 

@@ -39,7 +39,14 @@ impl Drop for SocketFile {
 /// # Errors
 /// When somebody listens there, something else is there, or the directory does not permit it.
 pub fn bind(path: &Path, mode: u32, backlog: i32, table: &str) -> Result<(UnixListener, SocketFile), Problem> {
-    let unusable = |e: io::Error| Problem::new(format!("the socket {} cannot be made: {e}", path.display()));
+    let unusable = |e: io::Error| match missing_directory(path) {
+        Some(directory) => {
+            let (shown, directory) = (path.display(), directory.display());
+            Problem::new(format!("the socket {shown} cannot be made: the directory {directory} does not exist"))
+                .help(MAKE_DIRECTORY)
+        }
+        None => Problem::new(format!("the socket {} cannot be made: {e}", path.display())),
+    };
     let address = SockAddr::unix(path).map_err(unusable)?;
     remove_leftover(path, &address, table)?;
     let listen = || -> io::Result<(UnixListener, SocketFile)> {
@@ -55,6 +62,15 @@ pub fn bind(path: &Path, mode: u32, backlog: i32, table: &str) -> Result<(UnixLi
     };
     listen().map_err(unusable)
 }
+
+/// The directory that a socket is to be in, if it is not there.
+pub fn missing_directory(path: &Path) -> Option<&Path> {
+    path.parent().filter(|directory| matches!(directory.try_exists(), Ok(false)))
+}
+
+/// What to do then.
+pub const MAKE_DIRECTORY: &str =
+    "make it, for the user that Mantlet runs as; in a unit of systemd RuntimeDirectory= does, at each start";
 
 fn remove_leftover(path: &Path, address: &SockAddr, table: &str) -> Result<(), Problem> {
     let shown = path.display();
@@ -172,5 +188,16 @@ mod tests {
     fn a_path_that_is_too_long_is_a_problem() {
         let path = PathBuf::from(format!("/tmp/{}", "a".repeat(200)));
         assert!(bind(&path).unwrap_err().what.contains("cannot be made"));
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (run, path) = (dir.path().join("run"), dir.path().join("run/admin"));
+        let problem = bind(&path).unwrap_err();
+        assert!(problem.what.ends_with(&format!(": the directory {} does not exist", run.display())), "{problem}");
+        assert!(problem.help.is_some_and(|help| help.contains("RuntimeDirectory=")));
+        std::fs::create_dir(run).unwrap();
+        bind(&path).unwrap();
     }
 }

@@ -128,7 +128,14 @@ impl Authority {
         let (read, secret) = (read_one(certificate), read_key_text(key));
         let (read, secret) = match (read, secret) {
             (Ok(read), Ok(secret)) => (read, secret),
-            (read, secret) => return Err(Problems(read.err().into_iter().chain(secret.err()).collect())),
+            (read, secret) => {
+                // What is there may be another's, so it is not to be written over unseen.
+                let help = "one belongs to the other: is it elsewhere? If what is there is Mantlet's, `mantlet ca init --force` makes both anew";
+                let told = |problem: Problem, path| if is_missing(path) { problem.help(help) } else { problem };
+                let read = read.err().map(|problem| told(problem, certificate));
+                let secret = secret.err().map(|problem| told(problem, key));
+                return Err(Problems(read.into_iter().chain(secret).collect()));
+            }
         };
         let shown = certificate.display();
         let stated = Stated::of(&read).map_err(|what| {
@@ -248,7 +255,8 @@ impl Stated {
 }
 
 fn read_one(path: &Path) -> Result<CertificateDer<'static>, Problem> {
-    let mut all = read_authorities(path)?;
+    let mut all = read_authorities(path)
+        .map_err(|problem| problem.help("is it the file that is meant? `mantlet ca init` makes one where none is"))?;
     match (all.pop(), all.pop()) {
         (Some(one), None) => Ok(one),
         _ => Err(Problem::new(format!("{} holds several certificates: an authority is one", path.display()))),

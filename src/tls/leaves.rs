@@ -57,7 +57,12 @@ impl Interception {
         }
         match &gateway.egress.ca {
             None => Ok(Self::Unable),
-            Some(ca) => Ok(Self::By(Box::new(Authority::read(&ca.certificate, &ca.key)?))),
+            Some(ca) => match Authority::read(&ca.certificate, &ca.key) {
+                Ok(authority) => Ok(Self::By(Box::new(authority))),
+                Err(Problems(found)) => {
+                    Err(Problems(found.into_iter().map(|problem| problem.at(ca.location.clone())).collect()))
+                }
+            },
         }
     }
 

@@ -1,7 +1,7 @@
 //! The certificates and keys of a TLS listener, and the configuration made of them.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -75,7 +75,8 @@ impl Identity {
     /// # Errors
     /// All that is wrong with the files; each problem names its path, and none shows what is in a key.
     pub fn read(certificate: &Path, key: &Path) -> Result<Self, Problems> {
-        match (read_chain(certificate), read_key(key)) {
+        let help = "a PEM file with -----BEGIN CERTIFICATE----- is needed, this host's certificate first";
+        match (read_chain(certificate, help), read_key(key)) {
             (Ok(chain), Ok(secret)) => Self::matching(chain, secret, certificate, key).map_err(Problems::from),
             (chain, secret) => Err(Problems(chain.err().into_iter().chain(secret.err()).collect())),
         }
@@ -234,21 +235,22 @@ const KINDS: &str = "a key is RSA, ECDSA P-256, P-384 or P-521, or Ed25519; PKCS
 /// More than any chain or key; a wrong path may name a disk.
 const FILE_BYTES: u64 = 1024 * 1024;
 
-fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Problem> {
+/// `help` is for a file that holds none.
+fn read_chain(path: &Path, help: &str) -> Result<Vec<CertificateDer<'static>>, Problem> {
     let shown = path.display();
     let (_, text) = read("certificate", path)?;
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&text)
         .collect::<Result<_, _>>()
         .map_err(|_| Problem::new(format!("the certificate file {shown} is not valid PEM")))?;
     if chain.is_empty() {
-        return Err(Problem::new(format!("there is no certificate in {shown}"))
-            .help("a PEM file with -----BEGIN CERTIFICATE----- is needed, this host's certificate first"));
+        return Err(Problem::new(format!("there is no certificate in {shown}")).help(help));
     }
     Ok(chain)
 }
 
+/// Certificates of those who vouch for others.
 pub(super) fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, Problem> {
-    let authorities = read_chain(path)?;
+    let authorities = read_chain(path, "a PEM file with the -----BEGIN CERTIFICATE----- of an authority is needed")?;
     roots(&authorities)
         .map_err(|_| Problem::new(format!("a certificate in {} is not a valid X.509 certificate", path.display())))?;
     Ok(authorities)
@@ -259,7 +261,8 @@ pub(super) fn read_key_text(path: &Path) -> Result<Vec<u8>, Problem> {
     let shown = path.display();
     let (file, text) = read("key", path)?;
     // Asked of the open file: the path may name another one by now.
-    let mode = file.metadata().map_err(|e| unreadable("key", path, &e))?.permissions().mode() & 0o777;
+    let metadata = file.metadata().map_err(|e| Problem::unreadable("key file", path, &e))?;
+    let mode = metadata.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         return Err(Problem::new(format!("the key file {shown} is open to other users (mode {mode:04o})"))
             .help(format!("chmod 600 {shown}")));
@@ -288,22 +291,11 @@ fn read(what: &str, path: &Path) -> Result<(File, Vec<u8>), Problem> {
         (&file).take(FILE_BYTES + 1).read_to_end(text)?;
         Ok(file)
     };
-    let file = read(&mut text).map_err(|e| unreadable(what, path, &e))?;
+    let file = read(&mut text).map_err(|e| Problem::unreadable(&format!("{what} file"), path, &e))?;
     if text.len() as u64 > FILE_BYTES {
         return Err(Problem::new(format!("the {what} file {} is larger than 1 MiB", path.display())));
     }
     Ok((file, text))
-}
-
-fn unreadable(what: &str, path: &Path, error: &io::Error) -> Problem {
-    let shown = path.display();
-    match error.kind() {
-        io::ErrorKind::NotFound => Problem::new(format!("the {what} file {shown} does not exist")),
-        io::ErrorKind::PermissionDenied => {
-            Problem::new(format!("the {what} file {shown} may not be read by this user"))
-        }
-        _ => Problem::new(format!("the {what} file {shown} cannot be read: {error}")),
-    }
 }
 
 #[cfg(test)]

@@ -132,7 +132,8 @@ fn the_command_makes_an_authority_and_says_what_it_may() {
     );
     let run = |arguments: &[&str]| process::run(dir.path(), arguments);
     let before = run(&["check"]);
-    let what = "there is no authority yet: neither our.crt nor our.key exists\n    help: make it: `mantlet ca init`\n";
+    let what = "mantlet.toml:6:1: there is no authority yet: neither our.crt nor our.key exists\n    \
+                help: make it: `mantlet ca init`\n";
     assert!(before.code == Some(1) && before.err == what, "{before:?}");
     let short = run(&["ca", "init", "org"]);
     assert!(short.code == Some(1) && short.err.contains("org has one label only"), "{short:?}");
@@ -164,9 +165,10 @@ fn the_command_makes_an_authority_and_says_what_it_may() {
     assert!(again.code == Some(1) && again.err.contains("is there already"), "{again:?}");
     assert_eq!(std::fs::read(dir.path().join("our.key")).unwrap(), key);
     let synapse = run(&["ca", "synapse", "--bundle", "bundle.pem"]);
+    // Synapse is started somewhere else.
+    let whole = format!("\nSSL_CERT_FILE={}\n", dir.path().canonicalize().unwrap().join("bundle.pem").display());
     assert!(
-        synapse.out.contains("https_proxy: http://127.0.0.1:8118\n")
-            && synapse.out.contains("SSL_CERT_FILE=bundle.pem"),
+        synapse.out.contains("https_proxy: http://127.0.0.1:8118\n") && synapse.out.ends_with(&whole),
         "{synapse:?}"
     );
     let bundle = std::fs::read_to_string(dir.path().join("bundle.pem")).unwrap();
@@ -188,6 +190,50 @@ fn the_command_makes_an_authority_and_says_what_it_may() {
         assert!(!lost.exists() && std::fs::read(dir.path().join(left)).unwrap() == kept);
         std::fs::write(&lost, backup).unwrap();
     }
+}
+
+#[test]
+fn what_is_wrong_with_the_authoritys_files_is_told_with_its_place_and_its_own_help() {
+    let dir = tempfile::tempdir().unwrap();
+    authority(dir.path(), &["push.test"]);
+    let gateway = |key: &str| {
+        let text = format!(
+            "[[listener]]\ndoor = \"proxy\"\nbind = \"127.0.0.1:8118\"\n[egress.ca]\ncertificate = \"our.crt\"\nkey = \"{key}\"\n"
+        );
+        std::fs::write(dir.path().join("mantlet.toml"), text).unwrap();
+        let ran = process::run(dir.path(), &["check"]);
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        ran.err
+    };
+    let told = gateway("gone.key");
+    let what =
+        "mantlet.toml:4:1: the key file gone.key does not exist\n    help: one belongs to the other: is it elsewhere?";
+    assert!(told.starts_with(what), "{told}");
+    std::fs::write(dir.path().join("our.crt"), "").unwrap();
+    let told = gateway("our.key");
+    let what = "mantlet.toml:4:1: there is no certificate in our.crt\n    help: is it the file that is meant? `mantlet ca init` makes";
+    assert!(told.starts_with(what) && !told.contains("host's"), "{told}");
+    // What is there may be something else.
+    let again = process::run(dir.path(), &["ca", "init", "push.test"]);
+    let help = "our.key is there already\n    help: if it is an authority of Mantlet's, --force";
+    assert!(again.code == Some(1) && again.err.starts_with(help), "{again:?}");
+}
+
+#[test]
+fn without_an_authority_there_is_no_bundle_and_without_a_door_nothing_to_tell_synapse() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |text: &str| std::fs::write(dir.path().join("mantlet.toml"), text).unwrap();
+    let run = |arguments: &[&str]| process::run(dir.path(), arguments);
+    write("[[listener]]\ndoor = \"proxy\"\nbind = \"127.0.0.1:8118\"\n");
+    let bundle = run(&["ca", "synapse", "--bundle", "bundle.pem"]);
+    let what = "the gateway file names no authority\n    help: [egress.ca] certificate = ";
+    assert!(bundle.code == Some(1) && bundle.out.is_empty() && bundle.err.starts_with(what), "{bundle:?}");
+    assert!(!dir.path().join("bundle.pem").exists());
+    assert!(run(&["ca", "synapse"]).out.contains("\nhttps_proxy: "));
+    write("[[listener]]\ndoor = \"ingress\"\nbind = \"127.0.0.1:8480\"\n");
+    let nothing = run(&["ca", "synapse"]);
+    let said = "# homeserver.yaml\n# nothing: the gateway has no door of the way out\n";
+    assert!(nothing.code == Some(0) && nothing.out == said, "{nothing:?}");
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! The verbs of the binary and their exit codes.
 
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use mantlet_testkit::backend::Answer;
 use mantlet_testkit::certificate::Authority;
@@ -335,6 +337,82 @@ fn what_the_process_holds_is_closed_to_others_of_its_user() {
     // What cannot be dumped belongs to root below /proc, whoever runs it (proc(5)).
     let (user, owner) = process.owner();
     assert!(user != 0 && owner == 0, "user {user}, owner {owner}");
+}
+
+#[test]
+fn what_this_user_may_not_read_is_told_with_its_place_and_whom_it_has_to_belong_to() {
+    let site = site();
+    let authority = Authority::new().unwrap();
+    let leaf = authority.issue(&["hs.example"]).unwrap();
+    for (name, text) in [
+        ("our.crt", authority.pem()),
+        ("our.key", leaf.key.clone()),
+        ("tls.crt", leaf.certificate.clone()),
+        ("tls.key", leaf.key.clone()),
+        ("out.secret", "secret".to_owned()),
+        ("notary.key", "ed25519 notary YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1".to_owned()),
+    ] {
+        site.write(name, &text);
+    }
+    // To root nothing is closed, so it is another user who looks there.
+    let is_root = std::fs::metadata(site.path()).unwrap().uid() == 0;
+    std::fs::set_permissions(site.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let binary = site.path().join("mantlet");
+    let ours = env!("CARGO_BIN_EXE_mantlet");
+    std::fs::hard_link(ours, &binary).or_else(|_| std::fs::copy(ours, &binary).map(drop)).unwrap();
+    for closed in ["our.key", "tls.key", "out.secret", "notary.key"] {
+        std::fs::set_permissions(site.path().join(closed), PermissionsExt::from_mode(0o000)).unwrap();
+    }
+    let check = |gateway: &str| {
+        site.write("mantlet.toml", gateway);
+        let mut command = Command::new(&binary);
+        command.arg("check").current_dir(site.path()).env_remove("MANTLET_CONFIG");
+        if is_root {
+            command.uid(65_534).gid(65_534);
+        }
+        let ran = command.output().unwrap();
+        assert_eq!(ran.status.code(), Some(1), "{ran:?}");
+        String::from_utf8(ran.stderr).unwrap()
+    };
+    let help = "may not be read by this user\n    help: chown it to the user that Mantlet runs as, and run this as that user\n";
+    let told = check(
+        "[[listener]]\ndoor = \"ingress\"\nbind = \"127.0.0.1:8448\"\ntls = { certificate = \"tls.crt\", key = \"tls.key\" }\n\
+         [[listener]]\ndoor = \"federation\"\nbind = \"127.0.0.1:46900\"\nsecret_file = \"out.secret\"\n\
+         [egress]\nnotary_key = \"notary.key\"\n",
+    );
+    let each =
+        ["4:40: the private key tls.key", "8:15: the secret file out.secret", "10:14: the notary key notary.key"];
+    assert_eq!(told, each.map(|what| format!("mantlet.toml:{what} {help}")).concat());
+    let told = check(
+        "[[listener]]\ndoor = \"proxy\"\nbind = \"127.0.0.1:8118\"\n\
+         [egress.ca]\ncertificate = \"our.crt\"\nkey = \"our.key\"\n",
+    );
+    assert_eq!(told, format!("mantlet.toml:4:1: the key file our.key {help}"));
+}
+
+#[test]
+fn the_missing_directory_of_a_socket_is_told_by_check_and_at_the_start() {
+    let site = site();
+    let run = site.path().join("run");
+    let socket = run.join("federation.sock");
+    let listener = format!("[[listener]]\ndoor = \"ingress\"\nbind = \"unix:{}\"\n", socket.display());
+    let admin = format!("[admin]\nbind = \"unix:{}\"\n", run.join("admin.sock").display());
+    site.write("mantlet.toml", &format!("{listener}{admin}"));
+    let needs = format!("the directory {}, for a socket: make it, for the user that Mantlet runs as", run.display());
+    let checked = site.run(&["check"]);
+    assert!(checked.code == Some(0) && checked.out.matches(&format!("\n  needs  {needs}")).count() == 1, "{checked:?}");
+    let told: Value = serde_json::from_str(&site.run(&["--format", "json", "check"]).out).unwrap();
+    assert!(told["needs"][0].as_str().is_some_and(|told| told.starts_with(&needs)), "{told}");
+    let started = site.run(&["run"]);
+    let what = format!(
+        "the socket {} cannot be made: the directory {} does not exist\n    help: make it, ",
+        socket.display(),
+        run.display()
+    );
+    assert!(started.code == Some(1) && started.err.contains(&what), "{started:?}");
+    assert!(started.err.contains("RuntimeDirectory="), "{started:?}");
+    std::fs::create_dir(&run).unwrap();
+    assert!(!site.run(&["check"]).out.contains("needs"));
 }
 
 #[test]

@@ -967,14 +967,70 @@ fn what_cannot_be_seen_from_here_is_noted_and_fails_nothing() {
             "20:38",
             "sms.test hears",
         ),
-        ("secret: hidden-from-everybody-1", "secret_path: /gone/secret", "12:1", "nobody compared the secrets"),
+        (
+            "secret: hidden-from-everybody-1",
+            "secret_path: /gone/secret",
+            "12:1",
+            "/gone/secret does not exist here, so nobody compared the secrets: if this is Synapse's machine, it does not start",
+        ),
+        (
+            "@127.0.0.1:8118",
+            "@0.0.0.0:8118",
+            "16:1",
+            "`https_proxy` leads to 0.0.0.0:8118, which is whatever machine Synapse is on",
+        ),
     ] {
+        if new == "@0.0.0.0:8118" {
+            site.write("mantlet.toml", &GATEWAY.replace("127.0.0.1:8118", "0.0.0.0:8118"));
+        }
         let place = if place.is_empty() { "note: ".to_owned() } else { format!("note: homeserver.yaml:{place}: ") };
         let ran = with(&site, "homeserver.yaml", GOOD, old, new);
         let is_noted = ran.out.lines().any(|line| line.starts_with(&place) && line.contains(words));
         let is_alone = new.is_empty() || findings(&ran).is_empty();
         assert!(is_noted && is_alone, "{new}: {ran:?}");
     }
+}
+
+#[test]
+fn what_is_not_synapses_configuration_is_the_one_finding() {
+    let site = site();
+    for text in [
+        // A configuration of Python's logging.
+        "version: 1\nformatters: {precise: {format: x}}\nroot: {level: INFO, handlers: [file]}\n".to_owned(),
+        GOOD.replace("server_name: \"example.org\"\n", ""),
+        GOOD.replace("server_name: \"example.org\"", "server_name:"),
+    ] {
+        site.write("homeserver.yaml", &text);
+        let ran = check(&site);
+        let first =
+            "homeserver.yaml says no `server_name`: is this Synapse's configuration, and all of it?\n    help: ";
+        assert!(ran.code == Some(1) && ran.out.starts_with(first), "{ran:?}");
+        assert!(ran.out.ends_with("findings 1, notes 0\n"), "{ran:?}");
+    }
+    // It may be that another file says it.
+    site.write("homeserver.yaml", &GOOD.replace("server_name: \"example.org\"\n", ""));
+    site.write("name.yaml", "server_name: example.org\n");
+    let both = site.run(&["check", "--homeserver", "homeserver.yaml", "name.yaml"]);
+    assert!(both.code == Some(0) && both.out.contains("findings 0"), "{both:?}");
+}
+
+#[test]
+fn a_secret_that_is_missing_is_told_from_one_that_cannot_be_read_and_a_copied_placeholder_is_found() {
+    let site = site();
+    let secret = |path: &str| {
+        let ran =
+            with(&site, "homeserver.yaml", GOOD, "secret: hidden-from-everybody-1", &format!("secret_path: {path}"));
+        (ran.code, ran.out)
+    };
+    let (code, told) = secret("A COPY OF federation.secret, FOR SYNAPSE TO READ");
+    let what = "homeserver.yaml:12:1: `worker_replication_secret_path` is what was printed in the place of a path: Synapse does not \
+                start\n    help: worker_replication_secret_path: a copy of federation.secret that Synapse may read\n";
+    assert!(code == Some(1) && told.contains(what), "{told}");
+    let (code, told) = secret("gone.secret");
+    let help = "    help: worker_replication_secret_path: a copy of federation.secret that Synapse may read\n";
+    assert!(code == Some(0) && told.contains("does not exist here") && told.contains(help), "{told}");
+    let (code, told) = secret(".");
+    assert!(code == Some(0) && told.contains("cannot be read here (Is a directory"), "{told}");
 }
 
 #[test]
@@ -1013,6 +1069,57 @@ fn programs_get_the_same_in_json() {
     let told: Value =
         serde_json::from_str(&site.run(&["--format", "json", "check", "--homeserver", "homeserver.yaml"]).out).unwrap();
     assert!(told["problems"][0]["what"].as_str().unwrap().contains("no configuration"));
+}
+
+#[test]
+fn a_door_that_moved_takes_the_place_of_its_old_entry() {
+    let site = site();
+    let at_the_door = "  out: {host: localhost, port: 46900}\n";
+    let printed = |entries: &str, more: &str| {
+        let homeserver = GOOD.replace(at_the_door, entries) + more;
+        assert!(homeserver.contains(entries));
+        site.write("homeserver.yaml", &homeserver);
+        let ran = site.run(&["ca", "synapse", "--homeserver", "homeserver.yaml"]);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        ran.out
+    };
+    let whole =
+        "\ninstance_map:\n  out: {host: \"127.0.0.1\", port: 46900}\noutbound_federation_restricted_to: [out]\n";
+    for entries in ["  out: {path: /run/mantlet/federation.sock}\n", "  out: {host: localhost, port: 46901}\n"] {
+        let told = printed(entries, "");
+        assert!(told.starts_with("# homeserver.yaml\n# without out: it is where no federation door is\n"), "{told}");
+        assert!(told.contains(whole), "{told}");
+    }
+    // Whether this is the door cannot be seen from here.
+    let told = printed("  out: {host: mantlet.container, port: 46900}\n", "");
+    assert!(
+        told.contains("  out: {host: mantlet.container, port: 46900}\n  out_: {host") && !told.contains("without"),
+        "{told}"
+    );
+    // Nothing is said of one that stayed where it is.
+    let told = printed(at_the_door, "");
+    assert!(told.contains(whole) && !told.contains("without"), "{told}");
+    // A worker is a worker, whatever else it is.
+    let workers = "  main: {host: localhost, port: 9093}\n  sender: {host: localhost, port: 9094}\n  \
+                   out: {host: localhost, port: 9095}\n";
+    let told = printed(workers, "federation_sender_instances: [sender]\nstream_writers: {typing: out}\n");
+    let kept = "  main: {host: localhost, port: 9093}\n  sender: {host: localhost, port: 9094}\n  \
+                out: {host: localhost, port: 9095}\n  out_: {host";
+    assert!(told.contains(kept) && !told.contains("without"), "{told}");
+}
+
+#[test]
+fn a_door_at_every_address_is_named_by_none_of_them() {
+    let site = site();
+    site.write("mantlet.toml", &GATEWAY.replace("127.0.0.1:8118", "0.0.0.0:8118"));
+    site.write("homeserver.yaml", &GOOD.replace("@127.0.0.1:8118", "@0.0.0.0:8118"));
+    let alone = site.run(&["ca", "synapse"]).out;
+    let url = "http://USER:PASSWORD@ADDRESS:8118\n";
+    assert!(alone.contains(&format!("https_proxy: {url}http_proxy: {url}")), "{alone}");
+    let beside = site.run(&["ca", "synapse", "--homeserver", "homeserver.yaml"]).out;
+    assert!(beside.contains(&format!("https_proxy: {url}# http_proxy is good as it is\n")), "{beside}");
+    let told = check(&site).out;
+    assert!(told.contains(&format!("    help: https_proxy: {url}")), "{told}");
 }
 
 #[test]

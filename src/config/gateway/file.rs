@@ -20,7 +20,7 @@ use crate::config::settings::{Forwarded, Homeserver, Limits, Log, Tokens, Worker
 use crate::config::upstream::{self, UpstreamTable};
 use crate::document::source::Sources;
 use crate::matrix::ServerName;
-use crate::problem::{Problem, Problems};
+use crate::problem::{Location, Problem, Problems};
 
 /// The file as it is written.
 #[derive(Deserialize)]
@@ -107,7 +107,7 @@ struct TlsTable {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PolicyTable {
-    file: Option<PathBuf>,
+    file: Option<Spanned<PathBuf>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -150,7 +150,11 @@ pub(in crate::config) enum Files {
 
 impl Check<'_> {
     pub(in crate::config) fn problem(&mut self, problem: Problem, span: Range<usize>) {
-        self.problems.push(problem.at(self.sources.locate(span)));
+        self.problems.push(problem.at(self.locate(span)));
+    }
+
+    pub(in crate::config) fn locate(&self, span: Range<usize>) -> Option<Location> {
+        self.sources.locate(span)
     }
 
     fn certificate(&mut self, path: Spanned<PathBuf>) -> PathBuf {
@@ -184,14 +188,17 @@ impl Check<'_> {
         if self.files == Files::AreNotLookedAt {
             return (path, None);
         }
-        let name = path.display();
-        let what = match std::fs::metadata(&path) {
-            Ok(metadata) if metadata.is_file() => return (path, Some(metadata)),
-            Ok(_) => format!("the {role} {name} is not a file"),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => format!("the {role} {name} does not exist"),
-            Err(error) => format!("the {role} {name} cannot be read: {error}"),
+        let found = std::fs::metadata(&path).and_then(|metadata| match metadata.is_file() {
+            // Opened, for it may be there and not for this user.
+            true => std::fs::File::open(&path).map(|_| Some(metadata)),
+            false => Ok(None),
+        });
+        let problem = match found {
+            Ok(Some(metadata)) => return (path, Some(metadata)),
+            Ok(None) => Problem::new(format!("the {role} {} is not a file", path.display())),
+            Err(error) => Problem::unreadable(role, &path, &error),
         };
-        self.problem(Problem::new(what), span);
+        self.problem(problem, span);
         (path, None)
     }
 }
@@ -324,7 +331,7 @@ impl File {
             listeners,
             upstreams,
             routes,
-            policy: self.policy.file.map_or(default.policy, |file| PolicySource::File(check.base_dir.join(file))),
+            policy: self.policy.file.map_or(default.policy, |file| PolicySource::File(check.file("policy", file).0)),
             admin: admin.map(Spanned::into_inner),
             limits: self.limits,
             tokens: self.tokens,

@@ -106,6 +106,7 @@ fn dir() -> tempfile::TempDir {
     }
     fs::write(dir.path().join("credentials"), "synapse:a password\n").unwrap();
     fs::set_permissions(dir.path().join("credentials"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(dir.path().join("policy.toml"), "").unwrap();
     let key = dir.path().join("notary.key");
     fs::write(&key, "ed25519 notary YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1\n").unwrap();
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
@@ -400,9 +401,15 @@ fn a_missing_certificate_is_told_with_its_path() {
     assert_eq!(problems.0[3].what, format!("the secret file {path}/secret does not exist"));
     assert_eq!(problems.0[4].what, format!("the file of roots {path}/cert.pem does not exist"));
     assert_eq!(problems.0[5].what, format!("the secret file {path}/credentials does not exist"));
-    assert_eq!(problems.0[6].what, format!("the notary key {path}/notary.key does not exist"));
-    assert_eq!(problems.0[7].what, format!("the secret file {path}/credentials does not exist"));
-    assert_eq!(problems.0.len(), 8);
+    assert_eq!(problems.0[6].what, format!("the policy {path}/policy.toml does not exist"));
+    assert_eq!(problems.0[7].what, format!("the notary key {path}/notary.key does not exist"));
+    assert_eq!(problems.0[8].what, format!("the secret file {path}/credentials does not exist"));
+    assert_eq!(problems.0.len(), 9);
+    // Whoever made the one file is told how the others are made; the last are the other proxy's.
+    let helps = [3, 5, 7, 8].map(|problem| problems.0[problem].help.clone().unwrap());
+    for (help, words) in helps.iter().zip(["; openssl rand", "echo \"synapse:$(", "echo \"ed25519", "USER:PASSWORD"]) {
+        assert!(help.contains(words), "{help}");
+    }
     let file = dir.path().join("mantlet.toml");
     fs::write(&file, WHOLE).unwrap();
     assert!(Gateway::load(&file).is_err() && Gateway::load_alone(&file).is_ok());

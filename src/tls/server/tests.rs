@@ -110,7 +110,11 @@ fn refuses_files_without_what_they_should_hold() {
     let files = Files::new();
     let pem = std::fs::read(files.certificate()).unwrap();
     std::fs::copy(files.key(), files.certificate()).unwrap();
-    assert_eq!(files.problem().lines().next().unwrap(), "there is no certificate in DIR/certificate.pem");
+    assert_eq!(
+        files.problem(),
+        "there is no certificate in DIR/certificate.pem\n    help: a PEM file with -----BEGIN CERTIFICATE----- is needed, \
+         this host's certificate first"
+    );
     write(files.certificate(), &pem).unwrap();
     write(files.key(), &pem).unwrap();
     assert_eq!(files.problem().lines().next().unwrap(), "there is no private key in DIR/key.pem");
@@ -242,6 +246,9 @@ fn a_client_shows_a_certificate_of_the_authority_or_is_refused() {
     write(&ca, "nothing").unwrap();
     let problems = Credentials::read(&listener).unwrap_err();
     assert!(problems.0[0].what.starts_with("there is no certificate in "), "{problems}");
+    // It is no host's.
+    let help = problems.0[0].help.as_deref().unwrap();
+    assert!(help.contains("of an authority") && !help.contains("host"), "{problems}");
 }
 
 fn listener(files: &[&Files]) -> Listener {
