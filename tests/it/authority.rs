@@ -185,7 +185,7 @@ fn the_command_makes_an_authority_and_says_what_it_may() {
         let backup = std::fs::read(&lost).unwrap();
         std::fs::remove_file(&lost).unwrap();
         let again = run(&["ca", "init"]);
-        let told = format!("{left} is there already\n    help: --force makes a new one in its place");
+        let told = format!("{left} is there already\n    help: if it is an authority of Mantlet's, --force makes");
         assert!(again.code == Some(1) && again.err.contains(&told), "{again:?}");
         assert!(!lost.exists() && std::fs::read(dir.path().join(left)).unwrap() == kept);
         std::fs::write(&lost, backup).unwrap();
@@ -215,7 +215,7 @@ fn what_is_wrong_with_the_authoritys_files_is_told_with_its_place_and_its_own_he
     assert!(told.starts_with(what) && !told.contains("host's"), "{told}");
     // What is there may be something else.
     let again = process::run(dir.path(), &["ca", "init", "push.test"]);
-    let help = "our.key is there already\n    help: if it is an authority of Mantlet's, --force";
+    let help = "our.crt is there already\n    help: if it is an authority of Mantlet's, --force";
     assert!(again.code == Some(1) && again.err.starts_with(help), "{again:?}");
 }
 
