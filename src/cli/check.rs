@@ -37,6 +37,9 @@ pub(super) struct Check {
 impl Check {
     pub(super) fn run(self, common: &Common, output: &Output) -> Result<ExitCode, Problems> {
         let mut problems = Problems::default();
+        if !self.homeserver.is_empty() {
+            common.needed_file()?;
+        }
         // With a policy of its own, only that is looked at; else the gateway file, its certificates and its policy.
         let gateway = match self.policy.policy {
             Some(_) => Gateway::default(),
@@ -85,12 +88,14 @@ impl Check {
         };
         if let Some(homeserver) = homeserver {
             let around = Surroundings { gateway: &gateway, policy: &possible };
-            return Ok(tell(&homeserver, &around, output));
+            return Ok(tell(&homeserver, &around, common, output));
         }
+        let is_alone = self.policy.policy.is_some();
+        let file = common.file().filter(|_| !is_alone).map(|file| file.display().to_string());
         let policy = &compiled.policy;
         let has_proxy = gateway.listeners.iter().any(|listener| listener.door == Door::Proxy);
         // A policy that is looked at by itself says nothing of doors.
-        let open = self.policy.policy.is_none().then(|| left_open(policy, &gateway)).flatten();
+        let open = (!is_alone).then(|| left_open(policy, &gateway)).flatten();
         let (beginning, ending) = (interception.as_ref().and_then(beginning), interception.as_ref().and_then(ending));
         let notary = gateway.egress.notary_key.as_deref().map(NotaryKey::read).transpose()?;
         let notary = homeserver::notary_lines(&gateway, notary.as_ref());
@@ -103,8 +108,13 @@ impl Check {
                 let names: Vec<_> =
                     rules.iter().map(|rule| format!("{} ({})", rule.name, rule.mode.as_str())).collect();
                 let notary = notary.as_ref().map(|lines| format!("\nin homeserver.yaml:\n{lines}")).unwrap_or_default();
+                let file = match (&file, is_alone) {
+                    (_, true) => String::new(),
+                    (Some(file), false) => format!("\n  file   {file} (gateway)"),
+                    (None, false) => "\n  file   no gateway file: the defaults".to_owned(),
+                };
                 format!(
-                    "{}: good\n  rules  {}\n  tests  {} passed\n  digest {}{}{}{}{}{notary}",
+                    "{}: good{file}\n  rules  {}\n  tests  {} passed\n  digest {}{}{}{}{}{notary}",
                     policy.name(),
                     names.join(", "),
                     compiled.tests.len(),
@@ -118,6 +128,7 @@ impl Check {
             || {
                 json!({
                     "ok": true,
+                    "gateway": file,
                     "policy": policy.name(),
                     "digest": policy.digest(),
                     "tests": compiled.tests.len(),
@@ -139,7 +150,8 @@ impl Check {
 }
 
 /// Tells what was found in Synapse's configuration, and what to ask its database.
-fn tell(homeserver: &Homeserver, around: &Surroundings<'_>, output: &Output) -> ExitCode {
+fn tell(homeserver: &Homeserver, around: &Surroundings<'_>, common: &Common, output: &Output) -> ExitCode {
+    let gateway = common.file().unwrap_or_default().display().to_string();
     let report = homeserver::examine(homeserver, around);
     let remembered = Remembered::of(homeserver);
     let (findings, notes) = (report.count(Weight::Finding), report.count(Weight::Note));
@@ -151,11 +163,11 @@ fn tell(homeserver: &Homeserver, around: &Surroundings<'_>, output: &Output) -> 
             let _ = write!(
                 page,
                 "\nwhom the database remembers, and Synapse will ask ({with}{file}):\n  {identity_servers}\n  {push_gateways}\n\n\
-                 findings {findings}, notes {notes}"
+                 compared with {gateway}\nfindings {findings}, notes {notes}"
             );
             page
         },
-        || json!({ "ok": findings == 0, "findings": report.0, "database": remembered }),
+        || json!({ "ok": findings == 0, "gateway": gateway, "findings": report.0, "database": remembered }),
     );
     ExitCode::from(if findings == 0 { 0 } else { PROBLEM })
 }

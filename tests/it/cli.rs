@@ -456,3 +456,62 @@ fn a_missing_file_is_named() {
     let ran = run(dir.path(), &["-c", "gone.toml", "check"]);
     assert!(ran.code == Some(1) && ran.err.contains("gone.toml"), "{ran:?}");
 }
+
+#[test]
+fn without_a_gateway_file_every_verb_that_needs_one_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let told = "there is no gateway file: neither mantlet.toml here nor /etc/mantlet/mantlet.toml\n    help: name it: --config FILE\n";
+    std::fs::write(dir.path().join("homeserver.yaml"), "server_name: hs.test\n").unwrap();
+    for arguments in [
+        &["reload"][..],
+        &["ledger"],
+        &["ca", "init"],
+        &["ca", "show"],
+        &["ca", "synapse"],
+        &["check", "--homeserver", "homeserver.yaml"],
+    ] {
+        let ran = run(dir.path(), arguments);
+        assert!(ran.code == Some(1) && ran.err == told && ran.out.is_empty(), "{arguments:?}: {ran:?}");
+    }
+    let checked = run(dir.path(), &["check"]);
+    assert!(
+        checked.out.starts_with("built-in balanced: good\n  file   no gateway file: the defaults\n"),
+        "{checked:?}"
+    );
+    let alone = run(dir.path(), &["check", "--policy", "balanced"]);
+    assert!(alone.code == Some(0) && !alone.out.contains("  file   "), "no gateway file is looked at: {alone:?}");
+}
+
+#[test]
+fn check_and_run_name_the_gateway_file() {
+    let upstream = homeserver();
+    let site = Site::new(&url(&upstream), OPEN, "");
+    let checked = site.run(&["check"]);
+    assert!(
+        checked.code == Some(0) && checked.out.contains(": good\n  file   mantlet.toml (gateway)\n"),
+        "{checked:?}"
+    );
+    let json = site.run(&["check", "--format", "json"]);
+    assert_eq!(serde_json::from_str::<Value>(&json.out).unwrap()["gateway"], "mantlet.toml");
+    site.write("homeserver.yaml", "server_name: hs.test\n");
+    let compared = site.run(&["check", "--homeserver", "homeserver.yaml"]);
+    assert!(compared.out.contains("\ncompared with mantlet.toml\nfindings "), "{compared:?}");
+    site.start().wait_log("it is named", |line| line["file"] == "mantlet.toml");
+}
+
+#[test]
+fn what_is_no_gateway_is_not_taken_for_one_that_reloads() {
+    let other = backend(|_| ok());
+    let site = site();
+    site.write("mantlet.toml", &format!("[admin]\nbind = \"{}\"\n", other.addr()));
+    let ran = site.run(&["reload"]);
+    let told =
+        "what answers there is no gateway that can be asked to reload\n    help: is it a gateway of this version?\n";
+    assert!(ran.code == Some(1) && ran.err == told && ran.out.is_empty(), "{ran:?}");
+    site.write("mantlet.toml", "");
+    let ran = site.run(&["reload"]);
+    assert!(
+        ran.err.starts_with("mantlet.toml has no [admin], so the running gateway cannot be asked to reload"),
+        "{ran:?}"
+    );
+}
