@@ -13,8 +13,10 @@ use crate::config::compiled::Compiled;
 use crate::config::gateway::{Door, Gateway};
 use crate::config::notary_key::NotaryKey;
 use crate::homeserver::{self, Homeserver, Remembered, Surroundings, Weight};
+use crate::matrix::Endpoint;
 use crate::origin::NameServers;
 use crate::policy::egress::Unread;
+use crate::policy::plan::RuleInfo;
 use crate::policy::{Mode, Policy};
 use crate::problem::Problems;
 use crate::tls;
@@ -121,7 +123,7 @@ impl Check {
                     policy.digest(),
                     beginning.as_ref().map(|beginning| format!("\n  begins {beginning}")).unwrap_or_default(),
                     ending.as_ref().map(|ending| format!("\n  ends   {ending}")).unwrap_or_default(),
-                    if has_proxy { way_out(policy, &possible) } else { String::new() },
+                    if has_proxy { way_out(policy, &possible, &gateway) } else { String::new() },
                     open.as_ref().map(|open| format!("\n  open   {open}")).unwrap_or_default()
                 )
             },
@@ -172,15 +174,26 @@ fn tell(homeserver: &Homeserver, around: &Surroundings<'_>, common: &Common, out
     ExitCode::from(if findings == 0 { 0 } else { PROBLEM })
 }
 
-/// Which rules act on what Synapse asks others, each with the hosts at which that can be read; and what cannot be read for want of an
-/// authority.
-fn way_out(stated: &Policy, possible: &Policy) -> String {
+/// Which rules act on what Synapse asks others, each with the doors and the hosts at which that can be read; and what cannot be read
+/// for want of an authority.
+fn way_out(stated: &Policy, possible: &Policy, gateway: &Gateway) -> String {
     let hosts: Vec<_> = possible.egress().intercepted().map(|(name, _)| name).collect();
-    let at = match hosts.is_empty() {
-        true => "only in the clear, for no host is intercepted".to_owned(),
-        false => format!("only at {}, and in the clear", hosts.join(", ")),
+    let hosts = hosts.join(", ");
+    let has = |door: Door| gateway.listeners.iter().any(|listener| listener.door == door);
+    let doors = match (has(Door::Federation), has(Door::Notary)) {
+        (true, true) => Some("at the federation and the notary door"),
+        (true, false) => Some("at the federation door"),
+        (false, true) => Some("at the notary door"),
+        (false, false) => None,
     };
-    let mut page: String = possible.outbound_rules().map(|rule| format!("\n  out    {}: {at}", rule.name)).collect();
+    let at = |rule| match (doors.filter(|_| is_for_servers(possible, rule)), hosts.is_empty()) {
+        (None, true) => "only in the clear, for no host is intercepted".to_owned(),
+        (None, false) => format!("only at {hosts}, and in the clear"),
+        (Some(doors), true) => format!("{doors}, and in the clear; no host is intercepted"),
+        (Some(doors), false) => format!("{doors}, at {hosts}, and in the clear"),
+    };
+    let mut page: String =
+        possible.outbound_rules().map(|rule| format!("\n  out    {}: {}", rule.name, at(rule))).collect();
     for (name, how) in unread(stated, possible) {
         let how = match how {
             Unread::Tunnel => "passes unread",
@@ -189,6 +202,15 @@ fn way_out(stated: &Policy, possible: &Policy) -> String {
         let _ = write!(page, "\n  open   {name} {how}, for there is no authority: [egress.ca], then mantlet ca init");
     }
     page
+}
+
+/// Whether a rule acts by what servers are asked for, which all doors of the way out can read.
+fn is_for_servers(policy: &Policy, rule: &RuleInfo) -> bool {
+    let of = |endpoint: &Endpoint| {
+        let gates = policy.gates_to_servers(*endpoint).iter().map(|gate| gate.rule);
+        gates.chain(policy.reroute(*endpoint).map(|reroute| reroute.rule)).collect::<Vec<_>>()
+    };
+    Endpoint::ALL.iter().flat_map(of).any(|index| policy.rule(index).name == rule.name)
 }
 
 /// Hosts that the policy would look into, and cannot.

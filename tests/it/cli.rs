@@ -515,3 +515,30 @@ fn what_is_no_gateway_is_not_taken_for_one_that_reloads() {
         "{ran:?}"
     );
 }
+
+#[test]
+fn check_says_at_which_doors_a_rule_acts() {
+    let door = |door: &str, more: &str| {
+        format!("[[listener]]\ndoor = \"{door}\"\nname = \"{door}\"\nbind = \"127.0.0.1:0\"\n{more}\n")
+    };
+    let federation = door("federation", "secret_file = \"federation.secret\"");
+    let notary = door("notary", "server_name = \"notary.test\"");
+    for (doors, at) in [
+        (String::new(), "only in the clear, for no host is intercepted"),
+        (federation.clone(), "at the federation door, and in the clear; no host is intercepted"),
+        (notary.clone(), "at the notary door, and in the clear; no host is intercepted"),
+        (
+            [federation, notary].concat(),
+            "at the federation and the notary door, and in the clear; no host is intercepted",
+        ),
+    ] {
+        let site = Site::new("http://127.0.0.1:8008", "extends = \"balanced\"", &[door("proxy", ""), doors].concat());
+        site.write("federation.secret", "a-secret");
+        let secret = site.path().join("federation.secret");
+        std::fs::set_permissions(secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let ran = site.run(&["check"]);
+        assert!(ran.code == Some(0) && ran.out.contains(&format!("\n  out    notary: {at}\n")), "{at}: {ran:?}");
+        let push = "\n  out    push: only in the clear, for no host is intercepted\n";
+        assert!(ran.out.contains(push), "other rules act at the proxy door alone: {ran:?}");
+    }
+}
