@@ -44,6 +44,11 @@ impl Ledger {
         Arc::new(Self { rows: Mutex::default(), most, store: store.filter(|_| most > 0), metrics })
     }
 
+    /// Whether anything is written down.
+    pub fn is_kept(&self) -> bool {
+        self.most > 0
+    }
+
     /// Writes down what came of a contact.
     pub fn note(&self, contact: Contact, verdict: Verdict, out: u64, back: u64) {
         self.metrics.contact(contact.cause, verdict);
@@ -144,7 +149,7 @@ impl Ledger {
 
     fn enter(&self, contact: Contact, verdict: Verdict, count: u64, out: u64, back: u64) {
         self.metrics.bytes(contact.cause, out, back);
-        if self.most == 0 {
+        if !self.is_kept() {
             return;
         }
         let Contact { to, cause, door, answers: _ } = contact;

@@ -58,6 +58,7 @@ struct Synapse {
 
 impl Ca {
     pub(super) fn run(self, common: &Common, output: &Output) -> Result<ExitCode, Problems> {
+        common.needed_file()?;
         let gateway = common.gateway_alone()?;
         match self.verb {
             Verb::Init(init) => init.run(&gateway, output)?,

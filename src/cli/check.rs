@@ -15,8 +15,10 @@ use crate::config::compiled::Compiled;
 use crate::config::gateway::{Door, Gateway};
 use crate::config::notary_key::NotaryKey;
 use crate::homeserver::{self, Homeserver, Remembered, Surroundings, Weight};
+use crate::matrix::Endpoint;
 use crate::origin::NameServers;
 use crate::policy::egress::Unread;
+use crate::policy::plan::RuleInfo;
 use crate::policy::{Mode, Policy};
 use crate::problem::Problems;
 use crate::server::socket_file::{MAKE_DIRECTORY, missing_directory};
@@ -40,6 +42,9 @@ pub(super) struct Check {
 impl Check {
     pub(super) fn run(self, common: &Common, output: &Output) -> Result<ExitCode, Problems> {
         let mut problems = Problems::default();
+        if !self.homeserver.is_empty() {
+            common.needed_file()?;
+        }
         // With a policy of its own, only that is looked at; else the gateway file, its certificates and its policy.
         let gateway = match self.policy.policy {
             Some(_) => Gateway::default(),
@@ -88,12 +93,14 @@ impl Check {
         };
         if let Some(homeserver) = homeserver {
             let around = Surroundings { gateway: &gateway, policy: &possible };
-            return Ok(tell(&homeserver, &around, output));
+            return Ok(tell(&homeserver, &around, common, output));
         }
+        let is_alone = self.policy.policy.is_some();
+        let file = common.file().filter(|_| !is_alone).map(|file| file.display().to_string());
         let policy = &compiled.policy;
         let has_proxy = gateway.listeners.iter().any(|listener| listener.door == Door::Proxy);
         // A policy that is looked at by itself says nothing of doors.
-        let open = self.policy.policy.is_none().then(|| left_open(policy, &gateway)).flatten();
+        let open = (!is_alone).then(|| left_open(policy, &gateway)).flatten();
         let (beginning, ending) = (interception.as_ref().and_then(beginning), interception.as_ref().and_then(ending));
         let needs = missing_directories(&gateway);
         let notary = gateway.egress.notary_key.as_deref().map(NotaryKey::read).transpose()?;
@@ -107,15 +114,20 @@ impl Check {
                 let names: Vec<_> =
                     rules.iter().map(|rule| format!("{} ({})", rule.name, rule.mode.as_str())).collect();
                 let notary = notary.as_ref().map(|lines| format!("\nin homeserver.yaml:\n{lines}")).unwrap_or_default();
+                let file = match (&file, is_alone) {
+                    (_, true) => String::new(),
+                    (Some(file), false) => format!("\n  file   {file} (gateway)"),
+                    (None, false) => "\n  file   no gateway file: the defaults".to_owned(),
+                };
                 format!(
-                    "{}: good\n  rules  {}\n  tests  {} passed\n  digest {}{}{}{}{}{}{notary}",
+                    "{}: good{file}\n  rules  {}\n  tests  {} passed\n  digest {}{}{}{}{}{}{notary}",
                     policy.name(),
                     names.join(", "),
                     compiled.tests.len(),
                     policy.digest(),
                     beginning.as_ref().map(|beginning| format!("\n  begins {beginning}")).unwrap_or_default(),
                     ending.as_ref().map(|ending| format!("\n  ends   {ending}")).unwrap_or_default(),
-                    if has_proxy { way_out(policy, &possible) } else { String::new() },
+                    if has_proxy { way_out(policy, &possible, &gateway) } else { String::new() },
                     open.as_ref().map(|open| format!("\n  open   {open}")).unwrap_or_default(),
                     needs.iter().map(|needs| format!("\n  needs  {needs}")).collect::<String>()
                 )
@@ -123,6 +135,7 @@ impl Check {
             || {
                 json!({
                     "ok": true,
+                    "gateway": file,
                     "policy": policy.name(),
                     "digest": policy.digest(),
                     "tests": compiled.tests.len(),
@@ -145,7 +158,8 @@ impl Check {
 }
 
 /// Tells what was found in Synapse's configuration, and what to ask its database.
-fn tell(homeserver: &Homeserver, around: &Surroundings<'_>, output: &Output) -> ExitCode {
+fn tell(homeserver: &Homeserver, around: &Surroundings<'_>, common: &Common, output: &Output) -> ExitCode {
+    let gateway = common.file().unwrap_or_default().display().to_string();
     let report = homeserver::examine(homeserver, around);
     let remembered = Remembered::of(homeserver);
     let (findings, notes) = (report.count(Weight::Finding), report.count(Weight::Note));
@@ -157,11 +171,11 @@ fn tell(homeserver: &Homeserver, around: &Surroundings<'_>, output: &Output) -> 
             let _ = write!(
                 page,
                 "\nwhom the database remembers, and Synapse will ask ({with}{file}):\n  {identity_servers}\n  {push_gateways}\n\n\
-                 findings {findings}, notes {notes}"
+                 compared with {gateway}\nfindings {findings}, notes {notes}"
             );
             page
         },
-        || json!({ "ok": findings == 0, "findings": report.0, "database": remembered }),
+        || json!({ "ok": findings == 0, "gateway": gateway, "findings": report.0, "database": remembered }),
     );
     ExitCode::from(if findings == 0 { 0 } else { PROBLEM })
 }
@@ -182,15 +196,26 @@ fn missing_directories(gateway: &Gateway) -> Vec<String> {
     missing.into_iter().map(told).collect()
 }
 
-/// Which rules act on what Synapse asks others, each with the hosts at which that can be read; and what cannot be read for want of an
-/// authority.
-fn way_out(stated: &Policy, possible: &Policy) -> String {
+/// Which rules act on what Synapse asks others, each with the doors and the hosts at which that can be read; and what cannot be read
+/// for want of an authority.
+fn way_out(stated: &Policy, possible: &Policy, gateway: &Gateway) -> String {
     let hosts: Vec<_> = possible.egress().intercepted().map(|(name, _)| name).collect();
-    let at = match hosts.is_empty() {
-        true => "only in the clear, for no host is intercepted".to_owned(),
-        false => format!("only at {}, and in the clear", hosts.join(", ")),
+    let hosts = hosts.join(", ");
+    let has = |door: Door| gateway.listeners.iter().any(|listener| listener.door == door);
+    let doors = match (has(Door::Federation), has(Door::Notary)) {
+        (true, true) => Some("at the federation and the notary door"),
+        (true, false) => Some("at the federation door"),
+        (false, true) => Some("at the notary door"),
+        (false, false) => None,
     };
-    let mut page: String = possible.outbound_rules().map(|rule| format!("\n  out    {}: {at}", rule.name)).collect();
+    let at = |rule| match (doors.filter(|_| is_for_servers(possible, rule)), hosts.is_empty()) {
+        (None, true) => "only in the clear, for no host is intercepted".to_owned(),
+        (None, false) => format!("only at {hosts}, and in the clear"),
+        (Some(doors), true) => format!("{doors}, and in the clear; no host is intercepted"),
+        (Some(doors), false) => format!("{doors}, at {hosts}, and in the clear"),
+    };
+    let mut page: String =
+        possible.outbound_rules().map(|rule| format!("\n  out    {}: {}", rule.name, at(rule))).collect();
     for (name, how) in unread(stated, possible) {
         let how = match how {
             Unread::Tunnel => "passes unread",
@@ -199,6 +224,15 @@ fn way_out(stated: &Policy, possible: &Policy) -> String {
         let _ = write!(page, "\n  open   {name} {how}, for there is no authority: [egress.ca], then mantlet ca init");
     }
     page
+}
+
+/// Whether a rule acts by what servers are asked for, which all doors of the way out can read.
+fn is_for_servers(policy: &Policy, rule: &RuleInfo) -> bool {
+    let of = |endpoint: &Endpoint| {
+        let gates = policy.gates_to_servers(*endpoint).iter().map(|gate| gate.rule);
+        gates.chain(policy.reroute(*endpoint).map(|reroute| reroute.rule)).collect::<Vec<_>>()
+    };
+    Endpoint::ALL.iter().flat_map(of).any(|index| policy.rule(index).name == rule.name)
 }
 
 /// Hosts that the policy would look into, and cannot.

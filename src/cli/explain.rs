@@ -1,5 +1,7 @@
 //! `mantlet explain`
 
+mod way_out;
+
 use std::fmt::Write;
 use std::net::IpAddr;
 use std::process::ExitCode;
@@ -21,6 +23,7 @@ use crate::policy::{Decision, Gate, Policy, Reading, TokenVerdict};
 use crate::problem::{Location, Problems};
 use crate::stack::canonical;
 use crate::tls::leaves::Interception;
+use way_out::{closed_port, of_head, way};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Explain {
@@ -81,10 +84,11 @@ impl Explain {
             false => policy,
         };
         let finding = probe.judge(&policy);
-        // What is ambiguous is refused at the way in; at the way out Synapse asks.
+        // What is ambiguous is refused at the way in; at the way out Synapse asks, and not every port is led to.
         let refusal = match finding.flow.is_inbound() {
-            true => canonical::refusal(&probe.method, &probe.target, &probe.headers),
-            false => None,
+            true => canonical::refusal(&probe.method, &probe.target, &probe.headers)
+                .map(|answer| Refused { by: canonical::NAME, answer }),
+            false => gateway.as_ref().and_then(|gateway| closed_port(&probe, &finding, gateway)),
         };
         let upstream = gateway.as_ref().filter(|_| refusal.is_none());
         let upstream = upstream.and_then(|gateway| upstream_of(&probe, &finding, gateway));
@@ -124,6 +128,12 @@ impl Explain {
     }
 }
 
+/// What is answered before the policy is asked anything.
+struct Refused {
+    by: &'static str,
+    answer: Answer,
+}
+
 /// What stands behind the method: path and query, or whom a tunnel is asked for to.
 fn asked(probe: &Probe) -> &str {
     match (probe.target.path_and_query(), probe.target.authority()) {
@@ -144,7 +154,7 @@ fn text(
     probe: &Probe,
     finding: &Finding,
     policy: &Arc<Policy>,
-    refusal: Option<&Answer>,
+    refusal: Option<&Refused>,
     upstream: Option<&str>,
 ) -> String {
     let mut page = Page::default();
@@ -152,7 +162,13 @@ fn text(
     page.line("request", format!("{} {}", probe.method, asked(probe)));
     page.line("policy", format!("{} ({})", policy.name(), policy.digest()));
     page.line("flow", finding.flow.as_str());
-    page.line("endpoint", format!("{} (authentication: {})", endpoint.id(), endpoint.auth().as_str()));
+    if let Some((words, _, location)) = way(probe, finding) {
+        page.line("way", format!("{words}{}", place(location)));
+    }
+    match finding.is_tunnel {
+        true => page.line("endpoint", finding.endpoint()),
+        false => page.line("endpoint", format!("{} (authentication: {})", endpoint.id(), endpoint.auth().as_str())),
+    }
     for template in endpoint.templates() {
         page.line("", template);
     }
@@ -173,11 +189,17 @@ fn text(
         let place = place(reroute.location.as_ref());
         page.line("another way", format!("{rule} ({}): {}{place}", reroute.mode.as_str(), reroute.to.describe()));
     }
-    page.section("request edits", policy.request_edits(finding.flow).iter().map(|edit| edited(edit, policy)));
+    page.section(
+        "request edits",
+        of_head(finding, policy.request_edits(finding.flow)).iter().map(|edit| edited(edit, policy)),
+    );
     if !finding.readings.is_empty() {
         page.section("body", finding.readings.iter().map(|reading| read(reading, policy)));
     }
-    page.section("response edits", policy.response_edits(finding.flow).iter().map(|edit| edited(edit, policy)));
+    page.section(
+        "response edits",
+        of_head(finding, policy.response_edits(finding.flow)).iter().map(|edit| edited(edit, policy)),
+    );
     if let Some(token) = &finding.token {
         page.line("token", token_words(token));
     }
@@ -196,7 +218,7 @@ fn text(
     }
     match refusal {
         None => page.line("decision", decision_words(finding, policy)),
-        Some(answer) => page.line("decision", refusal_words(answer)),
+        Some(refused) => page.line("decision", refusal_words(&refused.answer)),
     }
     if let Some(telling) = telling(finding, policy).filter(|_| refusal.is_none()) {
         page.line("told", telling.describe());
@@ -253,7 +275,7 @@ fn structure(
     probe: &Probe,
     finding: &Finding,
     policy: &Arc<Policy>,
-    refusal: Option<&Answer>,
+    refusal: Option<&Refused>,
     upstream: Option<&str>,
 ) -> Value {
     let seen = Seen::of(finding, policy);
@@ -274,9 +296,10 @@ fn structure(
         "request": { "method": probe.method.as_str(), "target": asked(probe) },
         "policy": { "name": policy.name(), "digest": policy.digest() },
         "flow": finding.flow.as_str(),
+        "way": way(probe, finding).map(|(_, word, location)| json!({ "is": word, "location": location })),
         "endpoint": {
-            "id": finding.classified.raw.id(),
-            "decoded": finding.classified.decoded.id(),
+            "id": finding.endpoint(),
+            "decoded": if finding.is_tunnel { finding.endpoint() } else { finding.classified.decoded.id() },
             "authentication": finding.classified.raw.auth().as_str(),
             "templates": finding.classified.raw.templates(),
         },
@@ -284,7 +307,7 @@ fn structure(
             "rule": policy.rule(gate.rule).name, "mode": gate.mode.as_str(), "action": gate.action.describe(),
             "path": pattern, "location": gate.location,
         })).collect::<Vec<_>>(),
-        "request_edits": edits(policy.request_edits(finding.flow)),
+        "request_edits": edits(of_head(finding, policy.request_edits(finding.flow))),
         "open_to": policy.opened(finding.classified.raw).filter(|_| is_inbound).map(|opened| &opened.networks),
         "target_edit": policy.move_token(finding.classified.raw).filter(|_| is_inbound).map(|edit| json!({
             "rule": policy.rule(edit.rule).name, "mode": edit.mode.as_str(), "location": edit.location,
@@ -298,13 +321,13 @@ fn structure(
             "location": reading.location,
         })).collect::<Vec<_>>(),
         "sent_body": finding.body.as_ref().map(|body| String::from_utf8_lossy(body)),
-        "response_edits": edits(policy.response_edits(finding.flow)),
+        "response_edits": edits(of_head(finding, policy.response_edits(finding.flow))),
         "token": finding.token.as_ref().map(TokenVerdict::class),
         "decision": if refusal.is_some() { "deny" } else { seen.outcome },
-        "rule": if refusal.is_some() { Some(canonical::NAME) } else { seen.rule },
+        "rule": refusal.map(|refused| refused.by).or(seen.rule),
         "location": location.filter(|_| refusal.is_none()),
-        "status": refusal.map(|answer| answer.status().as_u16()).or(seen.status),
-        "errcode": refusal.map_or(seen.errcode, Answer::errcode),
+        "status": refusal.map(|refused| refused.answer.status().as_u16()).or(seen.status),
+        "errcode": refusal.map_or(seen.errcode, |refused| refused.answer.errcode()),
         "told": telling(finding, policy).filter(|_| refusal.is_none()).map(Telling::describe),
         "upstream": upstream,
     })

@@ -23,6 +23,8 @@ pub(super) struct Ledger {
 
 #[derive(Deserialize)]
 struct Answer {
+    /// Whether there is a ledger.
+    kept: bool,
     contacts: Vec<Entry>,
 }
 
@@ -30,11 +32,17 @@ impl Ledger {
     pub(super) fn run(self, common: &Common, output: &Output) -> Result<ExitCode, Problems> {
         let (status, body) = ask(common, Method::GET, "/ledger", "for its ledger")?;
         let answer = serde_json::from_slice::<Answer>(&body).ok().filter(|_| status == 200);
-        let Answer { mut contacts } = answer.ok_or_else(|| {
+        let Answer { kept, mut contacts } = answer.ok_or_else(|| {
             Problem::new("what answers there has no ledger that can be read").help("is it a gateway of this version?")
         })?;
         contacts.retain(|entry| self.since.is_none_or(|since| entry.last_seen >= since));
-        output.print(|| table(&contacts), || json!({ "contacts": contacts }));
+        let page = || match (kept, contacts.is_empty(), self.since) {
+            (false, ..) => "no ledger is kept: [egress] ledger = 0 in the gateway file".to_owned(),
+            (true, true, None) => "nobody was asked".to_owned(),
+            (true, true, Some(_)) => "nobody was asked since then".to_owned(),
+            (true, false, _) => table(&contacts),
+        };
+        output.print(page, || json!({ "kept": kept, "contacts": contacts }));
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -50,9 +58,6 @@ fn when(text: &str) -> Result<SystemTime, String> {
 }
 
 fn table(contacts: &[Entry]) -> String {
-    if contacts.is_empty() {
-        return "nobody was asked".to_owned();
-    }
     let rows = contacts.iter().map(|entry| {
         [
             entry.cause.as_str().to_owned(),
@@ -85,7 +90,8 @@ fn minute(time: SystemTime) -> String {
     text.chars().take("2026-11-20T08:00".len()).collect::<String>().replace('T', " ")
 }
 
-const HEAD: [&str; 9] = ["CAUSE", "DESTINATION", "VERDICT", "TIMES", "OUT", "IN", "FIRST SEEN", "LAST SEEN", "DOOR"];
+const HEAD: [&str; 9] =
+    ["CAUSE", "DESTINATION", "VERDICT", "TIMES", "OUT", "IN", "FIRST SEEN (UTC)", "LAST SEEN (UTC)", "DOOR"];
 const NUMBERS: [bool; 9] = [false, false, false, true, true, true, false, false, false];
 
 #[cfg(test)]
@@ -117,9 +123,8 @@ mod tests {
         let entry: Entry = serde_json::from_value(entry).unwrap();
         assert_eq!(
             table(&[entry]),
-            "CAUSE  DESTINATION           VERDICT    TIMES       OUT   IN  FIRST SEEN        LAST SEEN         DOOR\n\
+            "CAUSE  DESTINATION           VERDICT    TIMES       OUT   IN  FIRST SEEN (UTC)  LAST SEEN (UTC)   DOOR\n\
              push   push.example.org:443  tunnelled     12  40.0 KiB  0 B  2026-11-20 03:00  2026-11-22 04:05  proxy"
         );
-        assert_eq!(table(&[]), "nobody was asked");
     }
 }

@@ -11,7 +11,7 @@ mod run;
 mod test;
 mod version;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -114,10 +114,14 @@ impl Common {
         if self.config.is_some() {
             return self.config.clone();
         }
-        [Path::new("mantlet.toml"), Path::new("/etc/mantlet/mantlet.toml")]
-            .into_iter()
-            .find(|path| path.exists())
-            .map(Path::to_path_buf)
+        PLACES.into_iter().map(PathBuf::from).find(|path| path.exists())
+    }
+
+    /// The same, for what cannot be done on the defaults.
+    fn needed_file(&self) -> Result<PathBuf, Problem> {
+        let [here, system] = PLACES;
+        let what = || Problem::new(format!("there is no gateway file: neither {here} here nor {system}"));
+        self.file().ok_or_else(|| what().help("name it: --config FILE"))
     }
 
     fn gateway(&self) -> Result<Gateway, Problems> {
@@ -132,8 +136,9 @@ impl Common {
 
 /// Asks the running gateway; gives the status and the JSON of the answer. `what` is what cannot be done without.
 fn ask(common: &Common, method: Method, path: &str, what: &str) -> Result<(u16, Vec<u8>), Problems> {
+    let file = common.needed_file()?;
     let Some(address) = common.gateway_alone()?.admin else {
-        let what = format!("the gateway file has no [admin], so the running gateway cannot be asked {what}");
+        let what = format!("{} has no [admin], so the running gateway cannot be asked {what}", file.display());
         let help = "add [admin] bind = \"127.0.0.1:9090\" and restart";
         return Err(Problem::new(what).help(help).into());
     };
@@ -157,6 +162,9 @@ impl PolicyArgument {
         Compiled::read(&self.source(common)?)
     }
 }
+
+/// Where a gateway file is looked for that nobody names.
+const PLACES: [&str; 2] = ["mantlet.toml", "/etc/mantlet/mantlet.toml"];
 
 const PROBLEM: u8 = 1;
 const USAGE: u8 = 2;

@@ -16,6 +16,10 @@ impl Reload {
     pub(super) fn run(self, common: &Common, output: &Output) -> Result<ExitCode, Problems> {
         let (status, body) = ask(common, Method::POST, "/reload", "to reload; SIGHUP works without")?;
         let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
+        if answer.get("generation").is_none() {
+            let what = "what answers there is no gateway that can be asked to reload";
+            return Err(Problem::new(what).help("is it a gateway of this version?").into());
+        }
         let is_good = status == 200;
         output.print(|| text(&answer), || answer.clone());
         Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::from(PROBLEM) })

@@ -36,7 +36,12 @@ impl Run {
         if let Err(error) = is_closed {
             tracing::warn!(%error, "this process can be read by others of its user");
         }
-        let running = server::start(Start { gateway, file: common.file(), signals: true, access: None })?;
+        let file = common.file();
+        match &file {
+            Some(file) => tracing::info!(file = %file.display(), "the gateway file is read"),
+            None => tracing::info!("there is no gateway file: the defaults are in force"),
+        }
+        let running = server::start(Start { gateway, file, signals: true, access: None })?;
         match running.wait() {
             Outcome::Drained => Ok(ExitCode::SUCCESS),
             Outcome::Broke => Ok(ExitCode::from(PROBLEM)),

@@ -171,7 +171,7 @@ pub(super) async fn write(
 }
 
 /// What records call a tunnel, which is no endpoint.
-const ENDPOINT: &str = "tunnel";
+const ENDPOINT: &str = crate::policy::egress::TUNNEL;
 /// Synapse wants this status and no other.
 const OPEN: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 const LAST_WORD: Duration = Duration::from_secs(1);

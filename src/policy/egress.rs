@@ -10,6 +10,9 @@ use super::cause::Cause;
 /// The reserved name that Synapse is led to where it would unbind: nobody's, and always answered at the proxy door itself.
 pub const UNBINDING: &str = "unbind.mantlet.invalid";
 
+/// What records and tests say in an endpoint's place of what asks for a tunnel: what is asked inside has no part in it.
+pub const TUNNEL: &str = "tunnel";
+
 /// Whether this is the reserved name.
 pub fn is_reserved(host: &Host) -> bool {
     matches!(host, Host::Name(name) if **name == *UNBINDING)

@@ -12,12 +12,13 @@ use serde::Deserialize;
 
 use super::Mode;
 use super::decision::{Decision, Denial, Need, Verdict};
-use super::egress::Way;
+use super::egress::{TUNNEL, Way};
 use super::exchange::{Exchange, KeysOf, Registration, TokenVerdict};
 use super::plan::{Policy, Reading};
 use crate::matrix::classify::{Classified, classify, flow};
 use crate::matrix::{Flow, Host, ServerName};
 use crate::message::{Answer, hop};
+use crate::problem::Location;
 
 /// What the homeserver would say of a token, if it were asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -64,6 +65,10 @@ pub struct Finding {
     pub flow: Flow,
     /// What the request asks for.
     pub classified: Classified,
+    /// The way of the host that the proxy door is asked for, and the line that says so.
+    pub way: Option<(Way, Option<Location>)>,
+    /// Whether all that is seen of it is that a tunnel to the host is asked for.
+    pub is_tunnel: bool,
     /// What had to be found out first.
     pub need: Need,
     /// How the token was taken, if it was needed.
@@ -74,7 +79,7 @@ pub struct Finding {
     pub readings: Vec<Reading>,
     /// The body that would go upstream, if the probe has one.
     pub body: Option<Bytes>,
-    /// The head that would go upstream, if the request passes; without the gateway's own fields.
+    /// The head that would go upstream, if the request passes; without the gateway's own fields. A CONNECT has none.
     pub upstream: Option<Request<()>>,
 }
 
@@ -121,7 +126,7 @@ pub struct Expect {
     /// The error code of our answer.
     #[serde(default)]
     pub errcode: Option<String>,
-    /// The endpoint's id.
+    /// The endpoint's id, or `tunnel`.
     #[serde(default)]
     pub endpoint: Option<String>,
     /// Fields that must not reach the homeserver.
@@ -161,7 +166,10 @@ impl Probe {
             let host = HeaderValue::from_str(authority.as_str()).map_err(|error| error.to_string())?;
             headers.insert(HOST, host);
         }
-        let destination = uri.authority().and_then(|authority| ServerName::parse_web(authority.as_str()));
+        // Synapse asks so at the federation door alone, and at the proxy door nobody.
+        let is_federation = uri.scheme_str() == Some("matrix-federation");
+        let destination = uri.authority().filter(|_| !is_federation);
+        let destination = destination.and_then(|authority| ServerName::parse_web(authority.as_str()));
         let is_tunnel = method == Method::CONNECT && uri.authority().is_some() && uri.scheme().is_none();
         if is_tunnel && destination.as_ref().is_none_or(|name| name.port().is_none()) {
             return Err(format!("`{target}` is no host with a port: write it as example.org:443"));
@@ -178,7 +186,7 @@ impl Probe {
             from,
             token: Supposed::Valid,
             registration: Registration::ByToken,
-            flow: is_tunnel.then_some(Flow::Egress),
+            flow: (is_tunnel || is_federation).then_some(Flow::Egress),
             destination: destination.map(|name| name.host().clone()),
             keys_of: KeysOf::Others,
         })
@@ -201,17 +209,19 @@ impl Probe {
         let mut headers = self.headers.clone();
         hop::remove_hop_by_hop(&mut headers);
         let destination = self.destination.as_ref().filter(|_| self.flow == Some(Flow::Egress));
-        let is_unread = destination.is_some_and(|host| policy.egress().way(host).0 == Way::Tunnel)
-            && self.target.scheme() == Some(&Scheme::HTTPS);
+        let way = destination.map(|host| policy.egress().way(host));
+        let is_connect = self.method == Method::CONNECT;
+        let is_tunnel = self.target.scheme() != Some(&Scheme::HTTP)
+            && way.is_some_and(|(way, _)| is_connect || way != Way::Intercept);
         // Nobody sees what is asked in a tunnel.
-        let path = if is_unread { "" } else { self.target.path() };
+        let (path, query) = if is_tunnel { ("", None) } else { (self.target.path(), self.target.query()) };
         let host = self.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
         let mut exchange = Exchange {
             flow: self.flow.unwrap_or_else(|| flow(path)),
             classified: classify(&self.method, path),
             method: &self.method,
             path,
-            query: self.target.query(),
+            query,
             headers: &headers,
             host: host.split_once(':').map_or(host, |(host, _)| host),
             destination,
@@ -237,17 +247,25 @@ impl Probe {
             }
         });
         let upstream = match &verdict.decision {
+            Decision::Permit(_) if is_connect && is_tunnel => None,
+            Decision::Permit(_) if is_tunnel => Some(self.head(&self.headers)),
             Decision::Permit(permit) => {
-                let mut request = Request::new(());
-                *request.method_mut() = self.method.clone();
-                *request.uri_mut() = self.target.path_and_query().map_or_else(Uri::default, |it| Uri::from(it.clone()));
-                *request.headers_mut() = headers.clone();
-                let (request, _hold) = permit.permit(Box::new(request), |_| {}).open();
+                let (request, _hold) = permit.permit(Box::new(self.head(&headers)), |_| {}).open();
                 Some(*request)
             }
             Decision::Answer(_) | Decision::Deny(_) | Decision::Fail(_) => None,
         };
-        Finding { flow, classified, need, token, verdict, readings, body, upstream }
+        let way = way.map(|(way, location)| (way, location.cloned()));
+        Finding { flow, classified, way, is_tunnel, need, token, verdict, readings, body, upstream }
+    }
+
+    /// Its head with these fields.
+    fn head(&self, headers: &HeaderMap) -> Request<()> {
+        let mut request = Request::new(());
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.target.path_and_query().map_or_else(Uri::default, |it| Uri::from(it.clone()));
+        *request.headers_mut() = headers.clone();
+        request
     }
 
     fn suppose(&self, exchange: &Exchange<'_>) -> TokenVerdict {
@@ -264,6 +282,13 @@ impl Probe {
                 }),
             )),
         }
+    }
+}
+
+impl Finding {
+    /// What records say of what it asks for.
+    pub fn endpoint(&self) -> &'static str {
+        if self.is_tunnel { TUNNEL } else { self.classified.raw.id() }
     }
 }
 
@@ -333,7 +358,7 @@ impl PolicyTest {
         compare("errcode", expect.errcode.clone(), seen.errcode);
         let body = finding.body.as_ref().map(|body| String::from_utf8_lossy(body).into_owned());
         compare("body", expect.body.clone(), body);
-        compare("endpoint", expect.endpoint.clone(), Some(finding.classified.raw.id().into()));
+        compare("endpoint", expect.endpoint.clone(), Some(finding.endpoint().into()));
         for (names, is_kept) in [(&expect.removed, false), (&expect.kept, true)] {
             for name in names {
                 match &finding.upstream {

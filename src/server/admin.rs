@@ -44,7 +44,7 @@ pub trait AdminApi: Send + Sync {
     fn ready(&self) -> BoxFuture<'_, Result<(), String>>;
     /// Name, version, generation and policy digest.
     fn version(&self) -> Value;
-    /// Whom Synapse asked.
+    /// Whom Synapse asked, and whether that is written down at all.
     fn ledger(&self) -> Value;
     /// Loads the policy again: what is in force now, or the problems that keep the old one.
     fn reload(&self) -> BoxFuture<'_, Result<Value, Value>>;

@@ -221,7 +221,7 @@ impl AdminApi for Api {
     }
 
     fn ledger(&self) -> Value {
-        json!({ "contacts": self.ledger.entries() })
+        json!({ "kept": self.ledger.is_kept(), "contacts": self.ledger.entries() })
     }
 
     fn reload(&self) -> BoxFuture<'_, Result<Value, Value>> {

@@ -125,6 +125,131 @@ fn explain_tells_decision_rule_and_line() {
     }
 }
 
+/// A gateway with a proxy door, and a policy that names a host for each way.
+fn site_with_ways() -> Site {
+    let to =
+        |host: &str, action: &str| format!("[[egress.destination]]\nhost = \"{host}.test\"\naction = \"{action}\"\n");
+    let ways = [to("push", "tunnel"), to("seen", "intercept"), to("shut", "deny")].concat();
+    let tests = "[[test]]\nrequest = \"CONNECT push.test:443\"\nexpect = { decision = \"permit\", endpoint = \"tunnel\" }\n\
+                 [[test]]\nrequest = \"POST https://push.test/_matrix/push/v1/notify\"\nflow = \"egress\"\n\
+                 expect = { decision = \"permit\", endpoint = \"tunnel\" }\n";
+    let door = "[[listener]]\ndoor = \"proxy\"\nname = \"web\"\nbind = \"127.0.0.1:0\"";
+    Site::new("http://127.0.0.1:8008", &format!("extends = \"balanced\"\n{ways}{tests}"), door)
+}
+
+#[test]
+fn explain_says_which_way_a_host_goes_and_edits_nothing_in_a_tunnel() {
+    let site = site_with_ways();
+    for (target, way, endpoint, edits, decision) in [
+        (
+            "CONNECT push.test:443",
+            "tunnel, in which nothing is read or changed  [policy.toml:2:1]",
+            "tunnel",
+            false,
+            "permit",
+        ),
+        (
+            "POST https://push.test/_matrix/push/v1/notify",
+            "tunnel, in which nothing is read or changed  [policy.toml:2:1]",
+            "tunnel",
+            false,
+            "permit",
+        ),
+        (
+            "CONNECT other.test:8448",
+            "tunnel, in which nothing is read or changed  [built-in balanced:",
+            "tunnel",
+            false,
+            "permit",
+        ),
+        (
+            "CONNECT seen.test:443",
+            "looked into, so rules read what is asked inside  [policy.toml:5:1]",
+            "tunnel",
+            false,
+            "permit",
+        ),
+        (
+            "GET https://seen.test/x",
+            "looked into, so rules read what is asked inside  [policy.toml:5:1]",
+            "unserved (",
+            true,
+            "permit",
+        ),
+        ("GET http://push.test/x", "in the clear, so rules read it\n", "unserved (", true, "permit"),
+        ("CONNECT shut.test:443", "denied  [policy.toml:8:1]", "tunnel", false, "deny with 403 M_FORBIDDEN, by egress"),
+        (
+            "GET http://shut.test/x",
+            "denied  [policy.toml:8:1]",
+            "unserved (",
+            true,
+            "deny with 403 M_FORBIDDEN, by egress",
+        ),
+        (
+            "CONNECT unbind.mantlet.invalid:22",
+            "answered here, whatever the policy says\n",
+            "tunnel",
+            false,
+            "answer with 404, by threepid_unbind",
+        ),
+    ] {
+        let (method, url) = target.split_once(' ').unwrap();
+        let ran = site.run(&["explain", method, url, "--flow", "egress"]);
+        let line = |heading: &str, words: &str| ran.out.contains(&format!("\n{heading:<15} {words}"));
+        assert!(line("way", way) && line("endpoint", endpoint) && line("decision", decision), "{target}: {}", ran.out);
+        assert_eq!(!line("request edits", "none\n"), edits, "{target}: {}", ran.out);
+    }
+    let json = |method: &str, url: &str| -> Value {
+        serde_json::from_str(&site.run(&["explain", method, url, "--flow", "egress", "--format", "json"]).out).unwrap()
+    };
+    for (method, url, way, endpoint) in [
+        ("CONNECT", "push.test:443", "tunnel", "tunnel"),
+        ("CONNECT", "seen.test:443", "intercept", "tunnel"),
+        ("CONNECT", "shut.test:443", "deny", "tunnel"),
+        ("GET", "http://push.test/x", "clear", "unserved"),
+    ] {
+        let told = json(method, url);
+        assert_eq!((&told["way"]["is"], &told["endpoint"]["id"]), (&way.into(), &endpoint.into()), "{told}");
+        assert_eq!(told["request_edits"].as_array().unwrap().is_empty(), method == "CONNECT", "{told}");
+    }
+    assert_eq!(json("GET", "/_matrix/federation/v1/version")["way"], Value::Null);
+    let tests = site.run(&["test"]);
+    assert!(tests.code == Some(0) && tests.out.ends_with("2 passed, 0 failed\n"), "{tests:?}");
+}
+
+#[test]
+fn explain_refuses_a_port_that_no_proxy_door_leads_to() {
+    let site = site_with_ways();
+    let closed = "deny with 403 M_FORBIDDEN, before any rule: The proxy door does not lead to this port";
+    for (method, url) in
+        [("CONNECT", "push.test:22"), ("GET", "http://push.test:8080/x"), ("GET", "https://push.test:444/x")]
+    {
+        let ran = site.run(&["explain", method, url, "--flow", "egress"]);
+        assert!(ran.code == Some(3) && ran.out.contains(closed), "{url}: {ran:?}");
+        // A policy that is looked at by itself says nothing of doors.
+        let alone = site.run(&["explain", method, url, "--flow", "egress", "--policy", "policy.toml"]);
+        assert!(alone.code == Some(0) && !alone.out.contains(closed), "{url}: {alone:?}");
+    }
+    let json = site.run(&["explain", "CONNECT", "push.test:22", "--format", "json"]);
+    assert!(json.out.contains("\"rule\": \"proxy_door\"") && json.out.contains("\"status\": 403"), "{json:?}");
+    let more = "[[listener]]\ndoor = \"proxy\"\nname = \"odd\"\nbind = \"127.0.0.1:0\"\nports = [22]\n";
+    let file = std::fs::read_to_string(site.path().join("mantlet.toml")).unwrap();
+    site.write("mantlet.toml", &format!("{file}\n{more}"));
+    let ran = site.run(&["explain", "CONNECT", "push.test:22"]);
+    assert!(ran.code == Some(0) && ran.out.contains("permit"), "one of two doors leads there: {ran:?}");
+}
+
+#[test]
+fn explain_takes_what_is_asked_at_the_federation_door_for_what_leaves() {
+    let site = Site::new("http://127.0.0.1:8008", "extends = \"strict\"", "");
+    let ran = site.run(&["explain", "GET", "matrix-federation://a.test/_matrix/federation/v1/version"]);
+    assert!(ran.code == Some(0) && ran.out.contains("decision        permit"), "{ran:?}");
+    assert!(
+        ran.out.contains("flow            egress\nendpoint        federation_"),
+        "no way of the proxy door: {ran:?}"
+    );
+}
+
 #[test]
 fn test_runs_the_policys_own_tests() {
     let site = site();
@@ -420,4 +545,90 @@ fn a_missing_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let ran = run(dir.path(), &["-c", "gone.toml", "check"]);
     assert!(ran.code == Some(1) && ran.err.contains("gone.toml"), "{ran:?}");
+}
+
+#[test]
+fn without_a_gateway_file_every_verb_that_needs_one_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let told = "there is no gateway file: neither mantlet.toml here nor /etc/mantlet/mantlet.toml\n    help: name it: --config FILE\n";
+    std::fs::write(dir.path().join("homeserver.yaml"), "server_name: hs.test\n").unwrap();
+    for arguments in [
+        &["reload"][..],
+        &["ledger"],
+        &["ca", "init"],
+        &["ca", "show"],
+        &["ca", "synapse"],
+        &["check", "--homeserver", "homeserver.yaml"],
+    ] {
+        let ran = run(dir.path(), arguments);
+        assert!(ran.code == Some(1) && ran.err == told && ran.out.is_empty(), "{arguments:?}: {ran:?}");
+    }
+    let checked = run(dir.path(), &["check"]);
+    assert!(
+        checked.out.starts_with("built-in balanced: good\n  file   no gateway file: the defaults\n"),
+        "{checked:?}"
+    );
+    let alone = run(dir.path(), &["check", "--policy", "balanced"]);
+    assert!(alone.code == Some(0) && !alone.out.contains("  file   "), "no gateway file is looked at: {alone:?}");
+}
+
+#[test]
+fn check_and_run_name_the_gateway_file() {
+    let upstream = homeserver();
+    let site = Site::new(&url(&upstream), OPEN, "");
+    let checked = site.run(&["check"]);
+    assert!(
+        checked.code == Some(0) && checked.out.contains(": good\n  file   mantlet.toml (gateway)\n"),
+        "{checked:?}"
+    );
+    let json = site.run(&["check", "--format", "json"]);
+    assert_eq!(serde_json::from_str::<Value>(&json.out).unwrap()["gateway"], "mantlet.toml");
+    site.write("homeserver.yaml", "server_name: hs.test\n");
+    let compared = site.run(&["check", "--homeserver", "homeserver.yaml"]);
+    assert!(compared.out.contains("\ncompared with mantlet.toml\nfindings "), "{compared:?}");
+    site.start().wait_log("it is named", |line| line["file"] == "mantlet.toml");
+}
+
+#[test]
+fn what_is_no_gateway_is_not_taken_for_one_that_reloads() {
+    let other = backend(|_| ok());
+    let site = site();
+    site.write("mantlet.toml", &format!("[admin]\nbind = \"{}\"\n", other.addr()));
+    let ran = site.run(&["reload"]);
+    let told =
+        "what answers there is no gateway that can be asked to reload\n    help: is it a gateway of this version?\n";
+    assert!(ran.code == Some(1) && ran.err == told && ran.out.is_empty(), "{ran:?}");
+    site.write("mantlet.toml", "");
+    let ran = site.run(&["reload"]);
+    assert!(
+        ran.err.starts_with("mantlet.toml has no [admin], so the running gateway cannot be asked to reload"),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn check_says_at_which_doors_a_rule_acts() {
+    let door = |door: &str, more: &str| {
+        format!("[[listener]]\ndoor = \"{door}\"\nname = \"{door}\"\nbind = \"127.0.0.1:0\"\n{more}\n")
+    };
+    let federation = door("federation", "secret_file = \"federation.secret\"");
+    let notary = door("notary", "server_name = \"notary.test\"");
+    for (doors, at) in [
+        (String::new(), "only in the clear, for no host is intercepted"),
+        (federation.clone(), "at the federation door, and in the clear; no host is intercepted"),
+        (notary.clone(), "at the notary door, and in the clear; no host is intercepted"),
+        (
+            [federation, notary].concat(),
+            "at the federation and the notary door, and in the clear; no host is intercepted",
+        ),
+    ] {
+        let site = Site::new("http://127.0.0.1:8008", "extends = \"balanced\"", &[door("proxy", ""), doors].concat());
+        site.write("federation.secret", "a-secret");
+        let secret = site.path().join("federation.secret");
+        std::fs::set_permissions(secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let ran = site.run(&["check"]);
+        assert!(ran.code == Some(0) && ran.out.contains(&format!("\n  out    notary: {at}\n")), "{at}: {ran:?}");
+        let push = "\n  out    push: only in the clear, for no host is intercepted\n";
+        assert!(ran.out.contains(push), "other rules act at the proxy door alone: {ran:?}");
+    }
 }

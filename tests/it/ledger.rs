@@ -323,7 +323,7 @@ fn the_ledger_outlives_a_restart_and_tells_what_was_since() {
         if round == 2 {
             let of = |arguments: &[&str]| run(&gateway, arguments).out;
             assert!(of(&["--since", "1h"]).contains("push.test:"), "{}", of(&[]));
-            assert_eq!(of(&["--since", "2999-01-01"]), "nobody was asked\n");
+            assert_eq!(of(&["--since", "2999-01-01"]), "nobody was asked since then\n");
             let table = of(&[]);
             let cells: Vec<_> = table.lines().map(|line| line.split_whitespace().take(4).collect::<Vec<_>>()).collect();
             let destination = format!("push.test:{}", world.web.addr().port());
@@ -358,4 +358,11 @@ fn a_ledger_that_is_not_wanted_is_not_kept() {
         gateway.metric("mantlet_egress_contacts_total{cause=\"push\",verdict=\"tunnelled\"}") == 1.0
     });
     assert_eq!(contacts(&gateway), [json!(null); 0]);
+    for arguments in [&[][..], &["--since", "7d"]] {
+        let ran = run(&gateway, arguments);
+        let told = "no ledger is kept: [egress] ledger = 0 in the gateway file\n";
+        assert_eq!((ran.code, ran.out.as_str()), (Some(0), told), "{arguments:?}");
+    }
+    let told = run(&gateway, &["--format", "json"]).out;
+    assert_eq!(serde_json::from_str::<Value>(&told).unwrap()["kept"], json!(false), "{told}");
 }
